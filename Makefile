@@ -1,0 +1,45 @@
+# make demo    digits, from images to a distilled graph student, in under 3 minutes
+# make test    the tests; make test-slow: also those that take minutes
+# make lint    format, rules, types
+# make install only the environment, in $(VENV)
+
+VENV ?= .venv
+# The newest of the Pythons at hand that is 3.11 or later; PYTHON=... chooses another.
+PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# What fits the machine; REQUIREMENTS=... chooses another.
+REQUIREMENTS ?= $(shell if nvidia-smi -L 2>/dev/null | grep -q GPU; then echo requirements.txt; \
+	elif [ -e /dev/accel0 ] || [ -n "$$TPU_NAME" ]; then echo requirements-tpu.txt; \
+	else echo requirements-cpu.txt; fi)
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(REQUIREMENTS)
+
+.PHONY: demo test test-slow lint format install
+demo: install
+	$(BIN)/python -m cnn2gnn_jax.main --config=configs/digits.py
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+install: $(STAMP)
+
+$(STAMP): $(REQUIREMENTS) requirements-dev.txt pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "No Python of 3.11 or later found: install one, or give PYTHON=..." >&2; exit 1; fi
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version) and $(REQUIREMENTS)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS) -r requirements-dev.txt -e .
+	@touch $@

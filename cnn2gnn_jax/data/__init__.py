@@ -1,0 +1,117 @@
+"""Data sets as uint8 arrays: `load` opens one, from a cache that is made once and verified each time."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from cnn2gnn_jax import storage
+from cnn2gnn_jax.data import cache, ingest, selection
+from cnn2gnn_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """N images with their labels.
+
+    images: (N, H, W, C) uint8, memory-mapped (read-only) where nothing was selected.
+    labels: (N,) int32.
+    index: (N,) int32, the position in this split; for `train` the row of the graph head's table.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set, ready for use.
+
+    classes: the name of label k at position k.
+    mean, std: per channel, of all training images at this size (whatever `limit` and `holdout`), in units of [0, 1].
+    fingerprint: of name, image size, contents, limit and holdout, that is of what changes a result; never of paths.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    holdout: Split | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
+
+
+def load(config: Any, cache_dir: pathlib.Path) -> Dataset:
+    """Opens a data set; the first time, its images are decoded into `cache_dir`, and downloaded if need be.
+
+    Args:
+      config: an object with the attributes
+        name: `digits`, `cifar10`, `cifar100`, `stl10`, `mini_imagenet`, `image_folder`, or any data set with an image
+          and a label that TFDS has prepared as array_record;
+        image_size: 0 (as published) or the side of the square that images are cropped and resized to;
+        manual_dir: '' or the folder that holds the original files (TFDS's data_dir for its data sets); once the cache
+          is made they need not be there;
+        limit: 0 (all) or how many images of each class are kept in each split, the first in order;
+        holdout: 0, or the fraction of each class's training images (after `limit`) that `holdout` gets instead;
+        holdout_seed: chooses those.
+      cache_dir: where caches are kept; runs at the same time may share it.
+
+    Raises:
+      UserError: a setting is out of range, the data set is unknown or not at hand, or its files are wrong.
+    """
+    _check(config)
+    arrays = ingest.arrays(config.name, config.image_size, config.manual_dir, pathlib.Path(cache_dir))
+    manifest = arrays.manifest
+    if not min(manifest["std"]) > 0:
+        raise UserError(f"{config.name}: a channel is the same in all training images: they cannot be normalised")
+
+    train, test = (
+        selection.first_of_each_class(arrays.labels[split], config.limit) if config.limit else None
+        for split in ("train", "test")
+    )
+    holdout = None
+    if config.holdout:
+        labels = arrays.labels["train"] if train is None else arrays.labels["train"][train]
+        kept, held = selection.hold_out(labels, config.holdout, config.holdout_seed)
+        train, holdout = (kept, held) if train is None else (train[kept], train[held])
+    return Dataset(
+        name=config.name,
+        classes=tuple(manifest["classes"]),
+        train=_split(arrays, "train", train),
+        test=_split(arrays, "test", test),
+        holdout=None if holdout is None else _split(arrays, "train", holdout),
+        mean=tuple(manifest["mean"]),
+        std=tuple(manifest["std"]),
+        fingerprint=storage.fingerprint(
+            {
+                "name": config.name,
+                "image_shape": list(arrays.images["train"].shape[1:]),
+                "sha256": {key: array["sha256"] for key, array in manifest["arrays"].items()},
+                "limit": config.limit,
+                "holdout": config.holdout,
+                "holdout_seed": config.holdout_seed if config.holdout else None,
+            }
+        ),
+    )
+
+
+def _check(config: Any) -> None:
+    if config.image_size < 0:
+        raise UserError(f"data.image_size={config.image_size}: expected 0 (as published) or a number of pixels")
+    if config.limit < 0:
+        raise UserError(f"data.limit={config.limit}: expected 0 (all) or a number of images of each class")
+    if not 0 <= config.holdout < 1:
+        raise UserError(f"data.holdout={config.holdout}: expected a fraction from 0 up to, but not including, 1")
+
+
+def _split(arrays: cache.Arrays, split: str, selected: np.ndarray | None) -> Split:
+    images, labels = arrays.images[split], arrays.labels[split]
+    if selected is not None:
+        images, labels = images[selected], labels[selected]
+    return Split(images, labels, np.arange(len(labels), dtype=np.int32))

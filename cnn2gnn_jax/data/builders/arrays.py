@@ -1,0 +1,57 @@
+"""What builders share whose published files are plain arrays of pixels."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from cnn2gnn_jax.data import binary, images, sources
+
+
+class ArraysBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Reads files, checks them all before the first is stored, and stores images as PNG, in published order."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    SIDE: int
+    CLASSES: int
+    FOLDER: str
+    NAMES_FILE: str
+    PUBLISHED_IMAGES: tuple[int, int]
+
+    def _read(self, files: dict[str, bytes], path: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images (N, H, W, 3) uint8 and labels (N,) of a split; `path` is for errors."""
+        raise NotImplementedError
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"Images of {self.SIDE} x {self.SIDE} pixels in {self.CLASSES} classes.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(self.SIDE, self.SIDE, 3), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(num_classes=self.CLASSES),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage=sources.PUBLISHED[self.name].page,
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
+        path = sources.published_path(self.name, pathlib.Path(dl_manager.manual_dir))
+        files = binary.read_files(path, self.FOLDER, sources.PUBLISHED[self.name].files)
+        self.info.features["label"].names = binary.class_names(
+            files[self.NAMES_FILE], self.CLASSES, f"{path}: {self.NAMES_FILE}"
+        )
+        splits = {split: self._read(files, path, split) for split in ("train", "test")}
+        for split, expected in zip(splits, self.PUBLISHED_IMAGES, strict=True):
+            if (found := len(splits[split][1])) != expected:
+                logging.warning("%s: %d %s images, as published there are %d", path, found, split, expected)
+        return {split: self._generate_examples(*arrays) for split, arrays in splits.items()}
+
+    def _generate_examples(self, pixels: np.ndarray, labels: np.ndarray) -> Iterator[Any]:
+        for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+            yield i, {"image": images.encode_png(image), "label": int(label)}

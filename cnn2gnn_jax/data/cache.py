@@ -1,0 +1,163 @@
+"""Decoded data sets on disk: {train,test}_{images,labels}.npy and a manifest with their hashes.
+
+A folder is written whole or not at all, and read only if every byte is as the manifest says.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cnn2gnn_jax import storage
+from cnn2gnn_jax.errors import UserError
+
+VERSION = 1  # to be raised whenever the same original files would give other arrays
+_SPLITS = ("train", "test")
+_ARRAYS = tuple(f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels"))
+_CHUNK = 1024
+
+
+class Damaged(Exception):
+    """A cache that is there but not as it was written: the message says in what."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """The images of a split, (H, W, C) uint8 each, with their labels, one after another; names are for errors."""
+
+    count: int
+    triples: Iterable[tuple[np.ndarray, int, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """A cache that was read: memory-mapped images (N, H, W, C) uint8 and labels (N,) int32 of each split."""
+
+    images: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    manifest: dict[str, Any]
+
+
+def write(
+    folder: pathlib.Path, name: str, classes: Sequence[str], splits: Mapping[str, Examples], source: Mapping[str, str]
+) -> None:
+    """Writes a data set to `folder`, replacing what is there; call it under the folder's lock.
+
+    Args:
+      folder: where to.
+      name: the data set's name.
+      classes: class names; labels index them.
+      splits: `train` and `test`.
+      source: what the arrays were made from, for the manifest.
+
+    Raises:
+      UserError: a split is empty, images differ in shape, or a label has no class.
+    """
+    with storage.atomic_folder(folder) as beside:
+        shape: tuple[int, ...] = ()
+        for split in _SPLITS:
+            shape = _write_split(beside, f"{name}: {split}", split, splits[split], len(classes), shape)
+        mean, std = _mean_and_std(_histogram(_map(beside / "train_images.npy")))
+        manifest = {
+            "version": VERSION,
+            "name": name,
+            "classes": list(classes),
+            "mean": mean,
+            "std": std,
+            "source": dict(source),
+            "arrays": {key: _describe(beside / f"{key}.npy") for key in _ARRAYS},
+        }
+        manifest["fingerprint"] = storage.fingerprint(manifest)
+        storage.write_json(beside / "manifest.json", manifest)
+
+
+def read(folder: pathlib.Path) -> Arrays | None:
+    """Opens the data set in `folder` after hashing it; None where there is none.
+
+    Raises:
+      Damaged: it is not as its manifest says.
+    """
+    if not folder.exists():
+        return None
+    try:
+        manifest = storage.read_json(folder / "manifest.json")
+        if manifest.get("version") != VERSION:
+            raise Damaged(f"its layout is {manifest.get('version')}, expected {VERSION}")
+        if manifest.pop("fingerprint", "") != storage.fingerprint(manifest):
+            raise Damaged("manifest.json does not match its own fingerprint")
+        for key, expected in manifest["arrays"].items():
+            if (found := storage.sha256(folder / f"{key}.npy")) != expected["sha256"]:
+                raise Damaged(f"{key}.npy has sha256 {found}, expected {expected['sha256']}")
+        arrays = {key: _map(folder / f"{key}.npy") for key in _ARRAYS}
+        return Arrays(
+            {split: arrays[f"{split}_images"] for split in _SPLITS},
+            {split: np.array(arrays[f"{split}_labels"]) for split in _SPLITS},
+            manifest,
+        )
+    except (UserError, OSError, ValueError) as error:
+        raise Damaged(str(error)) from None
+
+
+def _write_split(
+    folder: pathlib.Path, what: str, split: str, examples: Examples, classes: int, shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Writes one split, whose images must be of `shape` where that is not (), and returns the shape they have."""
+    if not examples.count:
+        raise UserError(f"{what} has no images: expected some of every class")
+    labels = np.empty(examples.count, np.int32)
+    images: np.ndarray | None = None
+    written = 0
+    for image, label, name in examples.triples:
+        if images is None:
+            shape = shape or image.shape
+            images = np.lib.format.open_memmap(folder / f"{split}_images.npy", "w+", np.uint8, (examples.count, *shape))
+        if image.shape != shape:
+            raise UserError(
+                f"{name} is {_size(image.shape)}, images before it are {_size(shape)}: "
+                "set data.image_size to the side that all are to be resized to"
+            )
+        if not 0 <= label < classes:
+            raise UserError(f"{name} has label {label}, expected 0 to {classes - 1}")
+        images[written], labels[written] = image, label
+        written += 1
+    assert images is not None and written == examples.count, (what, written, examples.count)
+    np.save(folder / f"{split}_labels.npy", labels, allow_pickle=False)
+    images.flush()  # type: ignore[attr-defined]
+    return shape
+
+
+def _histogram(images: np.ndarray) -> np.ndarray:
+    """How often each value occurs in each channel, (C, 256) int64."""
+    counts = np.zeros((images.shape[-1], 256), np.int64)
+    for start in range(0, len(images), _CHUNK):
+        for channel, count in enumerate(counts):
+            count += np.bincount(images[start : start + _CHUNK, ..., channel].ravel(), minlength=256)
+    return counts
+
+
+def _mean_and_std(counts_Cx256: np.ndarray) -> tuple[list[float], list[float]]:
+    """Per channel, in units of [0, 1], from integer sums: the same on every machine."""
+    values = np.arange(256)
+    pixels = [int(count.sum()) for count in counts_Cx256]
+    sums = [int((count * values).sum()) for count in counts_Cx256]
+    squares = [int((count * values**2).sum()) for count in counts_Cx256]
+    mean = [total / n / 255 for total, n in zip(sums, pixels, strict=True)]
+    std = [
+        ((square * n - total**2) / n**2) ** 0.5 / 255 for square, total, n in zip(squares, sums, pixels, strict=True)
+    ]
+    return mean, std
+
+
+def _describe(path: pathlib.Path) -> dict[str, Any]:
+    array = _map(path)
+    return {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": storage.sha256(path)}
+
+
+def _map(path: pathlib.Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]}"

@@ -1,0 +1,72 @@
+"""Encoded image files to uint8 arrays of one size, and back to PNG."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from cnn2gnn_jax.errors import UserError
+
+MAX_PIXELS = 50_000_000
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+_MODES_OF_8_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+
+
+class ImageError(UserError):
+    """An image file that cannot be used."""
+
+
+def decode(encoded: bytes, name: str, channels: int = 3, size: int = 0) -> np.ndarray:
+    """Decodes an image file.
+
+    Args:
+      encoded: the file's bytes: JPEG, PNG, BMP or WebP, grey, palette, colour or with alpha (which is dropped).
+      name: what to call it in errors.
+      channels: 3 (RGB) or 1 (grey): whatever the file holds is converted.
+      size: 0, or the side to which it is resized (see `resize`).
+
+    Returns:
+      (H, W, channels) uint8.
+
+    Raises:
+      ImageError: it is damaged, larger than 50 megapixels, of another format or of more than 8 bits a channel.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise ImageError(
+                    f"{name}: {file.width}x{file.height} pixels, more than {MAX_PIXELS:,}: shrink or remove it"
+                )
+            if file.mode not in _MODES_OF_8_BITS:
+                raise ImageError(f"{name}: pixels of mode {file.mode}: convert it to 8 bits a channel")
+            # Straight to RGB, Pillow would warn of a palette's transparency that is dropped.
+            image = file.convert("RGBA") if file.mode in ("P", "PA") else file
+            return _pixels(image.convert("L" if channels == 1 else "RGB"), size)
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"{name}: no JPEG, PNG, BMP or WebP image: replace or remove it") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name}: damaged or too large an image ({error}): replace or remove it") from None
+
+
+def resize(image_HxWxC: np.ndarray, size: int) -> np.ndarray:
+    """The centre square of a uint8 image, scaled to (size, size, C) by Pillow's antialiased bicubic filter."""
+    grey = image_HxWxC.shape[-1] == 1
+    return _pixels(Image.fromarray(image_HxWxC[..., 0] if grey else image_HxWxC), size)
+
+
+def encode_png(image_HxWxC: np.ndarray) -> bytes:
+    """A (H, W, 1 or 3) uint8 image as a PNG file."""
+    out = io.BytesIO()
+    grey = image_HxWxC.shape[-1] == 1
+    # Level 1 is several times faster than the default and hardly larger on small photographs.
+    Image.fromarray(image_HxWxC[..., 0] if grey else image_HxWxC).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def _pixels(image: Image.Image, size: int) -> np.ndarray:
+    if size and image.size != (size, size):
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    pixels = np.array(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -1,0 +1,158 @@
+"""From original files to a verified cache: finds what is at hand and does only what is missing.
+
+    original files -> <cache>/tfds/<name>-<key>/ (array_record) -> <cache>/datasets/<name>-<size>-<key>/ (arrays)
+
+`key` names the original files (see `sources`). Without them, the one cache or the one array_record of that name serves.
+"""
+
+import contextlib
+import pathlib
+import re
+import shutil
+from collections.abc import Sequence
+
+from absl import logging
+
+from cnn2gnn_jax import storage
+from cnn2gnn_jax.data import cache, sources
+from cnn2gnn_jax.errors import UserError
+
+
+def arrays(name: str, image_size: int, manual_dir: str, cache_dir: pathlib.Path) -> cache.Arrays:
+    """The decoded data set, from its cache if that is sound, otherwise made anew; safe to call in many processes.
+
+    Raises:
+      UserError: the data set is unknown, or not at hand, or its files are wrong.
+    """
+    try:
+        return _arrays(name, image_size, manual_dir, cache_dir)
+    except OSError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def _arrays(name: str, image_size: int, manual_dir: str, cache_dir: pathlib.Path) -> cache.Arrays:
+    downloads = cache_dir / "downloads"
+    source = sources.find(name, manual_dir, downloads)
+    key = source.key if source else _only_key(name, image_size, cache_dir)
+    if key is None:
+        source = _fetch(name, manual_dir, downloads)
+        key = source.key
+    elif source is None and manual_dir:
+        logging.warning("%s is not in data.manual_dir=%s: using the cache in %s", name, manual_dir, cache_dir)
+    folder = cache_dir / "datasets" / f"{_slug(name)}-{image_size or 'native'}-{key}"
+    # A sound cache is opened without the lock, which a cache on a read-only disk could not have.
+    with contextlib.suppress(cache.Damaged):
+        if found := cache.read(folder):
+            return found
+    with storage.lock(folder.with_name(f"{folder.name}.lock"), wait=True):
+        try:
+            if found := cache.read(folder):
+                return found
+        except cache.Damaged as error:
+            logging.warning("%s is damaged and will be made anew (%s)", folder, error)
+        if source is None and key == sources.published_key(name) and not _records_folder(name, key, cache_dir).exists():
+            source = _fetch(name, manual_dir, downloads)
+        logging.info("preparing %s in %s", name, folder)
+        _build(name, image_size, source, key, folder, cache_dir)
+        found = cache.read(folder)
+        assert found is not None, folder
+        return found
+
+
+def _fetch(name: str, manual_dir: str, downloads: pathlib.Path) -> sources.Source:
+    wanted = sources.wanted(name, manual_dir, downloads)
+    if manual_dir or sources.published_key(name) is None:
+        raise UserError(wanted)
+    try:
+        return sources.fetch(name, downloads)
+    except UserError as error:
+        raise UserError(f"{wanted}; the download failed: {error}") from None
+
+
+def _build(
+    name: str,
+    image_size: int,
+    source: sources.Source | None,
+    key: str,
+    folder: pathlib.Path,
+    cache_dir: pathlib.Path,
+) -> None:
+    if name == sources.DIGITS:
+        _write_digits(folder, image_size)
+        return
+    # Imported here: TFDS costs a second, and most runs find the cache.
+    from cnn2gnn_jax.data import images, records
+
+    origin = {"key": key, "path": str(source.path.absolute()) if source and source.path else ""}
+
+    def write(version: pathlib.Path) -> None:
+        classes, splits = records.examples(name, version, image_size)
+        _check_classes(name, classes)
+        cache.write(folder, name, classes, splits, origin)
+
+    if source and name not in sources.NAMES:
+        assert source.path is not None
+        write(source.path)
+        return
+    prepared_folder = _records_folder(name, key, cache_dir)
+    with storage.lock(prepared_folder.with_name(f"{prepared_folder.name}.lock"), wait=True):
+        version = records.prepared(name, prepared_folder)
+        try:
+            if version:
+                write(version)
+                return
+        except records.Damaged as error:
+            if source is None:
+                raise
+            logging.warning("%s; preparing it anew", error)
+        if source is None or source.path is None:
+            raise UserError(
+                f"{folder} is damaged and the original files of {name} are not at hand: set data.manual_dir to the "
+                "folder that holds them"
+            )
+        sources.verify(name, source)
+        try:
+            write(records.prepare(name, source.path, prepared_folder))
+        except images.ImageError:
+            shutil.rmtree(prepared_folder)  # or a mended file of the same size would not be read
+            raise
+
+
+def _write_digits(folder: pathlib.Path, image_size: int) -> None:
+    from cnn2gnn_jax.data import digits, images  # imported here: scikit-learn costs a second
+
+    splits = {}
+    for split, (pixels, labels) in digits.load().items():
+        resized = (images.resize(image, image_size) if image_size else image for image in pixels)
+        names = [f"digits: {split} image {i}" for i in range(len(labels))]
+        splits[split] = cache.Examples(len(labels), zip(resized, labels.tolist(), names, strict=True))
+    cache.write(folder, sources.DIGITS, digits.CLASSES, splits, {"path": "", "key": "scikit-learn"})
+
+
+def _check_classes(name: str, classes: Sequence[str]) -> None:
+    if len(classes) < 2:
+        raise UserError(f"{name}: {len(classes)} class, expected at least 2")
+
+
+def _records_folder(name: str, key: str, cache_dir: pathlib.Path) -> pathlib.Path:
+    return cache_dir / "tfds" / f"{_slug(name)}-{key}"
+
+
+def _only_key(name: str, image_size: int, cache_dir: pathlib.Path) -> str | None:
+    """The key under which the cache holds this data set, at this size if it can be; None where it holds none."""
+    for place, prefix in (("datasets", f"{_slug(name)}-{image_size or 'native'}-"), ("tfds", f"{_slug(name)}-")):
+        pattern = re.compile(re.escape(prefix) + r"([0-9a-f]{16})")
+        folders = (cache_dir / place).iterdir() if (cache_dir / place).is_dir() else ()
+        keys = sorted(match[1] for path in folders if (match := pattern.fullmatch(path.name)) and path.is_dir())
+        if len(keys) > 1:
+            raise UserError(
+                f"{name}: {cache_dir / place} holds {len(keys)} versions ({', '.join(prefix + key for key in keys)}): "
+                "set data.manual_dir to the original files of one, or delete the others"
+            )
+        if keys:
+            return keys[0]
+    return None
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]", ".", name)

@@ -1,0 +1,32 @@
+"""Which images of a split are used: the first of each class, and a stratified part held out."""
+
+import numpy as np
+
+from cnn2gnn_jax.data.permutations import Stream, permutation, rank_in_class
+from cnn2gnn_jax.errors import UserError
+
+
+def first_of_each_class(labels: np.ndarray, limit: int) -> np.ndarray:
+    """Positions of the first `limit` images of each class, in order, (M,) int64."""
+    return np.flatnonzero(rank_in_class(labels) < limit)
+
+
+def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits positions in two, class by class, at random: what stays and what is held out, each in order, int64.
+
+    Of n images of a class, round(fraction * n) are held out, but at least 1 and at most n - 1.
+
+    Raises:
+      UserError: a class has a single image.
+    """
+    classes, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    if counts.min() < 2:
+        raise UserError(
+            f"data.holdout={fraction}: class {classes[counts.argmin()]} has 1 training image, expected at least 2: set "
+            "data.holdout to 0 or raise data.limit"
+        )
+    quota = np.clip(np.rint(fraction * counts).astype(np.int64), 1, counts - 1)
+    order = permutation(len(labels), Stream.HOLDOUT, seed)
+    held = np.zeros(len(labels), bool)
+    held[order] = rank_in_class(class_of[order]) < quota[class_of[order]]
+    return np.flatnonzero(~held), np.flatnonzero(held)

@@ -1,0 +1,250 @@
+"""Where the original files of a data set are, and a key that tells one set of files from another.
+
+The key is a fingerprint of names and sizes, not of contents, so that it costs no reading: files that are replaced by
+others of the same names and sizes are not noticed, and the cache made of the former ones must then be deleted. What a
+run's results hang on is the data set's own fingerprint, which is made of the contents.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+
+from cnn2gnn_jax import storage
+from cnn2gnn_jax.data import download
+
+DIGITS = "digits"
+IMAGE_FOLDER = "image_folder"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+TEST_FOLDERS = ("test", "val", "validation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """A published archive, as it must be."""
+
+    name: str
+    url: str
+    size: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """The layout in which a data set is published."""
+
+    page: str
+    folders: tuple[str, ...]
+    files: tuple[str, ...]
+    archive: Archive | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Original files: a folder or archive (None for what scikit-learn brings along), and their key."""
+
+    path: pathlib.Path | None
+    key: str
+
+
+PUBLISHED = {
+    "cifar10": Published(
+        page="https://www.cs.toronto.edu/~kriz/cifar.html",
+        folders=("cifar-10-batches-bin",),
+        files=(*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin", "batches.meta.txt"),
+        archive=Archive(
+            name="cifar-10-binary.tar.gz",
+            url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+            size=170_052_171,
+            sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        ),
+    ),
+    "cifar100": Published(
+        page="https://www.cs.toronto.edu/~kriz/cifar.html",
+        folders=("cifar-100-binary",),
+        files=("train.bin", "test.bin", "fine_label_names.txt"),
+        archive=Archive(
+            name="cifar-100-binary.tar.gz",
+            url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+            size=168_513_733,
+            sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+        ),
+    ),
+    "stl10": Published(
+        page="https://cs.stanford.edu/~acoates/stl10/",
+        folders=("stl10_binary",),
+        files=("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.txt"),
+        archive=Archive(
+            name="stl10_binary.tar.gz",
+            url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
+            size=2_640_397_119,
+            sha256="f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866",
+        ),
+    ),
+    "mini_imagenet": Published(
+        page="https://github.com/twitter-research/meta-learning-lstm (lists) and https://image-net.org (images)",
+        folders=("mini-imagenet", "mini_imagenet", "miniImageNet", "miniImagenet"),
+        files=("train.csv", "val.csv", "test.csv", "images"),
+    ),
+}
+NAMES = (DIGITS, *PUBLISHED, IMAGE_FOLDER)
+
+
+def find(name: str, manual_dir: str, downloads: pathlib.Path) -> Source | None:
+    """The original files of a data set, or None where they are not at hand.
+
+    Args:
+      name: one of `NAMES`, or a data set that TFDS has prepared: `name`, `name/config` or either with `:version`.
+      manual_dir: '' or a folder of the user's: it may be the data set's own folder, its parent, or hold its archive;
+        for a TFDS data set it is TFDS's data_dir.
+      downloads: where `fetch` puts archives.
+    """
+    if name == DIGITS:
+        return Source(None, storage.fingerprint(DIGITS))
+    if name == IMAGE_FOLDER:
+        folder = pathlib.Path(manual_dir).expanduser()
+        return _folder_source(folder, ("train", test)) if manual_dir and (test := _test_folder(folder)) else None
+    if name not in PUBLISHED:
+        return _tfds_source(name, manual_dir)
+    for place in [pathlib.Path(manual_dir).expanduser()] if manual_dir else [downloads]:
+        if source := _published_source(PUBLISHED[name], place):
+            return source
+    return None
+
+
+def published_path(name: str, manual_dir: pathlib.Path) -> pathlib.Path:
+    """The folder or archive of a published data set in a folder where `find` has found it."""
+    source = _published_source(PUBLISHED[name], manual_dir)
+    assert source is not None and source.path is not None, (name, manual_dir)
+    return source.path
+
+
+def fetch(name: str, downloads: pathlib.Path) -> Source:
+    """Downloads a published archive, once for all processes, and verifies it.
+
+    Raises:
+      UserError: there is none, or it cannot be had; says which files are wanted and where they are published.
+    """
+    archive = PUBLISHED[name].archive
+    assert archive is not None, name
+    with storage.lock(downloads / f"{archive.name}.lock", wait=True):
+        path = downloads / archive.name
+        if not path.exists():
+            download.fetch(archive.url, path, archive.size, archive.sha256)
+    return Source(path, _archive_key(archive))
+
+
+def verify(name: str, source: Source) -> None:
+    """Checks an archive against its published size and sha256; folders have none.
+
+    Raises:
+      UserError: it is another file than the published one.
+    """
+    archive = PUBLISHED[name].archive if name in PUBLISHED else None
+    if archive and source.path and source.path.is_file():
+        download.verify(source.path, archive.size, archive.sha256)
+
+
+def published_key(name: str) -> str | None:
+    """The key of the archive that `fetch` would download, None where there is none."""
+    archive = PUBLISHED[name].archive if name in PUBLISHED else None
+    return _archive_key(archive) if archive else None
+
+
+def wanted(name: str, manual_dir: str, downloads: pathlib.Path) -> str:
+    """One line for a user whose data set was not found: what was looked for, where, and what to do."""
+    place = pathlib.Path(manual_dir).expanduser()
+    if manual_dir and not place.is_dir():
+        return f"{name}: data.manual_dir={manual_dir} is no folder: set it to the one that holds the data set"
+    if name == IMAGE_FOLDER:
+        return (
+            f"{name}: found no train/ and test/ in {f'data.manual_dir={manual_dir}' if manual_dir else 'any folder'}: "
+            "set data.manual_dir to a folder that holds train/<class>/<image> and test/<class>/<image>"
+        )
+    if name not in PUBLISHED:
+        return (
+            f"unknown data set {name!r}: the known ones are {', '.join(NAMES)}; a TensorFlow Datasets name must have "
+            f"been prepared in {_tfds_dir(manual_dir)} (tfds build --file_format=array_record)"
+        )
+    published = PUBLISHED[name]
+    files = f"{published.folders[0]}/ with {', '.join(published.files)}"
+    if published.archive:
+        files = f"{published.archive.name} or {files}"
+    searched = place if manual_dir else downloads
+    incomplete = [
+        f", where {folder.name} lacks {', '.join(missing)}"
+        for folder in _folders(published, searched)
+        if folder != searched and (missing := _missing(folder, published.files))
+    ]
+    found = (
+        f"not in {searched}{''.join(incomplete[:1])}" if manual_dir or published.archive else "data.manual_dir is ''"
+    )
+    return (
+        f"{name}: expected {files}; {found}: fetch it from {published.page} and set data.manual_dir to the folder that "
+        "holds it"
+    )
+
+
+def _published_source(published: Published, place: pathlib.Path) -> Source | None:
+    for folder in _folders(published, place):
+        if not _missing(folder, published.files):
+            return _folder_source(folder, published.files)
+    if published.archive:
+        for path in (place / published.archive.name, place):
+            if path.name == published.archive.name and path.is_file():
+                return Source(path, _archive_key(published.archive))
+    return None
+
+
+def _folders(published: Published, place: pathlib.Path) -> list[pathlib.Path]:
+    return [folder for folder in (*(place / name for name in published.folders), place) if folder.is_dir()]
+
+
+def _missing(folder: pathlib.Path, files: tuple[str, ...]) -> list[str]:
+    return [name for name in files if not (folder / name).exists()]
+
+
+def _test_folder(folder: pathlib.Path) -> str | None:
+    found = [name for name in TEST_FOLDERS if (folder / name).is_dir()]
+    return found[0] if found and (folder / "train").is_dir() else None
+
+
+def _folder_source(folder: pathlib.Path, files: tuple[str, ...]) -> Source:
+    listing = []
+    for name in files:
+        path = folder / name
+        listing += _sizes(path, name) if path.is_dir() else [(name, path.stat().st_size)]
+    return Source(folder, storage.fingerprint(sorted(listing)))
+
+
+def _sizes(folder: pathlib.Path, prefix: str) -> list[tuple[str, int]]:
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = f"{prefix}/{entry.name}"
+            found += _sizes(pathlib.Path(entry.path), name) if entry.is_dir() else [(name, entry.stat().st_size)]
+    return found
+
+
+def _archive_key(archive: Archive) -> str:
+    return storage.fingerprint(archive.sha256)
+
+
+def _tfds_dir(manual_dir: str) -> pathlib.Path:
+    return pathlib.Path(manual_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+
+
+def _tfds_source(name: str, manual_dir: str) -> Source | None:
+    match = re.fullmatch(r"(\w+(?:/\w[\w.-]*)?)(?::(\d+\.\d+\.\d+))?", name, re.ASCII)
+    if match is None:
+        return None
+    folder, version = _tfds_dir(manual_dir) / match[1], match[2]
+    versions = [
+        path.parent
+        for path in folder.glob(f"{version or '*'}/dataset_info.json")
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
+    ]
+    if not versions:
+        return None
+    newest = max(versions, key=lambda path: [int(number) for number in path.name.split(".")])
+    return Source(newest, storage.fingerprint([newest.name, *sorted(_sizes(newest, ""))]))

@@ -1,0 +1,66 @@
+"""What a distillation method is: its needs, its parameters and memory, its stages and their losses."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from cnn2gnn_jax import networks
+
+# (params, memory, student, teacher, batch, epoch, rng) -> (loss, memory, metrics)
+Loss = Callable[
+    [Any, Any, networks.Outputs, networks.Outputs | None, Mapping[str, jax.Array], jax.Array, jax.Array],
+    tuple[jax.Array, Any, dict[str, jax.Array]],
+]
+
+
+def everything(path: tuple[str, ...]) -> bool:
+    """The `trains` of a stage that trains all parameters."""
+    del path
+    return True
+
+
+class Stage(NamedTuple):
+    """One stage of training.
+
+    name: of its checkpoints and metrics.
+    loss: called as `loss(params, memory, student, teacher, batch, epoch, rng) -> (loss, memory, metrics)`, where
+      params and memory are the method's own, student and teacher are `networks.Outputs` of this device's part of the
+      batch (the teacher's under stop_gradient, with at least what `Distiller.teacher` asks for), batch holds label,
+      index and mask, (b,) each, and epoch counts from 0. The loss and every metric are this device's share of the
+      global batch's: the shares of all devices sum to it.
+    epochs: None for the recipe's.
+    learning_rate: None for the recipe's.
+    trains: which parameters this stage changes, by their path, as ("student", "stem", "kernel") or
+      ("distiller", ...); BatchNorm statistics of the student stay with it if it trains nothing of the student.
+    """
+
+    name: str
+    loss: Loss
+    epochs: int | None = None
+    learning_rate: float | None = None
+    trains: Callable[[tuple[str, ...]], bool] = everything
+
+
+class Distiller(NamedTuple):
+    """A method.
+
+    teacher: the fields of the teacher's Outputs that it needs: () for none; `logits` and `pooled` can come from disk.
+    init: `init(rng, student, teacher) -> (params, memory)` from the shapes of both networks' Outputs.
+    stages: in the order in which they are trained; the last is the recipe's own.
+    student: the fields of the student's Outputs that it needs; a graph student has `logits` and `pooled`.
+    second_view: None, or `second_view(keys_b, images_bxHxWxC) -> images`, uint8: both networks then see 2b images,
+      the plain ones and after them these, and Outputs have 2b rows; batch keeps (b,).
+    """
+
+    teacher: tuple[str, ...]
+    init: Callable[[jax.Array, networks.Outputs, networks.Outputs | None], tuple[Any, Any]]
+    stages: tuple[Stage, ...]
+    student: tuple[str, ...] = ("logits",)
+    second_view: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+
+
+def nothing(rng: jax.Array, student: networks.Outputs, teacher: networks.Outputs | None) -> tuple[Any, Any]:
+    """The `init` of a method without parameters or memory."""
+    del rng, student, teacher
+    return {}, {}

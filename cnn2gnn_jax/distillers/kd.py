@@ -1,0 +1,23 @@
+"""Response-based distillation (Hinton et al., 2015): the row KD, and Eq. 6 of CNN2GNN."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cnn2gnn_jax import losses
+from cnn2gnn_jax.distillers.base import Distiller, Stage, nothing
+
+
+def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
+    """`ce_weight` * cross-entropy + `kd_weight` * Eq. 7 at `temperature`, with `tau_squared` or without."""
+
+    def loss(params, memory, student, teacher, batch, epoch, rng):
+        del params, epoch, rng
+        mask = batch["mask"]
+        ce = losses.batch_mean(losses.cross_entropy(student.logits, batch["label"]), mask, axis_name)
+        divergence = losses.distillation(
+            student.logits, teacher.logits, hyper["temperature"], tau_squared=hyper["tau_squared"]
+        )
+        kd = losses.batch_mean(divergence, mask, axis_name)
+        return hyper["ce_weight"] * ce + hyper["kd_weight"] * kd, memory, {"cross_entropy": ce, "distillation": kd}
+
+    return Distiller(("logits",), nothing, (Stage("train", loss),))

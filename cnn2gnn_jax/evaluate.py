@@ -1,0 +1,226 @@
+"""Accuracy by protocol: each mechanism, each batch order, and what the graph did."""
+
+import collections
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn2gnn_jax import graph, inference
+from cnn2gnn_jax.data import augment, batches
+from cnn2gnn_jax.gnn import SPARSE_GRAPHS, Columns, GraphStudent, HeadRows
+
+ORDERS = ("shuffled", "class_sorted")
+
+
+def _prepare(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    return augment.normalize(images, mean, std) if mean else images
+
+
+@functools.lru_cache(maxsize=8)  # so that each module is compiled once
+def _network(module: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable:
+    @jax.jit
+    def outputs(variables, images):
+        found: Any = module.apply(variables, _prepare(images, mean, std), train=False)
+        return found.logits, found.pooled
+
+    return outputs
+
+
+def network_outputs(
+    module: nn.Module,
+    variables: Any,
+    inputs: np.ndarray,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    batch_size: int = 500,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N, C) and pooled features (N, F), float32, of a CNN for all raw inputs, in their order."""
+    indices, masks = batches.evaluation_batches(len(inputs), min(batch_size, len(inputs)))
+    parts = [
+        [np.asarray(array, np.float32)[mask] for array in _network(module, mean, std)(variables, inputs[index])]
+        for index, mask in zip(indices, masks, strict=True)
+    ]
+    return np.concatenate([logits for logits, _ in parts]), np.concatenate([pooled for _, pooled in parts])
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Percent of images whose largest logit is their class."""
+    return float(100 * np.mean(np.argmax(logits, axis=-1) == labels))
+
+
+def anchor_sets(labels: np.ndarray, size: int, count: int, seed: int) -> list[np.ndarray]:
+    """`count` class-balanced, seeded batches of `size` training indices each."""
+    return [batches.balanced_batch(labels, size, seed + k) for k in range(count)]
+
+
+@functools.lru_cache(maxsize=8)
+def _mechanism(
+    name: str, module: GraphStudent, mean: tuple[float, ...], std: tuple[float, ...], reading: str
+) -> Callable:
+    """A jitted mechanism on raw images: class probabilities, graph diagnostics, nearest anchors."""
+
+    @jax.jit
+    def run(
+        variables, columns: Columns, column_labels: jax.Array, images: jax.Array, labels: jax.Array, mask: jax.Array
+    ):
+        inputs = _prepare(images, mean, std)
+        if name == "one_by_one":
+            found = inference.one_by_one(module, variables, columns, inputs)
+            own = jnp.full(labels.shape, columns.nodes.shape[0])
+            # The image's own column has no label that a neighbour could share.
+            facts = graph.diagnostics(found.adjacency, own, labels, jnp.append(column_labels, -1), mask)
+        else:
+            found = inference.batch_by_batch(module, variables, columns, inputs, mask, reading)
+            facts = graph.diagnostics(found.adjacency, jnp.arange(labels.shape[0]), labels, labels, mask, mask)
+        return jax.nn.softmax(found.logits.astype(jnp.float32)), facts, found.nearest
+
+    return run
+
+
+class Anchors(NamedTuple):
+    """Several training batches that test images are linked to in turn, and their classes, (A,) each."""
+
+    columns: Sequence[Columns]
+    labels: Sequence[np.ndarray]
+
+
+def anchor_columns(
+    module: GraphStudent,
+    variables: Any,
+    inputs: np.ndarray,
+    rows: HeadRows | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Columns:
+    """`inference.anchors` of raw inputs."""
+    return inference.anchors(module, variables, _prepare(jnp.asarray(inputs), mean, std), rows)
+
+
+def one_of_each_class(labels: np.ndarray, most: int) -> list[int]:
+    """The position of the first image of each of the first `most` classes."""
+    return [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)[:most]]
+
+
+def graph_protocols(
+    module: GraphStudent,
+    variables: Any,
+    anchors: Anchors,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    *,
+    batch_size: int,
+    order_seed: int,
+    reading: str,
+) -> list[dict[str, Any]]:
+    """One entry for each mechanism and batch order: `accuracy` in percent and the graph `diagnostics`.
+
+    Args:
+      module: the student; with `graph="off"` every protocol gives the same answers.
+      variables: its parameters and statistics.
+      anchors: class probabilities are averaged over its batches.
+      inputs: raw test inputs, (N, ...).
+      labels: (N,).
+      mean: of the images, () for features.
+      std: likewise.
+      batch_size: of Mechanism 2.
+      order_seed: of the shuffled order.
+      reading: of Mechanism 2.
+    """
+    orders = {
+        "shuffled": batches.shuffled_order(len(labels), order_seed),
+        "class_sorted": batches.class_sorted_order(labels),
+    }
+    entries = []
+    for name, order in (("one_by_one", None), *(("batch_by_batch", order) for order in ORDERS)):
+        found = graph_accuracy(
+            _mechanism(name, module, mean, std, reading),
+            variables,
+            anchors,
+            inputs,
+            labels,
+            orders[order or "shuffled"],
+            batch_size,
+        )
+        if module.graph not in SPARSE_GRAPHS:
+            del found["diagnostics"]["distinct_anchors"]
+        entries.append({"mechanism": name, "batch_order": order, **found})
+    return entries
+
+
+def one_by_one_accuracy(
+    module: GraphStudent,
+    variables: Any,
+    anchors: Anchors,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> float:
+    """Percent right under Mechanism 1, for choosing an epoch."""
+    mechanism = _mechanism("one_by_one", module, mean, std, inference.READINGS[0])
+    return graph_accuracy(mechanism, variables, anchors, inputs, labels, np.arange(len(labels)), 100)["accuracy"]
+
+
+def graph_accuracy(
+    mechanism: Callable,
+    variables: Any,
+    anchors: Anchors,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    order: np.ndarray,
+    batch_size: int,
+) -> dict[str, Any]:
+    """`accuracy` in percent over all images, batches taken in `order`, and the `diagnostics` as means over images."""
+    right, totals = 0, collections.defaultdict[str, float](float)
+    indices, masks = batches.evaluation_batches(len(order), min(batch_size, len(order)), order)
+    for index, mask in zip(indices, masks, strict=True):
+        probabilities = np.zeros(())
+        for columns, column_labels in zip(*anchors, strict=True):
+            found, facts, nearest = mechanism(variables, columns, column_labels, inputs[index], labels[index], mask)
+            probabilities = probabilities + np.asarray(found)
+            distinct = len(np.unique(np.asarray(nearest)[mask]))
+            for name, value in {**facts, "distinct_anchors": distinct}.items():
+                totals[name] += float(value) * int(mask.sum()) / len(order) / len(anchors.columns)
+        right += int(np.sum((np.argmax(probabilities, -1) == labels[index])[mask]))
+    return {"accuracy": 100 * right / len(order), "diagnostics": dict(totals)}
+
+
+def neighbor_examples(
+    module: GraphStudent,
+    variables: Any,
+    anchors: Columns,
+    anchor_index: np.ndarray,
+    inputs: np.ndarray,
+    positions: Sequence[int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    most: int = 8,
+) -> list[dict[str, Any]]:
+    """The learned neighbours (Mechanism 1) of a few test images: training indices and weights, strongest first.
+
+    Weights are the image's row of A with its self-loop, scaled to sum to 1.
+    """
+    images = _prepare(jnp.asarray(inputs[np.asarray(positions)]), mean, std)
+    found = inference.one_by_one(module, variables, anchors, images)
+    weights = np.asarray(found.adjacency)
+    weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-12)
+    examples = []
+    for position, row, logits in zip(positions, weights, np.asarray(found.logits), strict=True):
+        best = np.argsort(-row[:-1], kind="stable")[:most]
+        best = best[row[best] > 0]
+        examples.append(
+            {
+                "test_index": int(position),
+                "predicted": int(np.argmax(logits)),
+                "self_weight": float(row[-1]),
+                "neighbors": [[int(anchor_index[k]), float(row[k])] for k in best],
+            }
+        )
+    return examples

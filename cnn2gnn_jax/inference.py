@@ -1,0 +1,154 @@
+"""Inductive inference (Section 3.2): Mechanism 1, one by one, and Mechanism 2, batch by batch.
+
+Both take `anchors`, a batch of training images. The head has neurons for training images alone, so an unseen image
+has distances *to* anchors, and nobody has a distance to it.
+
+    module, variables = ...            # a gnn.GraphStudent and its parameters
+    anchors = inference.anchors(module, variables, train_inputs_AxHxWxC, head_rows_A)
+    logits = inference.one_by_one(module, variables, anchors, test_inputs_BxHxWxC).logits
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cnn2gnn_jax import graph
+from cnn2gnn_jax.gnn import SPARSE_GRAPHS, Columns, GraphStudent, HeadRows
+
+READINGS = ("similar", "test_rows")
+
+
+class Prediction(NamedTuple):
+    """What a mechanism answers for B images.
+
+    logits: (B, C).
+    adjacency: the graph with self-loops where the student adds them; of Mechanism 2 (B, B), of Mechanism 1 each
+      image's own row (B, A + 1), its last column being the image itself.
+    nearest: (B,), the position of each image's nearest anchor; -1 for the graphs that have no such choice.
+    """
+
+    logits: jax.Array
+    adjacency: jax.Array
+    nearest: jax.Array
+
+
+def anchors(module: GraphStudent, variables: Any, inputs: jax.Array, rows: HeadRows | None) -> Columns:
+    """The training batch that unseen images are linked to.
+
+    Args:
+      module: the student.
+      variables: its parameters and statistics.
+      inputs: (A, ...), prepared as in training without augmentation.
+      rows: the head rows of the same images, None for graphs without a head.
+    """
+    return Columns(_apply(module, variables, "nodes", inputs), rows)
+
+
+def one_by_one(module: GraphStudent, variables: Any, anchors: Columns, inputs: jax.Array) -> Prediction:
+    """Mechanism 1: each image is cascaded with the anchors and classified in that graph of A + 1 nodes.
+
+    All B images in one call: what the anchors do among themselves is computed once, each image adds a row and a column.
+    Its answer depends on no other image. The anchors' own rows have no column for the image, so p(image | anchor) = 0.
+
+    Args:
+      module: the student.
+      variables: its parameters and statistics.
+      anchors: A training images, A > sparsity.
+      inputs: (B, ...), unseen images.
+    """
+    nodes = _apply(module, variables, "nodes", inputs)
+    count, size = anchors.nodes.shape[0], nodes.shape[0]
+    projected_anchors = _apply(module, variables, "project", anchors.nodes)
+    projected = _apply(module, variables, "project", nodes)
+    nearest = jnp.full((size,), -1)
+
+    if module.graph in SPARSE_GRAPHS:
+        among = graph.symmetrize(
+            graph.sparse_neighbors(_distances(module, variables, anchors.nodes, anchors), module.sparsity)
+        )
+        to_anchors = _distances(module, variables, nodes, anchors)
+        nearest = jnp.argmin(to_anchors, axis=-1)
+        links = graph.sparse_neighbors(to_anchors, module.sparsity) / 2
+        adjacency = jax.vmap(lambda link: _cascade(among, link))(links)
+    elif module.graph == "off":
+        adjacency = jnp.zeros((size, count + 1, count + 1))
+    else:
+        adjacency = jax.vmap(
+            lambda node: _apply(module, variables, "adjacency", jnp.concatenate([anchors.nodes, node[None]]), None)
+        )(nodes)
+
+    def classify(a: jax.Array, own: jax.Array) -> jax.Array:
+        if module.graph == "off":
+            return jax.nn.relu(own)
+        factor = graph.normalize(a, module.self_loops)
+        hidden = jax.nn.relu(factor @ jnp.concatenate([projected_anchors, own[None]]))
+        return factor[-1] @ hidden
+
+    logits = _apply(module, variables, "classify", jax.vmap(classify)(adjacency, projected))
+    looped = _with_loops(module, adjacency)
+    return Prediction(logits, looped[:, -1], nearest)
+
+
+def _cascade(among: jax.Array, links: jax.Array) -> jax.Array:
+    """The adjacency (A + 1, A + 1) of anchors (A, A) and one more node with `links`, (A,), to them, none to itself."""
+    top = jnp.concatenate([among, links[:, None]], axis=1)
+    return jnp.concatenate([top, jnp.append(links, 0)[None]], axis=0)
+
+
+def batch_by_batch(
+    module: GraphStudent,
+    variables: Any,
+    anchors: Columns,
+    inputs: jax.Array,
+    mask: jax.Array | None = None,
+    reading: str = "similar",
+) -> Prediction:
+    """Mechanism 2: a batch of unseen images borrows the graph of their nearest anchors.
+
+    sim(i) is the anchor with the highest probability for image i. Under `similar` the graph is Eq. 3 on the distances
+    between sim(i) and sim(j); under `test_rows` on those from image i itself to sim(j). The images' own features are
+    propagated over it. Images often share an anchor, so rows have ties (see `graph.sparse_neighbors`). A graph without
+    a head is that of the batch itself.
+
+    Args:
+      module: the student.
+      variables: its parameters and statistics.
+      anchors: A training images.
+      inputs: (B, ...), unseen images, B > sparsity.
+      mask: (B,), False for padding, which takes no part and whose logits mean nothing.
+      reading: `similar` or `test_rows`.
+
+    Raises:
+      ValueError: unknown reading.
+    """
+    if reading not in READINGS:
+        raise ValueError(f"reading {reading!r} is unknown: choose one of {', '.join(READINGS)}")
+    nodes = _apply(module, variables, "nodes", inputs)
+    nearest = jnp.full((nodes.shape[0],), -1)
+    if module.graph == "off":
+        logits = _apply(module, variables, "propagate", nodes, None).logits
+        return Prediction(logits, jnp.eye(nodes.shape[0]), nearest)
+    if module.graph in SPARSE_GRAPHS:
+        nearest = jnp.argmin(_distances(module, variables, nodes, anchors), axis=-1)
+        similar = jax.tree.map(lambda leaf: leaf[nearest], anchors)
+        rows = similar.nodes if reading == "similar" else nodes
+        d = _distances(module, variables, rows, similar)
+        adjacency = graph.symmetrize(graph.sparse_neighbors(d, module.sparsity, mask))
+    else:
+        adjacency = _apply(module, variables, "adjacency", nodes, None)
+    factor = graph.normalize(adjacency, module.self_loops, mask)
+    logits = _apply(module, variables, "propagate", nodes, factor).logits
+    return Prediction(logits, _with_loops(module, adjacency), nearest)
+
+
+def _apply(module: GraphStudent, variables: Any, method: str, *arguments: Any) -> Any:
+    return module.apply(variables, *arguments, method=method)
+
+
+def _distances(module: GraphStudent, variables: Any, nodes: jax.Array, columns: Columns) -> jax.Array:
+    return _apply(module, variables, "distances", nodes, columns)
+
+
+def _with_loops(module: GraphStudent, adjacency: jax.Array) -> jax.Array:
+    return graph.add_self_loops(adjacency) if module.self_loops or module.graph == "off" else adjacency

@@ -1,0 +1,38 @@
+"""Cross-entropy and the response-based distillation of Eq. 6 and 7.
+
+Losses are means over the global batch: with `axis_name` each device returns its share, and the shares sum to the mean.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from cnn2gnn_jax.parallel import psum
+
+
+def batch_mean(values: jax.Array, mask: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """This device's share of the mean of `values`, (b,), over the unmasked images of the global batch."""
+    count = psum(jnp.sum(mask.astype(values.dtype)), axis_name)
+    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(count, 1)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy in nats for each image, (B,), of logits (B, C) and integer labels (B,)."""
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def distillation(student: jax.Array, teacher: jax.Array, temperature: float, *, tau_squared: bool = True) -> jax.Array:
+    """KL(q(teacher, tau) || q(student, tau)) in nats for each image, (B,): Eq. 7.
+
+    Args:
+      student: logits (B, C).
+      teacher: logits (B, C); no gradient flows to them.
+      temperature: tau.
+      tau_squared: multiply by tau^2, so that gradients keep their size as tau grows (Hinton et al., 2015); off is the
+        literal Eq. 7, whose gradients shrink as 1/tau^2.
+    """
+    log_p = jax.nn.log_softmax(lax.stop_gradient(teacher) / temperature)
+    log_q = jax.nn.log_softmax(student / temperature)
+    divergence = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    return divergence * (temperature**2 if tau_squared else 1.0)

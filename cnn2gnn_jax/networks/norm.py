@@ -1,0 +1,87 @@
+"""Batch normalisation over the global batch, with padding images left out (Ioffe and Szegedy, 2015)."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype of parameters, statistics and logits beside computation in `dtype`: float64 stays, less is raised."""
+    return jnp.promote_types(jnp.float32, dtype)
+
+
+def batch_moments(
+    x: jax.Array, mask: jax.Array | None = None, axis_name: str | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean and biased variance of each channel over the unmasked rows of the global batch.
+
+    Sums and counts, not means, are added over `axis_name`, so devices may hold different numbers of unmasked rows.
+
+    Args:
+        x: (B, ..., C), float32 or wider.
+        mask: (B,) bool, False where the row is padding; None where every row counts.
+        axis_name: the mapped axis that the batch is spread over; None on one device.
+
+    Returns:
+        mean (C,), variance (C,), and the number of values behind each of them, (). All are 0 where no row counts.
+    """
+    axes = tuple(range(x.ndim - 1))
+    keep_Bx1 = None if mask is None else mask.reshape(mask.shape + (1,) * (x.ndim - 1))
+
+    def over_devices(value: jax.Array) -> jax.Array:
+        return value if axis_name is None else lax.psum(value, axis_name)
+
+    def total(values: jax.Array) -> jax.Array:
+        return over_devices(jnp.sum(values if keep_Bx1 is None else jnp.where(keep_Bx1, values, 0), axes))
+
+    rows = jnp.asarray(x.shape[0], x.dtype) if mask is None else jnp.sum(mask, dtype=x.dtype)
+    count = over_devices(rows * math.prod(x.shape[1:-1]))
+    divisor = jnp.maximum(count, 1)
+    mean = total(x) / divisor
+    # Two passes: E[x^2] - E[x]^2 cancels in float32 where the mean is large beside the deviation.
+    variance = total(jnp.square(x - mean)) / divisor
+    return mean, variance, count
+
+
+class BatchNorm(nn.Module):
+    """Normalises each channel of (B, ..., C); running statistics in the collection `batch_stats` (`mean`, `var`).
+
+    Training uses the moments of the global batch and updates the running ones as
+    `momentum * old + (1 - momentum) * new`, the variance biased as in Flax (PyTorch stores the unbiased one).
+    Statistics are float32, or float64 where `x` is; the output has the dtype of `x`.
+    A batch without an unmasked row leaves the running statistics as they are.
+
+    Attributes:
+        axis_name: the mapped axis over which the batch is spread; not needed by `init`.
+        momentum: share of the old running statistics that stays.
+        epsilon: added to the variance.
+        param_dtype: of scale, bias and the running statistics.
+    """
+
+    axis_name: str | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """x: (B, ..., C); mask: (B,) bool, False for padding, or None. Returns the shape and dtype of `x`."""
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
+
+        wide = x.astype(at_least_float32(x.dtype))
+        if train and not self.is_initializing():
+            mean, var, count = batch_moments(wide, mask, self.axis_name)
+            keep = jnp.where(count > 0, self.momentum, 1.0)
+            for running, new in ((running_mean, mean), (running_var, var)):
+                running.value = (keep * running.value + (1 - keep) * new).astype(self.param_dtype)
+        else:
+            mean, var = running_mean.value, running_var.value
+        return ((wide - mean) * (scale * lax.rsqrt(var + self.epsilon)) + bias).astype(x.dtype)

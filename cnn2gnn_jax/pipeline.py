@@ -1,0 +1,428 @@
+"""The chain: images -> teacher -> teacher logits on disk -> student -> evaluation -> report.
+
+Each stage finds its result by fingerprint and skips itself. A fingerprint covers the data set's fingerprint and every
+field that changes the result.
+"""
+
+import functools
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from cnn2gnn_jax import config as configs
+from cnn2gnn_jax import data, distillers, evaluate, gnn, networks, report, results, storage, teacher_logits, train
+from cnn2gnn_jax.data import Dataset
+from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.fit import Load, fit_on_disk
+from cnn2gnn_jax.metrics import say, training_seconds
+from cnn2gnn_jax.train import Task, TrainState
+
+STAGES = ("teacher", "logits", "student", "evaluate", "report")
+CACHED = ("logits", "pooled")  # the teacher's outputs that can come from disk
+EXAMPLES = 10  # test images whose neighbours are recorded
+
+
+class Run(NamedTuple):
+    """What every stage reads: the complete config, the data, and the places on disk."""
+
+    config: FrozenConfigDict
+    dataset: Dataset
+    teacher_folder: pathlib.Path
+    workdir: pathlib.Path
+    fingerprint: str
+
+
+def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = STAGES[-1]) -> dict[str, Any] | None:
+    """Runs the chain up to `stage` and skips what is already done.
+
+    Args:
+      config: as a config file gives it.
+      workdir: None for `runs/<config.name>-<fingerprint>`.
+      stage: one of STAGES.
+
+    Returns:
+      The results if the chain ran to the evaluation, otherwise None.
+
+    Raises:
+      UserError: wrong config, data missing or damaged, a workdir of another config or in use.
+    """
+    if stage not in STAGES:
+        raise UserError(f"stage {stage!r} is unknown: choose one of {', '.join(STAGES)}")
+    complete = configs.resolve(config)
+    cache = pathlib.Path(complete.cache_dir).expanduser()
+    dataset = data.load(complete.data, cache)
+    configs.check_data(complete, dataset)
+    fingerprint = configs.student_fingerprint(complete, dataset.fingerprint)
+    folder = pathlib.Path("runs") / f"{complete.name}-{fingerprint}" if workdir is None else workdir
+    _refuse_another(folder, fingerprint)
+    teacher_folder = cache / "teachers" / configs.teacher_fingerprint(complete, dataset.fingerprint)
+    with storage.lock(folder / ".lock", wait=False):
+        facts = {"fingerprint": fingerprint, "dataset_fingerprint": dataset.fingerprint, "config": complete.to_dict()}
+        storage.write_json(folder / "config.json", facts)
+        say(f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images; workdir {folder}")
+        return _stages(Run(complete, dataset, teacher_folder, folder, fingerprint), STAGES.index(stage))
+
+
+def _refuse_another(workdir: pathlib.Path, fingerprint: str) -> None:
+    path = workdir / "config.json"
+    if path.exists() and (found := storage.read_json(path).get("fingerprint")) != fingerprint:
+        raise UserError(
+            f"{workdir} holds a run of another config (fingerprint {found}, this one's is {fingerprint}): "
+            "choose another --workdir, or none for one of its own"
+        )
+
+
+def _stages(run: Run, last: int) -> dict[str, Any] | None:
+    load_teacher = cached = None
+    if configs.needs_teacher(run.config):
+        with storage.lock(run.teacher_folder / ".lock", wait=True):
+            load_teacher = train_teacher(run)
+            if last >= STAGES.index("logits"):
+                cached = teacher_outputs(run, load_teacher)
+    if last < STAGES.index("student"):
+        return None
+    entries = []
+    for seed in range(run.config.seed, run.config.seed + run.config.seeds):
+        for graph in configs.graph_settings(run.config):
+            task = student_task(run, seed, graph)
+            load = train_student(run, task, load_teacher, cached)
+            if last >= STAGES.index("evaluate"):
+                entries.append(evaluate_student(run, task, load, cached))
+    if last < STAGES.index("evaluate"):
+        return None
+    found = _results(run, cached, entries)
+    storage.write_json(run.workdir / "results.json", found)
+    if last >= STAGES.index("report"):
+        report.write(run.workdir, found, run.dataset)
+    return found
+
+
+# Teacher ------------------------------------------------------------------------------------------------------------
+
+
+def teacher_task(run: Run) -> Task:
+    """The teacher's training: cross-entropy on the labels."""
+    config, dataset = run.config, run.dataset
+    distiller = distillers.create("none", {})
+    return Task(
+        module=networks.create(
+            config.teacher.network, len(dataset.classes), stem=config.teacher.stem, dtype=config.compute_dtype
+        ),
+        distiller=distiller,
+        stage=distiller.stages[0],
+        recipe=config.teacher.train,
+        steps_per_epoch=len(dataset.train) // config.teacher.train.batch_size,
+        rows=len(dataset.train),
+        seed=config.teacher.seed,
+        mean=dataset.mean,
+        std=dataset.std,
+    )
+
+
+def train_teacher(run: Run) -> Load:
+    """Trains the teacher unless it is in the cache."""
+    task, dataset = teacher_task(run), run.dataset
+
+    def score(state: TrainState) -> float:
+        assert dataset.holdout is not None
+        variables = {"params": state.params["student"], "batch_stats": state.stats}
+        logits, _ = evaluate.network_outputs(task.module, variables, dataset.holdout.images, task.mean, task.std)
+        return evaluate.accuracy(logits, dataset.holdout.labels)
+
+    return _fit(
+        run,
+        task,
+        name=f"teacher {run.config.teacher.network}",
+        checkpoints=run.teacher_folder / "checkpoints",
+        records=run.teacher_folder / "metrics.jsonl",
+        load_data=lambda: {"input": dataset.train.images, "label": dataset.train.labels},
+        score=score,
+    )
+
+
+class CachedOutputs(NamedTuple):
+    """The teacher's outputs on disk: arrays by split, and facts: `test_accuracy`, `train_accuracy`, `seconds`."""
+
+    logits: dict[str, np.ndarray]
+    pooled: dict[str, np.ndarray] | None
+    facts: dict[str, Any]
+
+
+def teacher_outputs(run: Run, load: Load) -> CachedOutputs:
+    """The teacher's logits, and its pooled features where they are needed, computed unless they are on disk."""
+    splits = {"train": run.dataset.train, "test": run.dataset.test}
+    if run.dataset.holdout is not None:
+        splits["holdout"] = run.dataset.holdout
+    rows = {name: len(split) for name, split in splits.items()}
+    task = teacher_task(run)
+
+    @functools.cache
+    def compute() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
+        say(f"computing the outputs of teacher {run.config.teacher.network}")
+        start, state = time.monotonic(), load()
+        variables = {"params": state.params["student"], "batch_stats": state.stats}
+        logits, pooled, facts = {}, {}, {}
+        for name, split in splits.items():
+            logits[name], pooled[name] = evaluate.network_outputs(
+                task.module, variables, split.images, task.mean, task.std
+            )
+            facts[f"{name}_accuracy"] = evaluate.accuracy(logits[name], split.labels)
+        return logits, pooled, {**facts, "seconds": round(time.monotonic() - start, 3)}
+
+    fingerprint = run.teacher_folder.name
+    logits, facts = teacher_logits.ensure(
+        run.teacher_folder / "teacher_logits", fingerprint, rows, lambda: (compute()[0], compute()[2])
+    )
+    pooled = None
+    if "pooled" in _cached_fields(run) or run.config.student.backbone == "teacher":
+        pooled, _ = teacher_logits.ensure(
+            run.teacher_folder / "teacher_pooled", fingerprint, rows, lambda: (compute()[1], compute()[2])
+        )
+    return CachedOutputs(logits, pooled, facts)
+
+
+# Student ------------------------------------------------------------------------------------------------------------
+
+
+def _distiller(run: Run) -> distillers.Distiller:
+    return distillers.create(distillers.METHODS[run.config.method].distiller, run.config.distill)
+
+
+def _cached_fields(run: Run) -> tuple[str, ...]:
+    """The teacher's outputs that the student's training reads from disk: those it needs, if no augmentation changes
+    what the teacher sees and nothing else is needed."""
+    needed = _distiller(run).teacher
+    return needed if not run.config.student.train.augment and set(needed) <= set(CACHED) else ()
+
+
+def student_task(run: Run, seed: int, graph: str) -> Task:
+    """The training of one student with the graph setting `graph` ('' for a CNN student)."""
+    config, dataset = run.config, run.dataset
+    student, classes, dtype = config.student, len(dataset.classes), config.compute_dtype
+    features = student.kind == "graph" and student.backbone == "teacher"
+    if student.kind == "cnn":
+        module = networks.create(student.network, classes, stem=student.stem, dtype=dtype)
+    else:
+        module = gnn.GraphStudent(
+            num_classes=classes,
+            backbone=gnn.create_backbone(
+                student.backbone,
+                stem_widths=student.stem_widths,
+                image_stem=student.stem,
+                dtype=dtype,
+                axis_name=None,
+            ),
+            graph=graph,
+            sparsity=student.sparsity,
+            hidden=student.hidden,
+            head_widths=student.head_widths,
+            self_loops=student.self_loops,
+            threshold=student.threshold,
+        )
+    distiller = _distiller(run)
+    live = bool(distiller.teacher) and not _cached_fields(run)
+    return Task(
+        module=module,
+        distiller=distiller,
+        stage=distiller.stages[-1],
+        recipe=student.train,
+        steps_per_epoch=len(dataset.train) // student.train.batch_size,
+        rows=len(dataset.train),
+        seed=seed,
+        mean=() if features else dataset.mean,
+        std=() if features else dataset.std,
+        teacher=teacher_task(run).module if live else None,
+    )
+
+
+def student_name(task: Task) -> str:
+    """The name of a student's folder and records."""
+    kind = f"graph_{task.module.graph}" if isinstance(task.module, gnn.GraphStudent) else "cnn"
+    return f"{kind}-seed{task.seed}"
+
+
+def train_student(run: Run, task: Task, load_teacher: Load | None, cached: CachedOutputs | None) -> Load:
+    """Trains a student unless it is in the workdir."""
+    inputs = student_inputs(run, cached)
+
+    def teacher_variables() -> Any:
+        if task.teacher is None:
+            return None
+        assert load_teacher is not None
+        state = load_teacher()
+        return {"params": state.params["student"], "batch_stats": state.stats}
+
+    def score(state: TrainState) -> float:
+        assert run.dataset.holdout is not None
+        return _score(run, task, state, inputs["train"], inputs["holdout"], run.dataset.holdout.labels)
+
+    outputs = {}
+    if cached is not None:
+        fields = {"logits": cached.logits, "pooled": cached.pooled}
+        outputs = {f"teacher_{name}": fields[name]["train"] for name in _cached_fields(run)}  # type: ignore[index]
+    return _fit(
+        run,
+        task,
+        name=student_name(task),
+        checkpoints=run.workdir / "checkpoints" / student_name(task),
+        records=run.workdir / "metrics.jsonl",
+        load_data=lambda: {"input": inputs["train"], "label": run.dataset.train.labels, **outputs},
+        teacher_variables=teacher_variables,
+        score=score,
+    )
+
+
+def student_inputs(run: Run, cached: CachedOutputs | None) -> dict[str, np.ndarray]:
+    """The raw inputs of the student by split: images, or the teacher's pooled features."""
+    if run.config.student.kind == "graph" and run.config.student.backbone == "teacher":
+        assert cached is not None and cached.pooled is not None
+        return cached.pooled
+    splits = {"train": run.dataset.train, "test": run.dataset.test, "holdout": run.dataset.holdout}
+    return {name: split.images for name, split in splits.items() if split is not None}
+
+
+def _score(
+    run: Run, task: Task, state: TrainState, train_inputs: np.ndarray, inputs: np.ndarray, labels: np.ndarray
+) -> float:
+    variables = {"params": state.params["student"], "batch_stats": state.stats}
+    if not isinstance(task.module, gnn.GraphStudent):
+        return evaluate.accuracy(
+            evaluate.network_outputs(task.module, variables, inputs, task.mean, task.std)[0], labels
+        )
+    anchors, _ = _anchors(run, task, state, train_inputs)
+    return evaluate.one_by_one_accuracy(task.module, variables, anchors, inputs, labels, task.mean, task.std)
+
+
+def _fit(run: Run, task: Task, **arguments: Any) -> Load:
+    events = run.workdir / "tensorboard" if run.config.tensorboard else None
+    return fit_on_disk(task, every_seconds=run.config.checkpoint.every_seconds, tensorboard=events, **arguments)
+
+
+# Evaluation ---------------------------------------------------------------------------------------------------------
+
+
+def _anchors(
+    run: Run, task: Task, state: TrainState, train_inputs: np.ndarray
+) -> tuple[evaluate.Anchors, list[np.ndarray]]:
+    """The anchors of the protocol, and their training indices."""
+    assert isinstance(task.module, gnn.GraphStudent)
+    section = run.config.evaluate
+    labels = run.dataset.train.labels
+    indices = evaluate.anchor_sets(labels, section.anchors, section.anchor_batches, section.anchor_seed)
+    columns = [
+        evaluate.anchor_columns(
+            task.module,
+            {"params": state.params["student"], "batch_stats": state.stats},
+            train_inputs[index],
+            train.head_rows(task, state, index),
+            task.mean,
+            task.std,
+        )
+        for index in indices
+    ]
+    return evaluate.Anchors(columns, [labels[index] for index in indices]), indices
+
+
+def evaluate_student(run: Run, task: Task, load: Load, cached: CachedOutputs | None) -> dict[str, Any]:
+    """A student's accuracies under every protocol, computed unless they are on disk."""
+    path = run.workdir / "evaluations" / f"{student_name(task)}.json"
+    fingerprint = storage.fingerprint([run.fingerprint, configs.plain(run.config.evaluate)])
+    if path.exists():
+        found = storage.read_json(path)
+        if found.get("fingerprint") == fingerprint:
+            return found
+    say(f"evaluating {student_name(task)}")
+    start, state = time.monotonic(), load()
+    inputs, dataset, section = student_inputs(run, cached), run.dataset, run.config.evaluate
+    variables = {"params": state.params["student"], "batch_stats": state.stats}
+    common = {"method": run.config.method, "seed": task.seed, "epoch": task.recipe.epoch}
+    entries: list[dict[str, Any]] = []
+    examples: list[dict[str, Any]] = []
+    if isinstance(task.module, gnn.GraphStudent):
+        anchors, indices = _anchors(run, task, state, inputs["train"])
+        settings = [(task.module.graph, task.module)]
+        if task.module.graph != "off":
+            settings.append(("off_at_test", task.module.clone(graph="off")))
+            if task.module.graph in gnn.SPARSE_GRAPHS:
+                examples = evaluate.neighbor_examples(
+                    task.module,
+                    variables,
+                    anchors.columns[0],
+                    indices[0],
+                    inputs["test"],
+                    evaluate.one_of_each_class(dataset.test.labels, EXAMPLES),
+                    task.mean,
+                    task.std,
+                )
+        for graph, module in settings:
+            found_entries = evaluate.graph_protocols(
+                module,
+                variables,
+                anchors,
+                inputs["test"],
+                dataset.test.labels,
+                task.mean,
+                task.std,
+                batch_size=section.batch_size,
+                order_seed=section.order_seed,
+                reading=section.reading,
+            )
+            entries += [{**common, "graph": graph, **entry} for entry in found_entries]
+    else:
+        logits, _ = evaluate.network_outputs(task.module, variables, inputs["test"], task.mean, task.std)
+        accuracy = evaluate.accuracy(logits, dataset.test.labels)
+        entries = [{**common, "graph": None, "mechanism": None, "batch_order": None, "accuracy": accuracy}]
+    seconds = round(time.monotonic() - start, 3)
+    result = {"fingerprint": fingerprint, "accuracies": entries, "examples": examples, "seconds": seconds}
+    storage.write_json(path, result)
+    return result
+
+
+def _results(run: Run, cached: CachedOutputs | None, evaluated: list[dict[str, Any]]) -> dict[str, Any]:
+    config, dataset = run.config, run.dataset
+    student = student_task(run, config.seed, configs.graph_settings(config)[0])
+    found: dict[str, Any] = {
+        "fingerprint": run.fingerprint,
+        "method": config.method,
+        "dataset": {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "classes": list(dataset.classes),
+            "image_shape": list(dataset.train.images.shape[1:]),
+            "train_images": len(dataset.train),
+            "test_images": len(dataset.test),
+            "holdout_images": 0 if dataset.holdout is None else len(dataset.holdout),
+        },
+        "teacher": None,
+        "student": {
+            "kind": config.student.kind,
+            "network": config.student.network
+            if config.student.kind == "cnn"
+            else f"graph over {config.student.backbone}",
+            "recipe": config.student.train.recipe,
+            "epoch": config.student.train.epoch,
+            **results.student_costs(student, student_inputs(run, cached)["train"], config.evaluate),
+        },
+        "accuracies": [entry for one in evaluated for entry in one["accuracies"]],
+        "examples": evaluated[0]["examples"],
+        "seconds": training_seconds(run.workdir / "metrics.jsonl"),
+        "versions": results.versions(),
+    }
+    found["seconds"]["evaluation"] = round(sum(one["seconds"] for one in evaluated), 3)
+    if cached is not None:
+        teacher = teacher_task(run)
+        found["teacher"] = {
+            "network": config.teacher.network,
+            "fingerprint": run.teacher_folder.name,
+            "recipe": config.teacher.train.recipe,
+            "epoch": config.teacher.train.epoch,
+            "accuracy": cached.facts["test_accuracy"],
+            "train_accuracy": cached.facts["train_accuracy"],
+            **results.network_costs(teacher, dataset.train.images),
+        }
+        found["seconds"] |= training_seconds(run.teacher_folder / "metrics.jsonl")
+        found["seconds"]["teacher logits"] = cached.facts["seconds"]
+    return found

@@ -1,0 +1,66 @@
+"""Figures of a run: training curves, and the neighbours that the graph head gives to test images (Figure 3)."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cnn2gnn_jax import storage
+from cnn2gnn_jax.data import Dataset
+
+_SAME, _OTHER = "#1a7f37", "#b0b0b0"
+
+
+def save(figure: Figure, path: pathlib.Path) -> None:
+    """Writes a figure as PNG, whole or not at all."""
+    with storage.atomic_path(path) as beside:
+        figure.savefig(beside, format="png", dpi=150, bbox_inches="tight")
+
+
+def curves(records: list[dict[str, Any]]) -> Figure:
+    """Loss and accuracy on the training batches against the epoch, a line a stage."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for stage in dict.fromkeys(record["stage"] for record in records):
+        mine = [record for record in records if record["stage"] == stage]
+        for axis, field in zip(axes, ("loss", "accuracy"), strict=True):
+            points = [(record["epoch"], record[field]) for record in mine if field in record]
+            axis.plot(*zip(*points, strict=True), label=stage, linewidth=1.2)
+    for axis, label in zip(axes, ("loss", "training accuracy (%)"), strict=True):
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(label)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def neighbors(examples: list[dict[str, Any]], dataset: Dataset) -> Figure:
+    """A row for each test image: the image, then its learned neighbours with their weights, strongest first.
+
+    Weights are the image's row of A with its self-loop, scaled to sum to 1; a green frame marks the same class.
+    """
+    columns = 1 + max(1, *(len(example["neighbors"]) for example in examples))
+    figure = Figure(figsize=(1.15 * columns, 1.45 * len(examples)), layout="constrained")
+    axes = figure.subplots(len(examples), columns, squeeze=False)
+    for row, example in zip(axes, examples, strict=True):
+        label = int(dataset.test.labels[example["test_index"]])
+        predicted = dataset.classes[example["predicted"]]
+        title = f"{dataset.classes[label]}\nanswer {predicted}\nself {example['self_weight']:.2f}"
+        _picture(row[0], dataset.test.images[example["test_index"]], title, "black")
+        for axis in row[1:]:
+            axis.set_axis_off()
+        for axis, (index, weight) in zip(row[1:], example["neighbors"], strict=False):
+            same = int(dataset.train.labels[index]) == label
+            name = dataset.classes[int(dataset.train.labels[index])]
+            _picture(axis, dataset.train.images[index], f"{name}\n{weight:.2f}", _SAME if same else _OTHER)
+    return figure
+
+
+def _picture(axis: Any, image: np.ndarray, title: str, color: str) -> None:
+    axis.set_axis_on()
+    axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(title, fontsize=7, color="black")
+    for spine in axis.spines.values():
+        spine.set(edgecolor=color, linewidth=2.5)

@@ -1,0 +1,129 @@
+"""The table of a run."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+_GRAPHS = {
+    "learned": "learned graph (Eq. 3)",
+    "off": "graph off: trained and tested with A = I",
+    "off_at_test": "the same weights, graph off at test",
+    "inner_product": "inner-product graph (InGNN)",
+    "euclidean": "Euclidean graph (EucGNN)",
+    "euclidean_sparse": "Eq. 3 on Euclidean distances",
+}
+PROTOCOLS = (("one_by_one", None), ("batch_by_batch", "shuffled"), ("batch_by_batch", "class_sorted"))
+_HEADER = ("", "one by one", "batch by batch, shuffled", "batch by batch, class-sorted*")
+
+
+def _mean_and_deviation(values: Iterable[float]) -> str:
+    values = list(values)
+    if not values:
+        return ""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.2f}"
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return f"{mean:.2f} ± {deviation:.2f}"
+
+
+def _rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    if teacher := results["teacher"]:
+        rows.append((f"teacher {teacher['network']}", f"{teacher['accuracy']:.2f}", "", ""))
+    entries = results["accuracies"]
+    for graph in dict.fromkeys(entry["graph"] for entry in entries):
+        mine = [entry for entry in entries if entry["graph"] == graph]
+        name = f"{results['method']} student, {results['student']['network']}"
+        if graph is None:
+            rows.append((name, _mean_and_deviation(entry["accuracy"] for entry in mine), "", ""))
+            continue
+        cells = [
+            _mean_and_deviation(e["accuracy"] for e in mine if (e["mechanism"], e["batch_order"]) == protocol)
+            for protocol in PROTOCOLS
+        ]
+        rows.append((f"{name}, {_GRAPHS[graph]}", *cells))
+    return rows
+
+
+def _diagnostics(results: dict[str, Any]) -> list[str]:
+    lines = []
+    for entry in results["accuracies"]:
+        if entry["graph"] in (None, "off", "off_at_test") or entry["seed"] != results["accuracies"][0]["seed"]:
+            continue
+        facts = entry["diagnostics"]
+        order = f", {entry['batch_order'].replace('_', '-')}" if entry["batch_order"] else ""
+        line = (
+            f"{entry['mechanism'].replace('_', ' ')}{order}: weight on self {facts['self_weight']:.2f}, "
+            f"neighbours of the same class {100 * facts['label_agreement']:.0f}% "
+            f"(by chance {100 * facts['label_agreement_chance']:.0f}%), "
+            f"effective neighbours {facts['effective_neighbors']:.1f}"
+        )
+        if "distinct_anchors" in facts:
+            line += f", distinct anchors a batch {facts['distinct_anchors']:.0f}"
+        lines.append(line)
+    return lines
+
+
+def _notes(results: dict[str, Any]) -> list[str]:
+    seeds = sorted({entry["seed"] for entry in results["accuracies"]})
+    student = results["student"]
+    notes = [
+        f"Accuracy in percent on all {results['dataset']['test_images']} test images of {results['dataset']['name']}; "
+        f"recipe {student['recipe']}, {student['epoch']} epoch, seeds {', '.join(map(str, seeds))}."
+    ]
+    if student["kind"] == "graph":
+        notes.append(
+            "*Class-sorted batches leak labels through the graph: an audit, not an accuracy. "
+            "What the graph is worth is its row less the row trained and tested with A = I."
+        )
+    return notes
+
+
+def table(results: dict[str, Any]) -> str:
+    """The table for the terminal."""
+    rows = _rows(results)
+    header = _HEADER if results["student"]["kind"] == "graph" else ("", "accuracy", "", "")
+    widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if k == 0 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [header, *rows]
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    parts = ["\n".join(line.rstrip() for line in lines)]
+    if found := _diagnostics(results):
+        parts.append("What the graph does:\n" + "\n".join(f"  {line}" for line in found))
+    parts.append("\n".join(_notes(results)))
+    return "\n\n".join(parts)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The same in Markdown, with costs and times."""
+    header = _HEADER if results["student"]["kind"] == "graph" else ("", "accuracy", "", "")
+    lines = ["# Results", "", "| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    lines += ["| " + " | ".join(row) + " |" for row in _rows(results)]
+    if found := _diagnostics(results):
+        lines += ["", "## What the graph does", "", *(f"- {line}" for line in found)]
+    lines += [
+        "",
+        *_notes(results),
+        "",
+        "## Costs",
+        "",
+        "| network | parameters | FLOPs to classify one image |",
+        "|---|---:|---:|",
+    ]
+    for network in filter(None, (results["teacher"], results["student"])):
+        flops = network["inference_flops"]
+        flops = flops if isinstance(flops, dict) else {"": flops}
+        for mechanism, count in flops.items():
+            name = f"{network['network']} {mechanism.replace('_', ' ')}".strip()
+            lines.append(f"| {name} | {network['parameters']:,} | {count:,.0f} |")
+    if table_parameters := results["student"].get("head_table_parameters"):
+        lines += ["", f"In training the graph head has {table_parameters:,} more, one row for each training image."]
+    lines += ["", "## Seconds", "", *(f"- {stage}: {value:g}" for stage, value in results["seconds"].items())]
+    lines += ["", "Versions: " + ", ".join(f"{name} {value}" for name, value in results["versions"].items()), ""]
+    return "\n".join(lines)

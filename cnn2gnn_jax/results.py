@@ -1,0 +1,109 @@
+"""What a run reports beside its accuracies: parameters, FLOPs, versions."""
+
+import importlib.metadata
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn2gnn_jax import gnn, inference, train
+from cnn2gnn_jax.train import Task
+
+_PACKAGES = ("cnn2gnn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of the packages that compute, and the device."""
+    found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+def _flops(function: Callable, *arguments: Any) -> float:
+    """XLA's count of floating-point operations (a multiply-add is two) before optimisation."""
+    analysis = jax.jit(function).lower(*arguments).cost_analysis()
+    return float(analysis["flops"]) if analysis and "flops" in analysis else float("nan")
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _shapes(task: Task, inputs: np.ndarray) -> tuple[train.TrainState, jax.ShapeDtypeStruct]:
+    batch = jax.ShapeDtypeStruct((task.recipe.batch_size, *inputs.shape[1:]), inputs.dtype)
+    labels_only = train.with_labels_only(task)
+    state = jax.eval_shape(lambda: train.init_state(labels_only, batch, None))
+    return state, batch
+
+
+def _training_flops(task: Task, state: train.TrainState, inputs: jax.ShapeDtypeStruct) -> float:
+    """Of one image in a training step by cross-entropy; a teacher in the step adds its inference."""
+    size = inputs.shape[0]
+    batch = {
+        "input": inputs,
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+        "index": jax.ShapeDtypeStruct((size,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((size,), bool),
+    }
+    return _flops(train.make_step(train.with_labels_only(task)), state, batch, None) / size
+
+
+def network_costs(task: Task, inputs: np.ndarray) -> dict[str, Any]:
+    """Parameters of a CNN and FLOPs for one image: inference and training."""
+    state, batch = _shapes(task, inputs)
+    variables = {"params": state.params["student"], "batch_stats": state.stats}
+
+    def infer(variables: Any, images: jax.Array) -> jax.Array:
+        outputs: Any = task.module.apply(variables, train.prepare_plain(task, images), train=False)
+        return outputs.logits
+
+    return {
+        "parameters": _count(state.params["student"]),
+        "inference_flops": _flops(infer, variables, batch) / batch.shape[0],
+        "training_flops": _training_flops(task, state, batch),
+    }
+
+
+def student_costs(task: Task, inputs: np.ndarray, protocol: Any) -> dict[str, Any]:
+    """Parameters of a student and FLOPs for one image: of inference by each mechanism, and of training.
+
+    `head_table_parameters` are the head's n_train rows, needed in training; inference needs those of the anchors.
+    """
+    if not isinstance(task.module, gnn.GraphStudent):
+        return network_costs(task, inputs)
+    module = task.module
+    state, batch = _shapes(task, inputs)
+    variables = {"params": state.params["student"], "batch_stats": state.stats}
+    table, rows = 0, None  # type: int, Any
+    if task.has_head:
+        width = module.head_widths[-1]
+        table = task.rows * (width + 1)
+        rows = jax.eval_shape(lambda: gnn.HeadRows(jnp.zeros((protocol.anchors, width)), jnp.zeros(protocol.anchors)))
+    anchor_inputs = jax.ShapeDtypeStruct((protocol.anchors, *inputs.shape[1:]), inputs.dtype)
+    test_inputs = jax.ShapeDtypeStruct((protocol.batch_size, *inputs.shape[1:]), inputs.dtype)
+    columns = jax.eval_shape(
+        lambda v, x, r: inference.anchors(module, v, train.prepare_plain(task, x), r), variables, anchor_inputs, rows
+    )
+    flops = {
+        mechanism.__name__: _flops(
+            lambda v, c, x, mechanism=mechanism: mechanism(module, v, c, train.prepare_plain(task, x)).logits,
+            variables,
+            columns,
+            test_inputs,
+        )
+        / protocol.batch_size
+        for mechanism in (inference.one_by_one, inference.batch_by_batch)
+    }
+    return {
+        "parameters": _count(state.params["student"]),
+        "head_table_parameters": table,
+        "inference_flops": flops,
+        "training_flops": _training_flops(task, state, batch),
+    }

@@ -1,0 +1,140 @@
+"""Files that are whole or absent: atomic writes, hashes, fingerprints, locks."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from cnn2gnn_jax.errors import UserError
+
+_BLOCK = 1 << 22
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits that name a JSON value: equal values, whatever the order of their keys, get equal names."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a path beside `path` to write to; on success it is synced and renamed to `path`, otherwise removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(handle)
+    beside = pathlib.Path(name)
+    try:
+        yield beside
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
+        beside.chmod(0o644)
+        os.replace(beside, path)
+        _sync_folder(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a new folder beside `path` to fill; on success it takes the place of `path`, otherwise it is removed.
+
+    Remains of earlier, killed attempts at the same folder are removed first, so call it under `lock`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for remains in path.parent.glob(f".{path.name}.*.partial"):
+        shutil.rmtree(remains, ignore_errors=True)
+    beside = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    try:
+        yield beside
+        for file in beside.rglob("*"):
+            if file.is_file():
+                with open(file, "rb+") as opened:
+                    os.fsync(opened.fileno())
+        beside.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(beside, path)
+        _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _sync_folder(path: pathlib.Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file atomically."""
+    with atomic_path(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+      UserError: the file is no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and run the same command again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (no JSON object): delete it and run the same command again")
+    return value
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path, wait: bool) -> Iterator[None]:
+    """Holds the lock file `path`; the kernel releases it when this process dies.
+
+    Args:
+      path: the lock file, created if missing; it holds the owner's host and process for whoever is refused.
+      wait: whether to wait for another owner or to refuse at once.
+
+    Raises:
+      UserError: another process holds it and `wait` is false.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            owner = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+            raise UserError(
+                f"{path.parent} is in use by {owner}: wait for it to end, or choose another folder"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,90 @@
+"""The teacher's logits (and pooled features) on disk: computed once, verified whenever they are opened."""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cnn2gnn_jax import storage
+from cnn2gnn_jax.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def write(folder: pathlib.Path, fingerprint: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    """Writes arrays as `<name>.npy` with a manifest of shapes, dtypes, hashes; the whole folder or nothing.
+
+    Args:
+      folder: where to.
+      fingerprint: of the teacher; `read` refuses arrays of another.
+      arrays: by name, each (N, ...), in the order of the data set.
+      facts: JSON values to keep in the manifest.
+    """
+    with storage.atomic_folder(folder) as beside:
+        files = {}
+        for name, array in arrays.items():
+            np.save(beside / f"{name}.npy", array, allow_pickle=False)
+            files[name] = {
+                "shape": list(array.shape),
+                "dtype": str(array.dtype),
+                "sha256": storage.sha256(beside / f"{name}.npy"),
+            }
+        manifest = {"fingerprint": fingerprint, "arrays": files, **facts}
+        storage.write_json(beside / MANIFEST, manifest)
+
+
+def read(
+    folder: pathlib.Path, fingerprint: str, rows: Mapping[str, int]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of a folder, memory-mapped, after each file's hash and shape were checked; and the manifest.
+
+    Args:
+      folder: as given to `write`.
+      fingerprint: the teacher that is expected.
+      rows: the images expected in the arrays whose name is the key or begins with `<key>_`.
+
+    Raises:
+      UserError: an array is missing, damaged, of another teacher or of other data.
+    """
+    again = f"delete {folder} and run the same command again"
+    manifest = storage.read_json(folder / MANIFEST)
+    if manifest.get("fingerprint") != fingerprint:
+        raise UserError(
+            f"{folder} holds the logits of teacher {manifest.get('fingerprint')}, expected {fingerprint}: {again}"
+        )
+    files = manifest.get("arrays")
+    if not isinstance(files, dict):
+        raise UserError(f"{folder / MANIFEST} is damaged (no arrays): {again}")
+    arrays = {}
+    for name, facts in files.items():
+        path = folder / f"{name}.npy"
+        try:
+            expected, shape, dtype = facts["sha256"], tuple(facts["shape"]), facts["dtype"]
+        except (KeyError, TypeError):
+            raise UserError(f"{folder / MANIFEST} is damaged (array {name}): {again}") from None
+        if not path.is_file():
+            raise UserError(f"{path} is missing: {again}")
+        if storage.sha256(path) != expected:
+            raise UserError(f"{path} is damaged (its sha256 is not the manifest's): {again}")
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        count = next((n for split, n in rows.items() if name == split or name.startswith(f"{split}_")), None)
+        if array.shape != shape or str(array.dtype) != dtype or array.shape[0] != count:
+            raise UserError(
+                f"{path} holds {array.dtype}{list(array.shape)}, "
+                f"expected {dtype}{list(shape)} for {count} images: {again}"
+            )
+        arrays[name] = array
+    return arrays, manifest
+
+
+def ensure(
+    folder: pathlib.Path,
+    fingerprint: str,
+    rows: Mapping[str, int],
+    compute: Callable[[], tuple[dict[str, np.ndarray], dict[str, Any]]],
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of `read` and the facts beside them, after `compute` and `write` where the folder is missing."""
+    if not (folder / MANIFEST).exists():
+        write(folder, fingerprint, *compute())
+    return read(folder, fingerprint, rows)

@@ -1,0 +1,361 @@
+"""One state, one step and one loop for the teacher, the CNN students and the graph student."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from cnn2gnn_jax import distillers, gnn, graph, head_table, networks
+from cnn2gnn_jax.data import augment, batches
+from cnn2gnn_jax.distillers import Distiller, Stage
+from cnn2gnn_jax.head_table import HeadTable, Sgd
+from cnn2gnn_jax.parallel import all_gather, psum
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a step changes.
+
+    step: steps taken in this stage.
+    params: `student`, `distiller`, and `table` where the head's decision layer is updated densely.
+    stats: the student's BatchNorm statistics.
+    opt_state: Optax's.
+    table: the head's decision layer where it is updated row by row, otherwise None.
+    memory: the distiller's.
+    """
+
+    step: jax.Array
+    params: dict[str, Any]
+    stats: Any
+    opt_state: Any
+    table: HeadTable | None
+    memory: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is trained, and how.
+
+    module: a CNN of the zoo, or a `gnn.GraphStudent`.
+    distiller, stage: the losses; `stage` is one of the distiller's.
+    recipe: a resolved `train` section of the config.
+    steps_per_epoch: full batches in the training images.
+    rows: n_train, the number of training images.
+    seed: of initialisation, order and augmentation.
+    mean, std: of the images; empty where the inputs are stored features.
+    teacher: the network that runs in the step, None where its outputs come with the batch or are not needed.
+    axis_name: the batch axis of the devices.
+    """
+
+    module: nn.Module
+    distiller: Distiller
+    stage: Stage
+    recipe: Any
+    steps_per_epoch: int
+    rows: int
+    seed: int
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    teacher: nn.Module | None = None
+    axis_name: str | None = None
+
+    @property
+    def is_graph(self) -> bool:
+        return isinstance(self.module, gnn.GraphStudent)
+
+    @property
+    def has_head(self) -> bool:
+        return isinstance(self.module, gnn.GraphStudent) and self.module.graph == "learned"
+
+    @property
+    def epochs(self) -> int:
+        return self.recipe.epochs if self.stage.epochs is None else self.stage.epochs
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+
+def with_stage(task: Task, stage: Stage) -> Task:
+    """The task at another stage of its distiller."""
+    return dataclasses.replace(task, stage=stage)
+
+
+def with_labels_only(task: Task) -> Task:
+    """The same network trained by cross-entropy alone."""
+    labels = distillers.create("none", {}, task.axis_name)
+    return dataclasses.replace(task, distiller=labels, stage=labels.stages[0], teacher=None)
+
+
+def learning_rate(task: Task) -> Callable[[jax.Array | int], jax.Array]:
+    """The rate as a function of the step: constant, divided at milestones, or a cosine to zero."""
+    recipe, base = task.recipe, task.recipe.learning_rate
+    if task.stage.learning_rate is not None:
+        return optax.schedules.constant_schedule(task.stage.learning_rate)
+    if recipe.schedule == "constant":
+        return optax.schedules.constant_schedule(base)
+    if recipe.schedule == "cosine":
+        return optax.schedules.cosine_decay_schedule(base, task.total_steps)
+    drops = {round(part * task.epochs) * task.steps_per_epoch: recipe.milestone_factor for part in recipe.milestones}
+    return optax.schedules.piecewise_constant_schedule(base, drops)
+
+
+def optimizer(task: Task) -> optax.GradientTransformation:
+    """SGD with momentum and L2 weight decay on every parameter (as the recipes have it), or AdamW."""
+    recipe, rate = task.recipe, learning_rate(task)
+    if recipe.optimizer == "adamw":
+        return optax.adamw(rate, weight_decay=recipe.weight_decay)
+    return optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.sgd(rate, recipe.momentum))
+
+
+def updates_rows(task: Task) -> bool:
+    """Whether the head's decision layer is updated row by row; otherwise the optimiser updates it densely."""
+    return task.has_head and task.recipe.head_update == "rows"
+
+
+def _sgd(task: Task) -> Sgd:
+    return Sgd(task.recipe.momentum, task.recipe.weight_decay)
+
+
+def apply_student(
+    task: Task, params: Any, stats: Any, rows: gnn.HeadRows | None, inputs: jax.Array, mask: jax.Array
+) -> tuple[networks.Outputs, jax.Array | None, Any]:
+    """The student in training mode: its outputs, the batch's adjacency or None, and the new statistics."""
+    variables = {"params": params, "batch_stats": stats}
+    arguments = (inputs, rows) if task.is_graph else (inputs,)
+    answer, changed = task.module.apply(variables, *arguments, train=True, mask=mask, mutable=["batch_stats"])
+    outputs, adjacency = answer if task.is_graph else (answer, None)
+    return outputs, adjacency, changed.get("batch_stats", {})
+
+
+def prepare(task: Task, images: jax.Array, rng: jax.Array, index: jax.Array) -> jax.Array:
+    """Network inputs of raw uint8 images, augmented if the recipe says so; stored features pass through."""
+    if task.mean and task.recipe.augment:
+        # A key of the image's own, so that a batch is augmented alike however it is spread over devices.
+        images = augment.crop_and_flip(jax.vmap(functools.partial(jax.random.fold_in, rng))(index), images)
+    return prepare_plain(task, images)
+
+
+def prepare_plain(task: Task, images: jax.Array) -> jax.Array:
+    """Network inputs of raw uint8 images without augmentation; stored features pass through."""
+    return augment.normalize(images, task.mean, task.std) if task.mean else images
+
+
+def init_state(task: Task, inputs: Any, teacher: networks.Outputs | None) -> TrainState:
+    """A fresh state.
+
+    Args:
+      task: what is trained.
+      inputs: raw inputs (n, ...), or their shapes; no value is read.
+      teacher: the teacher's Outputs, or their shapes, as far as the distiller needs them.
+    """
+    rng = jax.random.key(task.seed)
+    student_rng, table_rng, distiller_rng = jax.random.split(rng, 3)
+    batch = jnp.zeros((task.recipe.batch_size, *inputs.shape[1:]), inputs.dtype)
+    images = prepare_plain(task, batch)
+    table = rows = None
+    if task.has_head:
+        table = head_table.init(table_rng, task.rows, task.module.head_widths[-1])  # type: ignore[attr-defined]
+        rows = jax.tree.map(lambda leaf: jnp.zeros((len(images), *leaf.shape[1:]), leaf.dtype), table.values)
+    variables = task.module.init(student_rng, *((images, rows) if task.is_graph else (images,)))
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    shapes = jax.eval_shape(lambda: apply_student(task, params, stats, rows, images, jnp.ones(len(images), bool))[0])
+    extra, memory = task.distiller.init(distiller_rng, shapes, teacher)
+    every = {"student": params, "distiller": extra}
+    if table is not None and not updates_rows(task):
+        every["table"], table = table.values, None
+    return TrainState(jnp.zeros((), jnp.int32), every, stats, optimizer(task).init(every), table, memory)
+
+
+def make_step(task: Task) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]:
+    """The training step `step(state, batch, teacher_variables) -> (state, metrics)`, a pure function.
+
+    The batch, this device's part, holds `input` (b, ...), `label`, `index` (the training index) and `mask` (b,), and
+    what the distiller needs of the teacher as `teacher_logits` (b, C), `teacher_pooled` (b, F), if it is cached.
+    """
+    tx, rate_at, axis = optimizer(task), learning_rate(task), task.axis_name
+
+    def step(state: TrainState, batch: Batch, teacher_variables: Any) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(task.seed), 1), state.step)
+        epoch, mask, rate = state.step // task.steps_per_epoch, batch["mask"], rate_at(state.step)
+        inputs = prepare(task, batch["input"], rng, batch["index"])
+        teacher = _teacher_outputs(task, batch, inputs, teacher_variables)
+        index = all_gather(batch["index"], axis)
+        gathered = None
+        if state.table is not None:
+            gathered = head_table.gather(state.table, index, state.step, rate, _sgd(task))
+
+        def objective(params, values):
+            rows = jax.tree.map(lambda leaf: leaf[index], params["table"]) if "table" in params else values
+            outputs, adjacency, stats = apply_student(task, params["student"], state.stats, rows, inputs, mask)
+            loss, memory, metrics = task.stage.loss(
+                params["distiller"], state.memory, outputs, teacher, batch, epoch, rng
+            )
+            return loss, (memory, metrics, stats, outputs.logits, adjacency)
+
+        (loss, aux), (gradients, row_gradients) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(
+            state.params, None if gathered is None else gathered.values
+        )
+        memory, metrics, stats, logits, adjacency = aux
+        gradients, row_gradients = psum((gradients, row_gradients), axis)
+        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+        table = state.table
+        if table is not None and gathered is not None:
+            everyone = all_gather(mask, axis)
+            table = head_table.update(table, index, gathered, row_gradients, rate, _sgd(task), everyone)
+        count = jnp.maximum(psum(jnp.sum(mask), axis), 1)
+        correct = jnp.sum((jnp.argmax(logits, -1) == batch["label"]) & mask) / count
+        metrics = psum({"loss": loss, "accuracy": 100 * correct, **metrics}, axis)
+        if adjacency is not None:
+            looped = graph.add_self_loops(adjacency) if task.module.self_loops else adjacency  # type: ignore[attr-defined]
+            labels, real = all_gather(batch["label"], axis), all_gather(mask, axis)
+            found = graph.diagnostics(looped, jnp.arange(len(labels)), labels, labels, real, real)
+            metrics |= {name: found[name] for name in ("self_weight", "label_agreement")}
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, stats, opt_state, table, memory), metrics
+
+    return step
+
+
+def teacher_shapes(task: Task, data: Mapping[str, Any]) -> networks.Outputs | None:
+    """The shapes of what the step gives the distiller of the teacher, for one image."""
+
+    def outputs() -> networks.Outputs | None:
+        batch = {name: jnp.zeros((1, *array.shape[1:]), array.dtype) for name, array in data.items()}
+        inputs = prepare_plain(task, batch["input"])
+        variables = None if task.teacher is None else task.teacher.init(jax.random.key(0), inputs)
+        return _teacher_outputs(task, batch, inputs, variables)
+
+    return jax.eval_shape(outputs)
+
+
+def _teacher_outputs(task: Task, batch: Batch, inputs: jax.Array, variables: Any) -> networks.Outputs | None:
+    if not task.distiller.teacher:
+        return None
+    if task.teacher is not None:
+        live: Any = task.teacher.apply(variables, inputs, train=False)
+        return lax.stop_gradient(live)
+    cached: dict[str, Any] = {name: batch.get(f"teacher_{name}") for name in ("logits", "pooled")}
+    return networks.Outputs(features=(), preactivations=(), **cached)
+
+
+def make_chunk(task: Task) -> Callable[[TrainState, Batch, Any, jax.Array], tuple[TrainState, Metrics]]:
+    """K steps in one call: `chunk(state, data, teacher_variables, indices_KxB) -> (state, metrics of K steps)`.
+
+    `data` holds the whole training set on the device: `input` (N, ...) uint8 or features, `label` (N,), and the
+    teacher's cached outputs. `state` is donated.
+    """
+    step = make_step(task)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def chunk(state: TrainState, data: Batch, teacher_variables: Any, indices: jax.Array) -> tuple[TrainState, Metrics]:
+        def body(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
+            batch = {name: array[index] for name, array in data.items()}
+            batch |= {"index": index, "mask": jnp.ones(index.shape, bool)}
+            return step(state, batch, teacher_variables)
+
+        return lax.scan(body, state, indices)
+
+    return chunk
+
+
+def chunk_bounds(step: int, total: int, per_epoch: int, longest: int) -> Iterator[tuple[int, int]]:
+    """The (first, last + 1) steps of the chunks from `step` to `total`; a pure function of the other arguments.
+
+    Chunks end at epochs and are at most `longest`; an epoch is cut into equal ones if up to twice the fewest do.
+    """
+    fewest = -(-per_epoch // longest)
+    pieces = next((k for k in range(fewest, 2 * fewest + 1) if per_epoch % k == 0), fewest)
+    size = -(-per_epoch // pieces)
+    while step < total:
+        epoch_end = (step // per_epoch + 1) * per_epoch
+        start = step - (step % per_epoch) % size  # where a chunk that holds `step` begins
+        end = min(start + size, epoch_end, total)
+        yield step, end
+        step = end
+
+
+def epoch_indices(task: Task, first: int, last: int) -> np.ndarray:
+    """The training indices (K, B) of the steps first..last-1 of one epoch."""
+    size = task.recipe.batch_size
+    epoch, offset = divmod(first, task.steps_per_epoch)
+    order = batches.epoch_order(task.seed, epoch, task.rows)
+    return order[offset * size : (offset + last - first) * size].reshape(last - first, size).astype(np.int32)
+
+
+def catch_up(task: Task, state: TrainState, step: int) -> TrainState:
+    """The state with all head rows caught up at the rate that held before `step`: call where the rate changes."""
+    if state.table is None:
+        return state
+    move = jax.jit(lambda table, rate: head_table.catch_up(table, jnp.int32(step), rate, _sgd(task)))
+    return state.replace(table=move(state.table, learning_rate(task)(step - 1)))
+
+
+def head_rows(task: Task, state: TrainState, index: np.ndarray) -> gnn.HeadRows | None:
+    """The head rows of the training images `index`, caught up; None without a head."""
+    if not task.has_head:
+        return None
+    if state.table is None:
+        return jax.tree.map(lambda leaf: leaf[index], state.params["table"])
+    rate = learning_rate(task)(jnp.maximum(state.step - 1, 0))
+    return head_table.gather(state.table, jnp.asarray(index), state.step, rate, _sgd(task)).values
+
+
+class Saver(Protocol):
+    """Keeps states on the way."""
+
+    def due(self, step: int) -> bool:
+        """Whether `save` is to be called after `step` steps."""
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Saves the state after `step` steps."""
+
+
+def fit(
+    task: Task,
+    state: TrainState,
+    data: Batch,
+    teacher_variables: Any,
+    on_chunk: Callable[[int, Mapping[str, np.ndarray]], None],
+    saver: Saver,
+) -> TrainState:
+    """Trains from `state.step` to the end of the stage.
+
+    The next chunk is dispatched before the last one's metrics are read, except where a state is to be saved: its own
+    metrics are read first, so that no state is kept whose loss was not finite.
+
+    Args:
+      task: what is trained.
+      state: where to start; donated.
+      data: the training set on the device, see `make_chunk`.
+      teacher_variables: of the teacher in the step, or None.
+      on_chunk: called with the first step of a chunk and its metrics, each (K,), on the host; it raises to stop.
+      saver: asked at the end of each chunk whether to save the state, which it must not keep.
+    """
+    chunk, rate_at = make_chunk(task), learning_rate(task)
+    pending: tuple[int, Metrics] | None = None
+    for first, last in chunk_bounds(int(state.step), task.total_steps, task.steps_per_epoch, task.recipe.chunk_steps):
+        if first and float(rate_at(first)) != float(rate_at(first - 1)):
+            state = catch_up(task, state, first)
+        indices = jnp.asarray(epoch_indices(task, first, last))
+        state, metrics = chunk(state, data, teacher_variables, indices)
+        if pending is not None:
+            on_chunk(pending[0], jax.device_get(pending[1]))
+        pending = (first, metrics)
+        if saver.due(last):
+            on_chunk(first, jax.device_get(metrics))
+            pending = None
+            saver.save(last, state)
+    if pending is not None:
+        on_chunk(pending[0], jax.device_get(pending[1]))
+    return state

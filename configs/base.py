@@ -1,0 +1,113 @@
+"""Every field, with its meaning and default. The other files differ from this one in a few lines.
+
+`None` stands for what the recipe (`train` sections) or the method (`distill` section) says.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from cnn2gnn_jax import networks
+from cnn2gnn_jax.errors import UserError
+
+
+def _train() -> ml_collections.ConfigDict:
+    """How a network is trained; `recipe` gives whatever is None here (see RECIPES in cnn2gnn_jax/config.py)."""
+    train = ml_collections.ConfigDict()
+    train.recipe = "paper"  # paper | crd
+    train.epochs = config_dict.placeholder(int)
+    train.batch_size = config_dict.placeholder(int)  # images in a step: for the graph student, nodes in the graph
+    train.optimizer = config_dict.placeholder(str)  # sgd | adamw
+    train.learning_rate = config_dict.placeholder(float)
+    train.momentum = config_dict.placeholder(float)  # of sgd
+    train.weight_decay = config_dict.placeholder(float)
+    train.schedule = config_dict.placeholder(str)  # constant | step | cosine
+    train.milestones = config_dict.placeholder(tuple)  # of step: parts of the epochs after which the rate falls
+    train.milestone_factor = config_dict.placeholder(float)  # of step: what the rate is multiplied by
+    train.augment = config_dict.placeholder(bool)  # random crop with padding 4, and flip
+    train.head_update = "auto"  # the head's decision layer: rows (those of the batch) | dense | auto (rows if exact)
+    train.chunk_steps = 50  # the most steps in one device call
+    train.epoch = "last"  # which epoch is evaluated: last | best (on data.holdout, never on test)
+    return train
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.name = "digits"  # begins the name of the default workdir
+    config.method = "cnn2gnn"  # the row of the paper's tables, see METHODS in cnn2gnn_jax/distillers
+    config.seed = 0  # of the first student: initialisation, order, augmentation
+    config.seeds = 1  # students with seeds seed, seed + 1, ...
+    config.cache_dir = "~/.cache/cnn2gnn_jax"  # decoded data sets, teachers and their logits
+    config.compute_dtype = "float32"  # of convolutions: float32 | bfloat16
+
+    data = config.data = ml_collections.ConfigDict()
+    data.name = "digits"  # digits | cifar10 | cifar100 | stl10 | mini_imagenet | a TFDS name prepared as array_record
+    data.image_size = 0  # images are resized to this square on the way into the cache; 0 leaves them as published
+    data.manual_dir = ""  # where the data set's own files are, if they are not to be downloaded
+    data.limit = 0  # images of each class kept in each split; 0 keeps all
+    data.holdout = 0.0  # part of the training images of each class kept aside for choosing
+    data.holdout_seed = 0
+
+    teacher = config.teacher = ml_collections.ConfigDict()
+    teacher.network = "resnet34"
+    teacher.stem = "cifar"  # cifar (3x3, stride 1) | downsample (7x7, stride 2, and max-pool)
+    teacher.seed = 0
+    teacher.train = _train()
+
+    student = config.student = ml_collections.ConfigDict()
+    student.network = "resnet18"  # the pair's CNN student, for the CNN methods and the backbone `pair`
+    student.stem = "cifar"
+    student.kind = config_dict.placeholder(str)  # graph | cnn; None: the method's own
+    # Node features of the graph student: pixels | stem (a few convolutions) | teacher (its stored pooled features) |
+    # pair (student.network) | any network. The paper does not say.
+    student.backbone = "stem"
+    student.stem_widths = (32, 64, 128)  # channels of the backbone `stem`
+    student.graph = "learned"  # learned | off | inner_product (InGNN) | euclidean (EucGNN) | euclidean_sparse
+    student.sparsity = 50  # s of Eq. 3
+    student.hidden = 256  # width of the first graph convolution
+    student.head_widths = (512, 256)  # the graph head's layers under its n_train neurons
+    student.self_loops = True  # A + I before normalisation
+    student.threshold = 0.0  # the smallest weight kept in the graphs inner_product and euclidean
+    student.train = _train()
+
+    distill = config.distill = ml_collections.ConfigDict()
+    distill.temperature = config_dict.placeholder(float)  # tau
+    distill.ce_weight = config_dict.placeholder(float)  # of the cross-entropy
+    distill.kd_weight = config_dict.placeholder(float)  # of Eq. 7: alpha
+    distill.tau_squared = True  # multiply Eq. 7 by tau^2
+
+    evaluate = config.evaluate = ml_collections.ConfigDict()
+    evaluate.batch_size = 100  # test images in a graph of Mechanism 2
+    evaluate.order_seed = 0  # of the shuffled order of the test images
+    evaluate.anchors = 0  # images in a training batch that test images are linked to; 0: student.train.batch_size
+    evaluate.anchor_batches = 1  # their class probabilities are averaged
+    evaluate.anchor_seed = 0
+    evaluate.reading = "similar"  # of Mechanism 2's graph: similar (rows and columns of sim) | test_rows
+    evaluate.graph_off = True  # also train and test the same student with A = I, to tell what the graph is worth
+
+    checkpoint = config.checkpoint = ml_collections.ConfigDict()
+    checkpoint.every_seconds = 60.0  # between checkpoints; 0: after every chunk of steps
+    config.tensorboard = True  # TensorBoard events in the workdir
+    return config
+
+
+def with_word(config: ml_collections.ConfigDict, word: str, **sizes) -> ml_collections.ConfigDict:
+    """Applies the one word after the config's colon: a size, or a pair of networks.
+
+    Args:
+      config: a config.
+      word: '' for none; a key of `sizes`; or a pair, `resnet50-resnet18`.
+      **sizes: functions that change a config in place.
+
+    Raises:
+      UserError: neither.
+    """
+    if word in sizes:
+        sizes[word](config)
+    elif word:
+        try:
+            config.teacher.network, config.student.network = networks.parse_pair(word)
+        except UserError as error:
+            raise UserError(
+                f"{word!r} after the colon is neither a size ({', '.join(sizes)}) nor a pair: {error}"
+            ) from None
+    return config

@@ -1,0 +1,19 @@
+"""The demo: 1,797 real 8x8 images that come with scikit-learn; ten classes, no download.
+
+    python -m cnn2gnn_jax.main --config=configs/digits.py
+
+Under 3 minutes on 2 CPU cores. The paper has no figure for this data set.
+"""
+
+from configs import base
+
+
+def get_config(word=""):
+    config = base.get_config()
+    config.name = config.data.name = "digits"
+    config.teacher.network, config.student.network = "resnet20", "resnet8"
+    config.teacher.train.epochs = 30
+    config.teacher.train.learning_rate = 0.05
+    config.student.train.epochs = 60
+    config.student.stem_widths = (32, 64)
+    return base.with_word(config, word)

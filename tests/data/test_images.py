@@ -1,0 +1,88 @@
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnn2gnn_jax.data import images
+
+
+def encoded(image: np.ndarray | Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(out, file_format, **options)
+    return out.getvalue()
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_goes_there_and_back_exactly(channels):
+    image = noise(9, 7, channels)
+    np.testing.assert_array_equal(images.decode(images.encode_png(image), "x", channels), image)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_any_8_bit_image_becomes_rgb_or_grey(mode):
+    image = Image.fromarray(noise(8, 8, 3)).convert(mode)
+    data = encoded(image, "JPEG" if mode == "CMYK" else "PNG")
+    assert images.decode(data, "x").shape == (8, 8, 3)
+    assert images.decode(data, "x", channels=1).shape == (8, 8, 1)
+
+
+def test_grey_is_repeated_and_alpha_is_dropped():
+    grey = noise(4, 4)
+    np.testing.assert_array_equal(images.decode(encoded(grey), "x"), np.stack([grey] * 3, -1))
+    rgba = noise(4, 4, 4)
+    np.testing.assert_array_equal(images.decode(encoded(rgba), "x"), rgba[..., :3])
+
+
+def test_a_palette_with_transparency_gives_its_colours():
+    palette = Image.fromarray(noise(4, 4)).convert("P")
+    data = encoded(palette, transparency=bytes(range(0, 256)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(images.decode(data, "x"), np.asarray(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "no JPEG, PNG"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "x"),
+        (encoded(noise(30, 30, 3))[:-200], "damaged"),
+        (encoded(noise(30, 30, 3), "JPEG")[:-200], "damaged"),
+        (encoded(Image.new("RGB", (4, 4)), "TIFF"), "no JPEG, PNG"),
+        (encoded(np.zeros((4, 4), np.uint16)), "mode I;16: convert it to 8 bits"),
+        (encoded(Image.new("1", (10_000, 6_000))), "10000x6000 pixels, more than 50,000,000"),
+        (encoded(Image.new("1", (20_000, 10_000))), "damaged or too large"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(data, message):
+    with pytest.raises(images.ImageError, match=message) as raised:
+        images.decode(data, "folder/x.png")
+    assert str(raised.value).startswith("folder/x.png: ") and "\n" not in str(raised.value)
+    assert "BytesIO" not in str(raised.value)
+
+
+def test_resizing_averages_what_it_merges():
+    checkers = np.indices((64, 64)).sum(0)[..., None].astype(np.uint8) % 2 * 255
+    small = images.resize(checkers, 16)
+    assert small.shape == (16, 16, 1) and abs(small[2:-2, 2:-2].astype(float) - 127.5).max() < 3
+
+
+def test_resizing_keeps_the_centre_square():
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = (50, 100, 150)
+    np.testing.assert_array_equal(images.resize(wide, 10), wide[:, 10:20])
+    tall = wide.transpose(1, 0, 2)
+    np.testing.assert_array_equal(images.resize(tall, 10), tall[10:20])
+    np.testing.assert_array_equal(images.decode(encoded(wide), "x", size=10), wide[:, 10:20])
+
+
+def test_an_image_of_the_right_size_is_left_alone():
+    image = noise(12, 12, 3)
+    np.testing.assert_array_equal(images.resize(image, 12), image)

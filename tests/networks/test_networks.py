@@ -1,0 +1,298 @@
+"""The zoo: sizes, shapes, relations between its outputs, names. Shapes and counts need no arithmetic on arrays."""
+
+import math
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnn2gnn_jax import networks
+from cnn2gnn_jax.errors import UserError
+
+# name: (parameters, millions of multiply-adds) at 100 classes and 32x32x3
+SIZES = {
+    "resnet18": (11_220_132, 555.5),
+    "resnet34": (21_328_292, 1159.4),
+    "resnet50": (23_705_252, 1298.0),
+    "resnet101": (42_697_380, 2510.2),
+    "resnet152": (58_341_028, 3722.3),
+    "vgg8": (3_965_028, 96.2),
+    "vgg13": (9_462_180, 284.9),
+    "vgg16": (14_774_436, 398.2),
+    "vgg19": (20_086_692, 511.4),
+    "wrn_40_2": (2_255_156, 327.6),
+    "wrn_16_2": (703_284, 101.1),
+    "wrn_40_1": (569_780, 83.3),
+}
+NARROW = {"resnet8": 83_892, "resnet20": 278_324, "resnet32": 472_756}
+SMALL = ("resnet8", "vgg8", "wrn_16_2")  # one of each family
+
+
+@cache
+def shapes(name, size, channels=3, batch=2, stem="cifar"):
+    """Shapes of the variables and of the outputs."""
+    net = networks.create(name, 100, stem=stem)
+    images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.float32)
+    variables = jax.eval_shape(net.init, jax.random.key(0), images)
+    return variables, jax.eval_shape(net.apply, variables, images)
+
+
+def sub_jaxprs(eqn):
+    for value in eqn.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            item = getattr(item, "jaxpr", item)  # a ClosedJaxpr holds its Jaxpr
+            if hasattr(item, "eqns"):
+                yield item
+
+
+def multiply_adds(jaxpr):
+    """Multiply-adds of the convolutions and matrix products of a jaxpr without loops."""
+    count = 0
+    for eqn in jaxpr.eqns:
+        count += sum(multiply_adds(sub) for sub in sub_jaxprs(eqn))
+        if eqn.primitive.name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval.shape
+            out_channels = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+            count += math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // out_channels
+        elif eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            summed = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+            count += math.prod(eqn.outvars[0].aval.shape) * summed
+    return count
+
+
+@pytest.mark.parametrize("name", [*SIZES, *NARROW])
+def test_parameter_count(name):
+    variables, _ = shapes(name, 32)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+    assert count == (SIZES[name][0] if name in SIZES else NARROW[name])
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_multiply_adds(name):
+    variables, _ = shapes(name, 32)
+    net = networks.create(name, 100)
+    jaxpr = jax.make_jaxpr(net.apply)(variables, jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
+    assert round(multiply_adds(jaxpr.jaxpr) / 1e6, 1) == SIZES[name][1]
+
+
+def expected_maps(name, size):
+    """(side, channels) of f0, f1, ..."""
+    halves = [size]
+    if name.startswith("vgg"):
+        for _ in range(3):
+            halves.append(max(halves[-1] // 2, 1))  # max-pool, floor
+        halves.append(halves[-1] // 2 if size >= 64 else halves[-1])
+        return list(zip(halves, (64, 128, 256, 512, 512), strict=True))
+    if name.startswith("wrn"):
+        widen = int(name.split("_")[2])
+        widths = (16, 16 * widen, 32 * widen, 64 * widen)
+    elif name in NARROW:
+        widths = (16, 16, 32, 64)
+    else:
+        wide = 4 if name in ("resnet50", "resnet101", "resnet152") else 1
+        widths = (64, 64 * wide, 128 * wide, 256 * wide, 512 * wide)
+    halves.append(size)
+    while len(halves) < len(widths):
+        halves.append((halves[-1] + 1) // 2)  # convolution of stride 2, padded: ceiling
+    return list(zip(halves, widths, strict=True))
+
+
+@pytest.mark.parametrize("size", [32, 8, 84])
+@pytest.mark.parametrize("word", [*networks.PAIRS, "resnet32-resnet8", "resnet20-wrn_10_3"])
+def test_shapes_of_a_pair(word, size):
+    for name in networks.parse_pair(word):
+        _, out = shapes(name, size)
+        maps = [(2, side, side, channels) for side, channels in expected_maps(name, size)]
+        assert [f.shape for f in out.features] == maps
+        assert [f.shape for f in out.preactivations] == maps
+        assert out.pooled.shape == (2, maps[-1][-1])
+        assert out.logits.shape == (2, 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "sides"),
+    [("resnet18", (21, 21, 11, 6, 3)), ("vgg13", (42, 21, 10, 5, 5)), ("wrn_16_2", (21, 21, 11, 6))],
+)
+def test_downsample_stem(name, sides):
+    _, out = shapes(name, 84, stem="downsample")
+    assert tuple(f.shape[1] for f in out.features) == sides
+    assert tuple(f.shape[1] for f in out.preactivations) == sides
+    _, out = shapes(name, 8, channels=1, stem="downsample")
+    assert out.logits.shape == (2, 100)
+
+
+def test_downsample_stem_of_resnet152_costs_about_two_billion():
+    variables, _ = shapes("resnet152", 84, stem="downsample")
+    net = networks.create("resnet152", 100, stem="downsample")
+    jaxpr = jax.make_jaxpr(net.apply)(variables, jax.ShapeDtypeStruct((1, 84, 84, 3), jnp.float32))
+    assert 1.5e9 < multiply_adds(jaxpr.jaxpr) < 2.5e9
+
+
+@pytest.mark.parametrize("name", [*SIZES, *NARROW])
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (5, 9)])
+def test_any_size_and_one_channel(name, size):
+    net = networks.create(name, 10)
+    images = jax.ShapeDtypeStruct((2, *size, 1), jnp.float32)
+    out, _ = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
+    assert out.logits.shape == (2, 10)
+    assert all(math.prod(f.shape) > 0 for f in out.features)
+
+
+@pytest.mark.parametrize("stem", ["cifar", "downsample"])
+@pytest.mark.parametrize("name", [*SMALL, "resnet50"])
+def test_digits_train(name, stem):
+    net = networks.create(name, 10, stem=stem)
+    if name == "resnet50":
+        net = net.clone(depths=(1, 1, 1, 1))  # the bottleneck, without the long compilation
+    images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
+    variables = jax.jit(net.init)(jax.random.key(1), images)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        out, _ = net.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+        return -jnp.mean(jax.nn.log_softmax(out.logits)[:, 3])
+
+    leaves = jax.tree.leaves(gradient(variables["params"]))
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
+    assert any(np.any(leaf != 0) for leaf in leaves)
+
+
+@pytest.fixture(scope="module")
+def trained_a_little():
+    """Of each family: network, images, variables whose scales, biases and running statistics are not the initial."""
+
+    @cache
+    def make(name):
+        net = networks.create(name, 10)
+        images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+        variables = jax.jit(net.init)(jax.random.key(1), images)
+        leaves, tree = jax.tree.flatten(variables)
+        keys = jax.random.split(jax.random.key(2), len(leaves))
+        moved = [
+            leaf + 0.1 * jax.random.uniform(key, leaf.shape) if leaf.ndim == 1 else leaf
+            for leaf, key in zip(leaves, keys, strict=True)
+        ]
+        return net, images, jax.tree.unflatten(tree, moved)
+
+    return make
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("name", SMALL)
+def test_preactivations_are_what_relu_reads(trained_a_little, name, train):
+    net, images, variables = trained_a_little(name)
+    out, _ = jax.jit(partial(net.apply, train=train, mutable=["batch_stats"]))(variables, images)
+    if name.startswith("wrn"):  # features are raw; the final BN's output is pooled after its ReLU
+        np.testing.assert_allclose(out.pooled, np.maximum(out.preactivations[-1], 0).mean((1, 2)), atol=1e-5)
+    else:
+        for feature, before in zip(out.features, out.preactivations, strict=True):
+            np.testing.assert_allclose(feature, np.maximum(before, 0), atol=1e-6)
+        np.testing.assert_allclose(out.pooled, np.mean(out.features[-1], (1, 2)), atol=1e-5)
+    head = variables["params"]["classifier"]
+    np.testing.assert_allclose(out.logits, out.pooled @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-4)
+
+
+def test_wrn_preactivations_are_the_features_after_the_next_batch_norm(trained_a_little):
+    net, images, variables = trained_a_little("wrn_16_2")
+    out = jax.jit(net.apply)(variables, images)
+    readers = [("stage1_block0", "norm1"), ("stage2_block0", "norm1"), ("stage3_block0", "norm1"), ("final_norm",)]
+    for path, feature, before in zip(readers, out.features, out.preactivations, strict=True):
+        params, stats = variables["params"], variables["batch_stats"]
+        for key in path:
+            params, stats = params[key], stats[key]
+        normal = (feature - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
+        np.testing.assert_allclose(before, normal * params["scale"] + params["bias"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_training_normalises_by_the_batch_and_evaluation_by_the_running_statistics(trained_a_little, name):
+    net, images, variables = trained_a_little(name)
+    step = jax.jit(partial(net.apply, train=True, mutable=["batch_stats"]))
+    first = step(variables, images)[0].logits
+    for _ in range(100):
+        stats = step(variables, images)[1]
+        variables = variables | stats
+    evaluated = jax.jit(net.apply)(variables, images).logits
+    np.testing.assert_allclose(evaluated, first, rtol=5e-3, atol=5e-3)  # 0.9^100 of the old statistics is left
+    one = jax.jit(net.apply)(variables, images[:1]).logits
+    np.testing.assert_allclose(one, evaluated[:1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bfloat16_computes_narrow_and_returns_wide(trained_a_little, name):
+    net, images, variables = trained_a_little(name)
+    wide = jax.jit(net.apply)(variables, images)
+    narrow = jax.jit(net.clone(dtype=jnp.bfloat16).apply)(variables, images)
+    assert narrow.logits.dtype == narrow.pooled.dtype == jnp.float32
+    assert all(f.dtype == jnp.bfloat16 for f in narrow.features + narrow.preactivations)
+    error = np.linalg.norm(narrow.logits - wide.logits) / np.linalg.norm(wide.logits)
+    assert error < 0.05
+    initial = jax.eval_shape(net.clone(dtype=jnp.bfloat16).init, jax.random.key(0), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype(jnp.float32)}
+
+
+def test_float64_stays():
+    with jax.enable_x64():
+        net = networks.create("wrn_10_1", 10, dtype=jnp.float64)
+        images = jnp.zeros((1, 8, 8, 3), jnp.float64)
+        out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
+        assert {leaf.dtype for leaf in jax.tree.leaves((out, variables))} == {jnp.dtype(jnp.float64)}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_initial_weights(name):
+    net = networks.create(name, 100)
+    variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    convolutions = [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4]
+    for kernel in convolutions:
+        height, width, _, out = kernel.shape
+        expected = math.sqrt(2 / (height * width * out))
+        assert abs(np.std(kernel) / expected - 1) < 5 / math.sqrt(2 * kernel.size)
+    head = variables["params"]["classifier"]
+    assert np.all(head["bias"] == 0)
+    if name == "vgg8":
+        assert abs(np.std(head["kernel"]) / 0.01 - 1) < 0.05
+    else:
+        bound = 1 / math.sqrt(head["kernel"].shape[0])
+        assert 0.95 * bound < np.abs(head["kernel"]).max() <= bound
+
+
+def test_parse_pair():
+    assert networks.parse_pair("wrn_40_2-wrn_16_2") == ("wrn_40_2", "wrn_16_2")
+    assert networks.parse_pair("vgg13-resnet8") == ("vgg13", "resnet8")
+    assert len(set(networks.PAIRS)) == 9
+    for word in networks.PAIRS:
+        assert "-".join(networks.parse_pair(word)) == word
+
+
+@pytest.mark.parametrize("name", ["resnet17", "ResNet18", "", "wrn", "wrn_40", "wrn_16_0", "wrn_016_2", "vgg11 "])
+def test_unknown_name_lists_the_known(name):
+    with pytest.raises(UserError, match="Unknown network") as error:
+        networks.create(name, 10)
+    assert all(known in str(error.value) for known in ("resnet152", "resnet8", "vgg19", "wrn_<depth>_<widen>"))
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("wrn_41_2", "wrn_40_2"), ("wrn_4_1", "wrn_10_1")])
+def test_impossible_wrn_depth_names_the_nearest(name, nearest):
+    with pytest.raises(UserError, match=nearest):
+        networks.create(name, 10)
+
+
+def test_unknown_stem():
+    with pytest.raises(UserError, match="cifar, downsample"):
+        networks.create("resnet18", 10, stem="imagenet")
+
+
+@pytest.mark.parametrize("word", ["resnet18", "vgg13-vgg8-vgg8", "", "vgg13_vgg8"])
+def test_word_that_is_no_pair(word):
+    with pytest.raises(UserError, match="resnet34-resnet18"):
+        networks.parse_pair(word)
+
+
+def test_pair_of_an_unknown_network():
+    with pytest.raises(UserError, match="Unknown network .vgg7"):
+        networks.parse_pair("vgg13-vgg7")
