@@ -60,6 +60,10 @@ class Checkpoints:
                 "delete that folder to train this stage again"
             ) from error
 
+    def restore_as_saved(self) -> Any:
+        """The newest state as nested dictionaries of NumPy arrays, whatever its shapes."""
+        return self._manager.restore(self.newest(), args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
+
     def facts(self) -> dict[str, Any]:
         """The JSON facts saved with the newest state."""
         return self._manager.restore(self.newest(), args=ocp.args.Composite(facts=ocp.args.JsonRestore())).facts

@@ -74,13 +74,19 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     if config.student.kind is None:
         config.student.kind = method.student
     _choice("student.kind", config.student.kind, ("graph", "cnn"))
-    for field, value in method.hyper.items():
-        if config.distill[field] is None:
-            config.distill[field] = value
-    # What this method does not use is not part of its config, so that it cannot change its fingerprint.
+    hyper = distillers.hyperparameters(config.method, config.teacher.network, config.student.network, config.data.name)
+    if method.distiller == "kd":
+        hyper["tau_squared"] = True
     for field in list(config.distill):
         if config.distill[field] is None:
-            del config.distill[field]
+            # What this method does not use is not part of its config, so that it cannot change its fingerprint.
+            if field in hyper:
+                config.distill[field] = hyper[field]
+            else:
+                del config.distill[field]
+        elif field not in hyper:
+            used = ", ".join(sorted(hyper)) or "no field of distill"
+            raise UserError(f"distill.{field} is set, but the method {config.method} uses {used}: leave it out")
     for role in ("teacher", "student"):
         _resolve_train(f"{role}.train", config[role].train)
         networks.create(config[role].network, 2, stem=config[role].stem)

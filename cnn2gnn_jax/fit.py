@@ -71,12 +71,12 @@ def fit_on_disk(
         folder = checkpoints / stage.stage.name
         with Checkpoints(folder / "last") as newest:
             start = newest.newest() or 0
-            like = jax.eval_shape(functools.partial(fresh, stage))
+            first = functools.partial(fresh, stage)
             if start:
                 say(f"{stage_name}: going on after step {start} of {stage.total_steps}")
-                state = newest.restore(like)
+                state = newest.restore(jax.eval_shape(first))
             else:
-                before, state = state, fresh(stage)
+                before, state = state, jax.jit(first)()
                 if before is not None:
                     state = state.replace(params=before.params, stats=before.stats, memory=before.memory)
             with Recorder(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from cnn2gnn_jax import graph, networks
 from cnn2gnn_jax.networks.conv import Conv
+from cnn2gnn_jax.networks.layers import max_pool
 from cnn2gnn_jax.networks.norm import BatchNorm
 from cnn2gnn_jax.parallel import all_gather, local_rows
 
@@ -65,15 +66,6 @@ class Flatten(nn.Module):
         return inputs.reshape(inputs.shape[0], -1).astype(jnp.promote_types(inputs.dtype, jnp.float32))
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max-pool at stride 2, (B, H, W, C) -> (B, H // 2, W // 2, C).
-
-    By reshaping: on the CPU its gradient runs 5 to 10 times as fast as that of XLA's windowed maximum.
-    """
-    b, h, w, c = x.shape
-    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
-
-
 class Stem(nn.Module):
     """The backbone `stem`: 3x3 convolutions with BatchNorm, ReLU and 2x2 max-pool, flattened to (B, F)."""
 
@@ -87,8 +79,7 @@ class Stem(nn.Module):
         for width in self.widths:
             x = Conv(width, 3, padding=1, dtype=self.dtype)(x)
             x = nn.relu(BatchNorm(axis_name=self.axis_name)(x, train=train, mask=mask))
-            if min(x.shape[1:3]) >= 2:
-                x = max_pool(x)
+            x = max_pool(x)
         return Flatten()(x)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _SMALLEST_NORM = 1e-6
+_ROUNDING = 32  # of squared distances, in units of the last place; under 7 were seen
 
 
 def _at_least_f32(x: jax.Array) -> jax.Array:
@@ -47,8 +48,8 @@ def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None
     Raises:
       ValueError: s + 1 > C or s < 1.
 
-    >>> sparse_neighbors(jnp.array([[0.0, 1.0, 2.0, 5.0]]), 2)
-    Array([[0.6666667, 0.33333334, 0.       , 0.       ]], dtype=float32)
+    >>> sparse_neighbors(jnp.array([[0.0, 2.0, 3.0, 5.0]]), 2).round(2).tolist()
+    [[0.75, 0.25, 0.0, 0.0]]
     """
     check_sparsity(sparsity, distances.shape[-1])
     d = _at_least_f32(distances)
@@ -64,9 +65,13 @@ def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None
         threshold = jnp.max(jnp.where(found, smallest, -jnp.inf), axis=-1, keepdims=True)
         threshold = jnp.where(found[..., :1], threshold, 0)
         d = jnp.where(takes_part, d, 0)
-    slack = jnp.where(takes_part, jnp.maximum(threshold - d, 0), 0)
+    # Selected, not `maximum`: its gradient asks whether d is equal to what may have been computed anew, rounded otherwise.
+    slack = jnp.where(takes_part & (d < threshold), threshold - d, 0)
+    # The weights do not see a row's scale, but their gradient would divide by the square of its sum, which underflows.
+    largest = lax.stop_gradient(jnp.max(slack, axis=-1, keepdims=True))
+    tied = largest == 0
+    slack = slack / jnp.where(tied, 1, largest)
     total = jnp.sum(slack, axis=-1, keepdims=True)
-    tied = total == 0
     nearest = jnp.where(takes_part & (d == threshold), 1.0, 0.0).astype(d.dtype)
     share = nearest / jnp.maximum(jnp.sum(nearest, axis=-1, keepdims=True), 1)
     return jnp.where(tied, share, slack / jnp.where(tied, 1, total))
@@ -106,13 +111,18 @@ def normalize(adjacency: jax.Array, self_loops: bool = True, mask: jax.Array | N
 
 
 def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Squared Euclidean distances, (..., B, C), between features (..., B, F) and (..., C, F)."""
+    """Squared Euclidean distances, (..., B, C), between features (..., B, F) and (..., C, F).
+
+    0 where two rows cannot be told apart at this precision: what is left of equal rows is rounding, not distance.
+    """
     x, y = _at_least_f32(x), _at_least_f32(y)
     # About the common mean, so that the differences of large numbers lose less.
     centre = jnp.mean(y, axis=-2, keepdims=True)
     x, y = x - centre, y - centre
-    inner = jnp.einsum("...bf,...cf->...bc", x, y)
-    return jnp.maximum(jnp.sum(x**2, -1)[..., :, None] + jnp.sum(y**2, -1)[..., None, :] - 2 * inner, 0)
+    inner = jnp.einsum("...bf,...cf->...bc", x, y, precision=lax.Precision.HIGHEST)
+    norms = jnp.sum(x**2, -1)[..., :, None] + jnp.sum(y**2, -1)[..., None, :]
+    d2 = norms - 2 * inner
+    return jnp.where(d2 > _ROUNDING * jnp.finfo(d2.dtype).eps * norms, d2, 0)
 
 
 def inner_product_adjacency(features: jax.Array, threshold: float = 0.0) -> jax.Array:
@@ -127,8 +137,8 @@ def inner_product_adjacency(features: jax.Array, threshold: float = 0.0) -> jax.
     """
     x = _at_least_f32(features)
     square = jnp.sum(x**2, axis=-1, keepdims=True)
-    x = x * lax.rsqrt(jnp.maximum(square, _SMALLEST_NORM**2))
-    a = jnp.einsum("...bf,...cf->...bc", x, x)
+    x = x * lax.rsqrt(jnp.where(square > _SMALLEST_NORM**2, square, _SMALLEST_NORM**2))
+    a = jnp.einsum("...bf,...cf->...bc", x, x, precision=lax.Precision.HIGHEST)
     return jnp.where(a > max(threshold, 0.0), a, 0)
 
 

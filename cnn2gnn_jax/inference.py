@@ -130,11 +130,11 @@ def batch_by_batch(
         logits = _apply(module, variables, "propagate", nodes, None).logits
         return Prediction(logits, jnp.eye(nodes.shape[0]), nearest)
     if module.graph in SPARSE_GRAPHS:
-        nearest = jnp.argmin(_distances(module, variables, nodes, anchors), axis=-1)
-        similar = jax.tree.map(lambda leaf: leaf[nearest], anchors)
-        rows = similar.nodes if reading == "similar" else nodes
-        d = _distances(module, variables, rows, similar)
-        adjacency = graph.symmetrize(graph.sparse_neighbors(d, module.sparsity, mask))
+        to_anchors = _distances(module, variables, nodes, anchors)
+        nearest = jnp.argmin(to_anchors, axis=-1)
+        # Columns are picked out of distances to all anchors, so that images which share an anchor tie to the bit.
+        d = _distances(module, variables, anchors.nodes[nearest], anchors) if reading == "similar" else to_anchors
+        adjacency = graph.symmetrize(graph.sparse_neighbors(d[:, nearest], module.sparsity, mask))
     else:
         adjacency = _apply(module, variables, "adjacency", nodes, None)
     factor = graph.normalize(adjacency, module.self_loops, mask)

@@ -37,14 +37,28 @@ def run() -> None:
     """The program: a user's mistake ends in one line and exit code 2."""
     jax.config.config_with_absl()
     try:
-        # Flags are parsed inside, so that a wrong one is one line too.
-        arguments = flags.FLAGS(sys.argv, known_only=False)
-        app.run(main, argv=arguments, flags_parser=lambda parsed: parsed)
-    except (UserError, flags.Error, FileNotFoundError, AttributeError, TypeError, ValueError) as error:
-        if not isinstance(error, UserError | flags.Error):
-            raise
+        app.run(main, argv=_parse(sys.argv), flags_parser=lambda arguments: arguments)
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """The arguments that are no flags.
+
+    Raises:
+      UserError: a flag, config file or field is wrong.
+    """
+    try:
+        arguments = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            _CONFIG.value.to_dict()  # a file that could not be loaded says so when it is used
+        return arguments
+    except UserError:
+        raise
+    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"{text} (fields and their types are in configs/base.py)") from error
 
 
 if __name__ == "__main__":

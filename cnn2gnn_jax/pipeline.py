@@ -9,6 +9,7 @@ import pathlib
 import time
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -53,6 +54,8 @@ def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = ST
         raise UserError(f"stage {stage!r} is unknown: choose one of {', '.join(STAGES)}")
     complete = configs.resolve(config)
     cache = pathlib.Path(complete.cache_dir).expanduser()
+    if complete.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(cache / "compilation"))
     dataset = data.load(complete.data, cache)
     configs.check_data(complete, dataset)
     fingerprint = configs.student_fingerprint(complete, dataset.fingerprint)

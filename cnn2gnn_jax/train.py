@@ -16,6 +16,7 @@ from jax import lax
 from cnn2gnn_jax import distillers, gnn, graph, head_table, networks
 from cnn2gnn_jax.data import augment, batches
 from cnn2gnn_jax.distillers import Distiller, Stage
+from cnn2gnn_jax.distillers.base import everything
 from cnn2gnn_jax.head_table import HeadTable, Sgd
 from cnn2gnn_jax.parallel import all_gather, psum
 
@@ -114,8 +115,17 @@ def optimizer(task: Task) -> optax.GradientTransformation:
     """SGD with momentum and L2 weight decay on every parameter (as the recipes have it), or AdamW."""
     recipe, rate = task.recipe, learning_rate(task)
     if recipe.optimizer == "adamw":
-        return optax.adamw(rate, weight_decay=recipe.weight_decay)
-    return optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.sgd(rate, recipe.momentum))
+        tx = optax.adamw(rate, weight_decay=recipe.weight_decay)
+    else:
+        tx = optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.sgd(rate, recipe.momentum))
+    if task.stage.trains is everything:
+        return tx
+    return optax.multi_transform({True: tx, False: optax.set_to_zero()}, functools.partial(_trained, task))
+
+
+def _trained(task: Task, params: Any) -> Any:
+    """For each parameter, whether the stage trains it."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: task.stage.trains(tuple(key.key for key in path)), params)
 
 
 def updates_rows(task: Task) -> bool:
@@ -138,12 +148,25 @@ def apply_student(
     return outputs, adjacency, changed.get("batch_stats", {})
 
 
-def prepare(task: Task, images: jax.Array, rng: jax.Array, index: jax.Array) -> jax.Array:
-    """Network inputs of raw uint8 images, augmented if the recipe says so; stored features pass through."""
+def _image_keys(rng: jax.Array, index: jax.Array) -> jax.Array:
+    """A key of each image's own, so that a batch is augmented alike however it is spread over devices."""
+    return jax.vmap(functools.partial(jax.random.fold_in, rng))(index)
+
+
+def prepare(
+    task: Task,
+    images: jax.Array,
+    rng: jax.Array,
+    index: jax.Array,
+    view: Callable[[jax.Array], jax.Array] = lambda images: images,
+) -> jax.Array:
+    """Network inputs of raw uint8 images: cropped and flipped if the recipe says so, seen through `view`, normalised.
+
+    Stored features pass through.
+    """
     if task.mean and task.recipe.augment:
-        # A key of the image's own, so that a batch is augmented alike however it is spread over devices.
-        images = augment.crop_and_flip(jax.vmap(functools.partial(jax.random.fold_in, rng))(index), images)
-    return prepare_plain(task, images)
+        images = augment.crop_and_flip(_image_keys(rng, index), images)
+    return prepare_plain(task, view(images))
 
 
 def prepare_plain(task: Task, images: jax.Array) -> jax.Array:
@@ -188,16 +211,17 @@ def make_step(task: Task) -> Callable[[TrainState, Batch, Any], tuple[TrainState
     def step(state: TrainState, batch: Batch, teacher_variables: Any) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(task.seed), 1), state.step)
         epoch, mask, rate = state.step // task.steps_per_epoch, batch["mask"], rate_at(state.step)
-        inputs = prepare(task, batch["input"], rng, batch["index"])
+        inputs, seen = _views(task, batch, rng)
         teacher = _teacher_outputs(task, batch, inputs, teacher_variables)
         index = all_gather(batch["index"], axis)
+        trains_student = any(jax.tree.leaves(_trained(task, {"student": state.params["student"]})))
         gathered = None
         if state.table is not None:
             gathered = head_table.gather(state.table, index, state.step, rate, _sgd(task))
 
         def objective(params, values):
             rows = jax.tree.map(lambda leaf: leaf[index], params["table"]) if "table" in params else values
-            outputs, adjacency, stats = apply_student(task, params["student"], state.stats, rows, inputs, mask)
+            outputs, adjacency, stats = apply_student(task, params["student"], state.stats, rows, inputs, seen)
             loss, memory, metrics = task.stage.loss(
                 params["distiller"], state.memory, outputs, teacher, batch, epoch, rng
             )
@@ -214,17 +238,31 @@ def make_step(task: Task) -> Callable[[TrainState, Batch, Any], tuple[TrainState
             everyone = all_gather(mask, axis)
             table = head_table.update(table, index, gathered, row_gradients, rate, _sgd(task), everyone)
         count = jnp.maximum(psum(jnp.sum(mask), axis), 1)
-        correct = jnp.sum((jnp.argmax(logits, -1) == batch["label"]) & mask) / count
+        correct = jnp.sum((jnp.argmax(logits[: len(mask)], -1) == batch["label"]) & mask) / count
         metrics = psum({"loss": loss, "accuracy": 100 * correct, **metrics}, axis)
         if adjacency is not None:
             looped = graph.add_self_loops(adjacency) if task.module.self_loops else adjacency  # type: ignore[attr-defined]
             labels, real = all_gather(batch["label"], axis), all_gather(mask, axis)
             found = graph.diagnostics(looped, jnp.arange(len(labels)), labels, labels, real, real)
             metrics |= {name: found[name] for name in ("self_weight", "label_agreement")}
+        if not trains_student:
+            stats = state.stats
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, stats, opt_state, table, memory), metrics
 
     return step
+
+
+def _views(task: Task, batch: Batch, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The network inputs of a batch and their mask: (b, ...), or (2b, ...) for a method with a second view."""
+    images, index, mask = batch["input"], batch["index"], batch["mask"]
+    plain = prepare(task, images, rng, index)
+    if task.distiller.second_view is None:
+        return plain, mask
+    crop_rng, view_rng = jax.random.split(jax.random.fold_in(rng, 1))
+    view = functools.partial(task.distiller.second_view, _image_keys(view_rng, index))
+    second = prepare(task, images, crop_rng, index, view)
+    return jnp.concatenate([plain, second]), jnp.concatenate([mask, mask])
 
 
 def teacher_shapes(task: Task, data: Mapping[str, Any]) -> networks.Outputs | None:

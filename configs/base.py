@@ -37,6 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # of the first student: initialisation, order, augmentation
     config.seeds = 1  # students with seeds seed, seed + 1, ...
     config.cache_dir = "~/.cache/cnn2gnn_jax"  # decoded data sets, teachers and their logits
+    config.compilation_cache = True  # keep compiled programs in cache_dir, so that a second run starts sooner
     config.compute_dtype = "float32"  # of convolutions: float32 | bfloat16
 
     data = config.data = ml_collections.ConfigDict()
@@ -70,10 +71,22 @@ def get_config() -> ml_collections.ConfigDict:
     student.train = _train()
 
     distill = config.distill = ml_collections.ConfigDict()
-    distill.temperature = config_dict.placeholder(float)  # tau
     distill.ce_weight = config_dict.placeholder(float)  # of the cross-entropy
-    distill.kd_weight = config_dict.placeholder(float)  # of Eq. 7: alpha
-    distill.tau_squared = True  # multiply Eq. 7 by tau^2
+    distill.kd_weight = config_dict.placeholder(float)  # cnn2gnn, kd: of Eq. 7 (alpha)
+    distill.weight = config_dict.placeholder(float)  # the others: of the method's own loss
+    distill.temperature = config_dict.placeholder(float)  # tau
+    distill.tau_squared = config_dict.placeholder(bool)  # cnn2gnn, kd: multiply Eq. 7 by tau^2
+    distill.distance_weight = config_dict.placeholder(float)  # rkd
+    distill.angle_weight = config_dict.placeholder(float)  # rkd
+    distill.beta = config_dict.placeholder(float)  # dkd: of the classes that are not the target
+    distill.warmup = config_dict.placeholder(int)  # dkd: epochs over which its loss sets in
+    distill.negatives = config_dict.placeholder(int)  # crd: for each image
+    distill.momentum = config_dict.placeholder(float)  # crd: of its banks
+    distill.feature_dim = config_dict.placeholder(int)  # crd: of its embeddings
+    distill.policy = config_dict.placeholder(str)  # ccd: cifar100 | cifar10, the operations of the strong view
+    distill.probability = config_dict.placeholder(float)  # ccd: of each operation
+    distill.pretrain_epochs = config_dict.placeholder(int)  # ab, ft: of the first stage
+    distill.pretrain_learning_rate = config_dict.placeholder(float)  # ab, ft: of the first stage
 
     evaluate = config.evaluate = ml_collections.ConfigDict()
     evaluate.batch_size = 100  # test images in a graph of Mechanism 2
@@ -111,3 +124,12 @@ def with_word(config: ml_collections.ConfigDict, word: str, **sizes) -> ml_colle
                 f"{word!r} after the colon is neither a size ({', '.join(sizes)}) nor a pair: {error}"
             ) from None
     return config
+
+
+def smoke(config: ml_collections.ConfigDict) -> None:
+    """A size that 2 CPU cores finish in minutes: 100 images of each class, small networks, few epochs."""
+    config.name += "-smoke"
+    config.data.limit = 100
+    config.teacher.network = config.student.network = "resnet8"
+    config.teacher.train.epochs, config.student.train.epochs = 8, 6
+    config.teacher.train.learning_rate = 0.05

@@ -16,4 +16,11 @@ def get_config(word=""):
     config.teacher.train.learning_rate = 0.05
     config.student.train.epochs = 60
     config.student.stem_widths = (32, 64)
-    return base.with_word(config, word)
+    return base.with_word(config, word, smoke=_smoke)
+
+
+def _smoke(config):
+    """Seconds: enough to see that everything runs."""
+    config.name += "-smoke"
+    config.teacher.network = "resnet8"
+    config.teacher.train.epochs = config.student.train.epochs = 3

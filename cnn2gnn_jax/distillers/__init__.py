@@ -1,26 +1,58 @@
 """What a student learns from: labels alone, or a teacher by one of the distillation methods.
 
-A method is one short module with `create(hyper, axis_name) -> Distiller` and a line in `_REGISTRY`.
+A method is one short module with `create(hyper, axis_name) -> Distiller`, a line in `_REGISTRY` and a row in `METHODS`.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from cnn2gnn_jax.distillers import kd, none
-from cnn2gnn_jax.distillers.base import Distiller, Stage
+from cnn2gnn_jax.distillers import (
+    ab,
+    at,
+    ccd,
+    crd,
+    dkd,
+    fitnets,
+    ft,
+    kd,
+    none,
+    pkt,
+    rkd,
+    sp,
+    strong_view,
+    vid,
+)
+from cnn2gnn_jax.distillers.base import Distiller, Setting, Stage
 from cnn2gnn_jax.errors import UserError
 
-__all__ = ["METHODS", "Distiller", "Method", "Stage", "create"]
+__all__ = ["METHODS", "Distiller", "Method", "Setting", "Stage", "create", "hyperparameters"]
 
-_REGISTRY: dict[str, Callable[[Mapping[str, Any], str | None], Distiller]] = {"none": none.create, "kd": kd.create}
+_REGISTRY: dict[str, Callable[[Mapping[str, Any], str | None], Distiller]] = {
+    "none": none.create,
+    "kd": kd.create,
+    "fitnets": fitnets.create,
+    "at": at.create,
+    "sp": sp.create,
+    "vid": vid.create,
+    "rkd": rkd.create,
+    "pkt": pkt.create,
+    "ab": ab.create,
+    "ft": ft.create,
+    "crd": crd.create,
+    "ccd": ccd.create,
+    "dkd": dkd.create,
+}
 
 
 class Method(NamedTuple):
-    """A row of the paper's tables: the kind of student, the distiller, and the values of its hyperparameters."""
+    """A row of the paper's tables: the kind of student, the distiller, and the values of its hyperparameters.
+
+    A value that depends on the pair or the data is a function of the `Setting`; see `hyperparameters`.
+    """
 
     student: str  # 'graph' or 'cnn'
     distiller: str
-    hyper: Mapping[str, float]
+    hyper: Mapping[str, Any]
 
 
 METHODS: dict[str, Method] = {
@@ -29,11 +61,65 @@ METHODS: dict[str, Method] = {
     "ce": Method("cnn", "none", {}),
     "kd": Method("cnn", "kd", {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9}),
     "kd_tau48": Method("cnn", "kd", {"temperature": 48.0, "ce_weight": 1.0, "kd_weight": 1.0}),
+    "fitnets": Method("cnn", "fitnets", {"ce_weight": 1.0, "weight": 100.0}),
+    "at": Method("cnn", "at", {"ce_weight": 1.0, "weight": 1000.0}),
+    "sp": Method("cnn", "sp", {"ce_weight": 1.0, "weight": 3000.0}),
+    "vid": Method("cnn", "vid", {"ce_weight": 1.0, "weight": 1.0}),
+    "rkd": Method("cnn", "rkd", {"ce_weight": 1.0, "weight": 1.0, "distance_weight": 25.0, "angle_weight": 50.0}),
+    "pkt": Method("cnn", "pkt", {"ce_weight": 1.0, "weight": 30000.0}),
+    "ab": Method("cnn", "ab", {"pretrain_epochs": 30, "pretrain_learning_rate": 0.05}),
+    "ft": Method(
+        "cnn",
+        "ft",
+        {
+            "ce_weight": 1.0,
+            "weight": 200.0,
+            "pretrain_epochs": 30,
+            "pretrain_learning_rate": ft.published_pretrain_learning_rate,
+        },
+    ),
+    "crd": Method(
+        "cnn",
+        "crd",
+        {
+            "ce_weight": 1.0,
+            "weight": 0.8,
+            "negatives": 16384,
+            "temperature": 0.07,
+            "momentum": 0.5,
+            "feature_dim": 128,
+        },
+    ),
+    "ccd": Method(
+        "cnn",
+        "ccd",
+        {
+            "ce_weight": 1.0,
+            "weight": 1.0,
+            "temperature": 4.0,
+            "policy": strong_view.published_policy,
+            "probability": strong_view.published_probability,
+        },
+    ),
+    "dkd": Method(
+        "cnn",
+        "dkd",
+        {"ce_weight": 1.0, "weight": 1.0, "temperature": 4.0, "beta": dkd.published_beta, "warmup": 20},
+    ),
 }
+
+
+def hyperparameters(method: str, teacher_network: str, student_network: str, data: str = "cifar100") -> dict[str, Any]:
+    """The published hyperparameters of `METHODS[method]` for a pair of networks and a data set, all by their names."""
+    setting = Setting(teacher_network, student_network, data)
+    return {name: value(setting) if callable(value) else value for name, value in METHODS[method].hyper.items()}
 
 
 def create(name: str, hyper: Mapping[str, Any], axis_name: str | None = None) -> Distiller:
     """The distiller `name` with its hyperparameters; its losses are those of the global batch over `axis_name`.
+
+    `hyper` holds those of the method's row in `METHODS`. To them the pipeline adds, for crd, `training_labels`: the
+    classes of all training images, (N,) integers by training index.
 
     Raises:
       UserError: unknown name.

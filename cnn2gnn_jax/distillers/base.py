@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cnn2gnn_jax import networks
+from cnn2gnn_jax import losses, networks
 
 # (params, memory, student, teacher, batch, epoch, rng) -> (loss, memory, metrics)
 Loss = Callable[
@@ -64,3 +64,24 @@ def nothing(rng: jax.Array, student: networks.Outputs, teacher: networks.Outputs
     """The `init` of a method without parameters or memory."""
     del rng, student, teacher
     return {}, {}
+
+
+class Setting(NamedTuple):
+    """What some published hyperparameters depend on: the names of both networks and of the data set."""
+
+    teacher: str
+    student: str
+    data: str
+
+
+def cross_entropy(student: networks.Outputs, batch: Mapping[str, jax.Array], axis_name: str | None) -> jax.Array:
+    """This device's share of the batch's mean cross-entropy."""
+    return losses.batch_mean(losses.cross_entropy(student.logits, batch["label"]), batch["mask"], axis_name)
+
+
+def weighted(
+    hyper: Mapping[str, Any], labels: jax.Array, distillation: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`ce_weight` * the cross-entropy `labels` + `weight` * `distillation`, and both as metrics."""
+    metrics = {"cross_entropy": labels, "distillation": distillation}
+    return hyper["ce_weight"] * labels + hyper["weight"] * distillation, metrics

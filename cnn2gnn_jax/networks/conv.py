@@ -6,11 +6,11 @@ XLA's own are used.
 """
 
 import functools
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.typing import Initializer
 from jax import lax
 from jax.typing import DTypeLike
 
@@ -75,14 +75,16 @@ class Conv(nn.Module):
     stride: int = 1
     padding: int = 0
     use_bias: bool = False
-    kernel_init: Callable = nn.initializers.he_normal()
     dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = nn.initializers.he_normal()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, I) to (B, H', W', O), in `dtype`."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+            y += self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(self.dtype)
         return y

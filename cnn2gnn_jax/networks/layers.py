@@ -6,8 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Initializer
+from jax import lax
 from jax.typing import DTypeLike
 
+from cnn2gnn_jax.networks.conv import Conv
 from cnn2gnn_jax.networks.norm import at_least_float32
 
 STEMS = ("cifar", "downsample")
@@ -34,15 +36,13 @@ class Outputs(NamedTuple):
     pooled: jax.Array
 
 
-def conv(
-    channels: int, kernel: int, stride: int = 1, *, dtype: DTypeLike, name: str, use_bias: bool = False
-) -> nn.Conv:
+def conv(channels: int, kernel: int, stride: int = 1, *, dtype: DTypeLike, name: str, use_bias: bool = False) -> Conv:
     """A square convolution padded by kernel // 2 on every side, as in PyTorch; 'SAME' pads otherwise at stride 2."""
-    return nn.Conv(
+    return Conv(
         channels,
-        (kernel, kernel),
-        (stride, stride),
-        padding=((kernel // 2, kernel // 2),) * 2,
+        kernel,
+        stride,
+        padding=kernel // 2,
         use_bias=use_bias,
         dtype=dtype,
         param_dtype=at_least_float32(dtype),
@@ -51,10 +51,25 @@ def conv(
     )
 
 
-def stem_conv(channels: int, stem: str, *, dtype: DTypeLike, name: str, use_bias: bool = False) -> nn.Conv:
+def stem_conv(channels: int, stem: str, *, dtype: DTypeLike, name: str, use_bias: bool = False) -> Conv:
     """The first convolution: 3x3 at stride 1 for 'cifar', 7x7 at stride 2 for 'downsample'."""
     kernel, stride = {"cifar": (3, 1), "downsample": (7, 2)}[stem]
     return conv(channels, kernel, stride, dtype=dtype, name=name, use_bias=use_bias)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """2x2 max-pool at stride 2, (B, H, W, C) -> (B, H // 2, W // 2, C); a side of 1 pixel stays.
+
+    By comparing slices: on the CPU its gradient runs about 5 times as fast as that of XLA's windowed maximum. The
+    gradient of `jnp.max` would not do: it looks for values equal to the maximum, and XLA may compute both anew, with
+    different rounding, so that none is equal and the gradient is lost.
+    """
+    for axis in (1, 2):
+        end = x.shape[axis] // 2 * 2
+        if end:
+            even, odd = (lax.slice_in_dim(x, start, end, 2, axis) for start in (0, 1))
+            x = jnp.where(even >= odd, even, odd)
+    return x
 
 
 def stem_pool(x: jax.Array, stem: str) -> jax.Array:

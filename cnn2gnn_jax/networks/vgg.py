@@ -11,12 +11,6 @@ from cnn2gnn_jax.networks.norm import BatchNorm, at_least_float32
 WIDTHS = (64, 128, 256, 512, 512)
 
 
-def _halve(x: jax.Array) -> jax.Array:
-    """2x2 max-pool; a side of one pixel stays."""
-    window = (min(2, x.shape[1]), min(2, x.shape[2]))
-    return nn.max_pool(x, window, window)
-
-
 class VGG(nn.Module):
     """VGG of five blocks of 3x3 convolutions.
 
@@ -54,7 +48,7 @@ class VGG(nn.Module):
             preactivations.append(before)
             features.append(x)
             if block < 3 or (block == 3 and min(features[0].shape[1:3]) >= 64):
-                x = _halve(x)
+                x = layers.max_pool(x)
         pooled = layers.global_average_pool(x)
         logits = layers.classifier(self.num_classes, nn.initializers.normal(0.01), self.dtype)(pooled)
         return layers.Outputs(logits, tuple(features), tuple(preactivations), pooled)

@@ -27,7 +27,9 @@ SIZES = {
     "wrn_40_1": (569_780, 83.3),
 }
 NARROW = {"resnet8": 83_892, "resnet20": 278_324, "resnet32": 472_756}
-SMALL = ("resnet8", "vgg8", "wrn_16_2")  # one of each family
+SMALL = ("resnet8", "vgg8", "wrn_10_2")  # one of each family
+
+KEY = jax.random.key(0, impl="rbg")  # its draws compile several times as fast as the default's
 
 
 @cache
@@ -35,8 +37,8 @@ def shapes(name, size, channels=3, batch=2, stem="cifar"):
     """Shapes of the variables and of the outputs."""
     net = networks.create(name, 100, stem=stem)
     images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.float32)
-    variables = jax.eval_shape(net.init, jax.random.key(0), images)
-    return variables, jax.eval_shape(net.apply, variables, images)
+    out, variables = jax.eval_shape(net.init_with_output, KEY, images)
+    return variables, out
 
 
 def sub_jaxprs(eqn):
@@ -51,7 +53,11 @@ def multiply_adds(jaxpr):
     """Multiply-adds of the convolutions and matrix products of a jaxpr without loops."""
     count = 0
     for eqn in jaxpr.eqns:
-        count += sum(multiply_adds(sub) for sub in sub_jaxprs(eqn))
+        inside = [multiply_adds(sub) for sub in sub_jaxprs(eqn)]
+        if eqn.primitive.name == "cond":  # one branch for each platform
+            assert len(set(inside)) == 1
+            inside = inside[:1]
+        count += sum(inside)
         if eqn.primitive.name == "conv_general_dilated":
             kernel = eqn.invars[1].aval.shape
             out_channels = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
@@ -131,24 +137,29 @@ def test_downsample_stem_of_resnet152_costs_about_two_billion():
     assert 1.5e9 < multiply_adds(jaxpr.jaxpr) < 2.5e9
 
 
-@pytest.mark.parametrize("name", [*SIZES, *NARROW])
+@pytest.mark.parametrize("name", ["resnet8", "resnet50", "vgg13", "wrn_16_2"])
 @pytest.mark.parametrize("size", [(8, 8), (1, 1), (5, 9)])
 def test_any_size_and_one_channel(name, size):
     net = networks.create(name, 10)
     images = jax.ShapeDtypeStruct((2, *size, 1), jnp.float32)
-    out, _ = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
+    out, _ = jax.eval_shape(net.init_with_output, KEY, images)
     assert out.logits.shape == (2, 10)
     assert all(math.prod(f.shape) > 0 for f in out.features)
 
 
-@pytest.mark.parametrize("stem", ["cifar", "downsample"])
-@pytest.mark.parametrize("name", [*SMALL, "resnet50"])
-def test_digits_train(name, stem):
-    net = networks.create(name, 10, stem=stem)
-    if name == "resnet50":
-        net = net.clone(depths=(1, 1, 1, 1))  # the bottleneck, without the long compilation
-    images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
-    variables = jax.jit(net.init)(jax.random.key(1), images)
+@pytest.mark.parametrize(
+    ("name", "stem", "fields"),
+    [
+        ("resnet8", "downsample", {}),
+        ("resnet50", "cifar", {"depths": (1, 1), "widths": (8, 16)}),  # the bottleneck, quick to compile
+        ("vgg8", "cifar", {}),
+        ("wrn_10_1", "cifar", {}),
+    ],
+)
+def test_digits_train(name, stem, fields):
+    net = networks.create(name, 10, stem=stem).clone(**fields)
+    images = jax.random.uniform(KEY, (4, 8, 8, 1))
+    variables = jax.jit(net.init)(KEY, images)
 
     @jax.jit
     @jax.grad
@@ -161,44 +172,38 @@ def test_digits_train(name, stem):
     assert any(np.any(leaf != 0) for leaf in leaves)
 
 
-@pytest.fixture(scope="module")
-def trained_a_little():
-    """Of each family: network, images, variables whose scales, biases and running statistics are not the initial."""
-
-    @cache
-    def make(name):
-        net = networks.create(name, 10)
-        images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
-        variables = jax.jit(net.init)(jax.random.key(1), images)
-        leaves, tree = jax.tree.flatten(variables)
-        keys = jax.random.split(jax.random.key(2), len(leaves))
-        moved = [
-            leaf + 0.1 * jax.random.uniform(key, leaf.shape) if leaf.ndim == 1 else leaf
-            for leaf, key in zip(leaves, keys, strict=True)
-        ]
-        return net, images, jax.tree.unflatten(tree, moved)
-
-    return make
+@cache
+def worked_example(name):
+    """Network, images, variables whose scales, biases and statistics are not the initial, and their outputs."""
+    net = networks.create(name, 10)
+    images = jax.random.normal(KEY, (4, 16, 16, 3))
+    variables = jax.jit(net.init)(KEY, images)
+    leaves, tree = jax.tree.flatten(variables)
+    rng = np.random.default_rng(0)
+    moved = [leaf + rng.uniform(0, 0.1, leaf.shape).astype(np.float32) if leaf.ndim == 1 else leaf for leaf in leaves]
+    variables = jax.tree.unflatten(tree, moved)
+    evaluate = jax.jit(net.apply)
+    step = jax.jit(partial(net.apply, train=True, mutable=["batch_stats"]))
+    return net, images, variables, evaluate, evaluate(variables, images), *step(variables, images)
 
 
-@pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("name", SMALL)
-def test_preactivations_are_what_relu_reads(trained_a_little, name, train):
-    net, images, variables = trained_a_little(name)
-    out, _ = jax.jit(partial(net.apply, train=train, mutable=["batch_stats"]))(variables, images)
-    if name.startswith("wrn"):  # features are raw; the final BN's output is pooled after its ReLU
-        np.testing.assert_allclose(out.pooled, np.maximum(out.preactivations[-1], 0).mean((1, 2)), atol=1e-5)
-    else:
-        for feature, before in zip(out.features, out.preactivations, strict=True):
-            np.testing.assert_allclose(feature, np.maximum(before, 0), atol=1e-6)
-        np.testing.assert_allclose(out.pooled, np.mean(out.features[-1], (1, 2)), atol=1e-5)
-    head = variables["params"]["classifier"]
-    np.testing.assert_allclose(out.logits, out.pooled @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-4)
+def test_preactivations_are_what_relu_reads(name):
+    _, _, variables, _, evaluated, trained, _ = worked_example(name)
+    for out in (evaluated, trained):
+        if name.startswith("wrn"):  # features are raw; the final BN's output is pooled after its ReLU
+            last = np.maximum(out.preactivations[-1], 0)
+        else:
+            last = out.features[-1]
+            for feature, before in zip(out.features, out.preactivations, strict=True):
+                np.testing.assert_allclose(feature, np.maximum(before, 0), atol=1e-6)
+        np.testing.assert_allclose(out.pooled, last.mean((1, 2)), atol=1e-5)
+        head = variables["params"]["classifier"]
+        np.testing.assert_allclose(out.logits, out.pooled @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-4)
 
 
-def test_wrn_preactivations_are_the_features_after_the_next_batch_norm(trained_a_little):
-    net, images, variables = trained_a_little("wrn_16_2")
-    out = jax.jit(net.apply)(variables, images)
+def test_wrn_preactivations_are_the_features_after_the_next_batch_norm():
+    _, _, variables, _, out, _, _ = worked_example("wrn_10_2")
     readers = [("stage1_block0", "norm1"), ("stage2_block0", "norm1"), ("stage3_block0", "norm1"), ("final_norm",)]
     for path, feature, before in zip(readers, out.features, out.preactivations, strict=True):
         params, stats = variables["params"], variables["batch_stats"]
@@ -209,29 +214,24 @@ def test_wrn_preactivations_are_the_features_after_the_next_batch_norm(trained_a
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_training_normalises_by_the_batch_and_evaluation_by_the_running_statistics(trained_a_little, name):
-    net, images, variables = trained_a_little(name)
-    step = jax.jit(partial(net.apply, train=True, mutable=["batch_stats"]))
-    first = step(variables, images)[0].logits
-    for _ in range(100):
-        stats = step(variables, images)[1]
-        variables = variables | stats
-    evaluated = jax.jit(net.apply)(variables, images).logits
-    np.testing.assert_allclose(evaluated, first, rtol=5e-3, atol=5e-3)  # 0.9^100 of the old statistics is left
-    one = jax.jit(net.apply)(variables, images[:1]).logits
-    np.testing.assert_allclose(one, evaluated[:1], rtol=1e-4, atol=1e-4)
+def test_evaluation_with_the_moments_of_a_batch_equals_training_on_it(name):
+    _, images, variables, evaluate, evaluated, trained, updated = worked_example(name)
+    assert np.abs(evaluated.logits - trained.logits).max() > 0.01
+    moments = jax.tree.map(lambda new, old: (new - 0.9 * old) / 0.1, updated["batch_stats"], variables["batch_stats"])
+    out = evaluate(variables | {"batch_stats": moments}, images)
+    np.testing.assert_allclose(out.logits, trained.logits, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_bfloat16_computes_narrow_and_returns_wide(trained_a_little, name):
-    net, images, variables = trained_a_little(name)
-    wide = jax.jit(net.apply)(variables, images)
-    narrow = jax.jit(net.clone(dtype=jnp.bfloat16).apply)(variables, images)
+def test_bfloat16_computes_narrow_and_returns_wide(name):
+    net, images, variables, _, wide, _, _ = worked_example(name)
+    narrow_net = net.clone(dtype=jnp.bfloat16)
+    narrow = jax.jit(narrow_net.apply)(variables, images)
     assert narrow.logits.dtype == narrow.pooled.dtype == jnp.float32
     assert all(f.dtype == jnp.bfloat16 for f in narrow.features + narrow.preactivations)
     error = np.linalg.norm(narrow.logits - wide.logits) / np.linalg.norm(wide.logits)
     assert error < 0.05
-    initial = jax.eval_shape(net.clone(dtype=jnp.bfloat16).init, jax.random.key(0), images)
+    initial = jax.eval_shape(narrow_net.init, KEY, images)
     assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype(jnp.float32)}
 
 
@@ -239,14 +239,14 @@ def test_float64_stays():
     with jax.enable_x64():
         net = networks.create("wrn_10_1", 10, dtype=jnp.float64)
         images = jnp.zeros((1, 8, 8, 3), jnp.float64)
-        out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), images)
+        out, variables = jax.eval_shape(net.init_with_output, KEY, images)
         assert {leaf.dtype for leaf in jax.tree.leaves((out, variables))} == {jnp.dtype(jnp.float64)}
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_initial_weights(name):
     net = networks.create(name, 100)
-    variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables = jax.jit(net.init)(KEY, jnp.zeros((1, 32, 32, 3)))
     convolutions = [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 4]
     for kernel in convolutions:
         height, width, _, out = kernel.shape

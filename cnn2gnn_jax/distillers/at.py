@@ -1,0 +1,37 @@
+"""AT: attention transfer (Zagoruyko and Komodakis, 2017)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from cnn2gnn_jax import losses
+from cnn2gnn_jax.distillers import maps
+from cnn2gnn_jax.distillers.base import Distiller, Stage, cross_entropy, weighted
+
+
+def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
+    """`ce_weight` * cross-entropy + `weight` * the sum over stages of mean((Q(A_s) - Q(A_t))^2).
+
+    A is the flattened mean over channels of f^2, the larger map average-pooled first.
+    """
+
+    def init(rng, student, teacher):
+        del rng
+        maps.require_maps("at", "features", student, teacher)
+        return {}, {}
+
+    def loss(params, memory, student, teacher, batch, epoch, rng):
+        del params, epoch, rng
+        pairs = maps.stage_pairs(student.features, lax.stop_gradient(teacher.features))
+        errors = sum((jnp.mean(jnp.square(s - t), axis=-1) for s, t in map(_attentions, pairs)), start=jnp.zeros(()))
+        extra = losses.batch_mean(errors, batch["mask"], axis_name)
+        total, metrics = weighted(hyper, cross_entropy(student, batch, axis_name), extra)
+        return total, memory, metrics
+
+    return Distiller(("features",), init, (Stage("train", loss),), student=("logits", "features"))
+
+
+def _attentions(pair):
+    return [maps.attention(x) for x in maps.to_smaller_size(*pair)]

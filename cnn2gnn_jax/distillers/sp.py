@@ -1,0 +1,41 @@
+"""SP: similarity-preserving distillation (Tung and Mori, 2019)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cnn2gnn_jax import losses
+from cnn2gnn_jax.distillers import maps
+from cnn2gnn_jax.distillers.base import Distiller, Stage, cross_entropy, weighted
+from cnn2gnn_jax.distillers.relations import column_mean, inner_products
+from cnn2gnn_jax.parallel import all_gather
+
+
+def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
+    """`ce_weight` * cross-entropy + `weight` * ||Q(G_s) - Q(G_t)||^2 / B^2.
+
+    G = F F^T, (B, B), of the last stage's flattened maps, its rows normalised by Q.
+    """
+
+    def init(rng, student, teacher):
+        del rng
+        maps.require_maps("sp", "features", student, teacher)
+        return {}, {}
+
+    def similarity(x: jax.Array, columns: jax.Array) -> jax.Array:
+        products = inner_products(maps.wide(x).reshape(len(x), -1), axis_name)
+        return maps.normalize_rows(jnp.where(columns, products, 0))
+
+    def loss(params, memory, student, teacher, batch, epoch, rng):
+        del params, epoch, rng
+        columns = all_gather(batch["mask"], axis_name)
+        s = similarity(student.features[-1], columns)
+        t = similarity(lax.stop_gradient(teacher.features[-1]), columns)
+        extra = losses.batch_mean(column_mean(jnp.square(s - t), columns), batch["mask"], axis_name)
+        total, metrics = weighted(hyper, cross_entropy(student, batch, axis_name), extra)
+        return total, memory, metrics
+
+    return Distiller(("features",), init, (Stage("train", loss),), student=("logits", "features"))

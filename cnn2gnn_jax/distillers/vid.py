@@ -1,0 +1,71 @@
+"""VID: variational information distillation (Ahn et al., 2019)."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cnn2gnn_jax import losses
+from cnn2gnn_jax.distillers import connectors, maps
+from cnn2gnn_jax.distillers.base import Distiller, Stage, cross_entropy, weighted
+from cnn2gnn_jax.networks.norm import at_least_float32
+
+INITIAL_VARIANCE, LEAST_VARIANCE = 5.0, 1e-5
+
+
+class Gaussian(nn.Module):
+    """The teacher's map given the student's: means from three 1x1 convolutions, a variance for each channel.
+
+    Attributes:
+        size: height and width to which the student's map is pooled.
+        channels: the teacher's.
+    """
+
+    size: tuple[int, int]
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(B, H, W, I) to means (B, *size, channels) and variances (channels,)."""
+        x = maps.adaptive_average_pool(x, *self.size)
+        for i in range(3):
+            x = connectors.conv(nn.relu(x) if i else x, self.channels, 1, use_bias=False, name=f"conv{i}")
+        start = math.log(math.expm1(INITIAL_VARIANCE - LEAST_VARIANCE))
+        rho = self.param("rho", nn.initializers.constant(start), (self.channels,), at_least_float32(x.dtype))
+        return maps.wide(x), nn.softplus(rho) + LEAST_VARIANCE
+
+
+def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
+    """`ce_weight` * cross-entropy + `weight` * the sum over stages of mean(((mu(f_s) - f_t)^2 / v + log v) / 2).
+
+    mu and v are a `Gaussian` for each stage, trained with the student.
+    """
+
+    def modules(student, teacher):
+        pairs = maps.stage_pairs(student.features, teacher.features)
+        return {f"stage{i}": Gaussian(maps.smaller_size(s, t), t.shape[-1]) for i, (s, t) in enumerate(pairs, 1)}
+
+    def inputs(student, teacher):
+        return {f"stage{i}": s for i, (s, _) in enumerate(maps.stage_pairs(student.features, teacher.features), 1)}
+
+    def init(rng, student, teacher):
+        maps.require_maps("vid", "features", student, teacher)
+        return connectors.initialise(rng, modules(student, teacher), inputs(student, teacher))
+
+    def loss(params, memory, student, teacher, batch, epoch, rng):
+        del epoch, rng
+        pairs = maps.stage_pairs(student.features, lax.stop_gradient(teacher.features))
+        total = jnp.zeros(())
+        for (name, module), (s, t) in zip(modules(student, teacher).items(), pairs, strict=True):
+            mean, variance = module.apply({"params": params[name]}, s)
+            errors = jnp.square(mean - maps.adaptive_average_pool(maps.wide(t), *module.size))
+            total += jnp.mean(0.5 * (errors / variance + jnp.log(variance)), axis=(1, 2, 3))
+        extra = losses.batch_mean(total, batch["mask"], axis_name)
+        total, metrics = weighted(hyper, cross_entropy(student, batch, axis_name), extra)
+        return total, memory, metrics
+
+    return Distiller(("features",), init, (Stage("train", loss),), student=("logits", "features"))

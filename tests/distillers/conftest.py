@@ -1,0 +1,54 @@
+"""Random outputs of two small networks, and the methods' losses on them."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from cnn2gnn_jax import distillers, networks
+
+# (side, channels) of f0, f1, ... ; every way in which two maps can differ occurs.
+MAPS = {
+    "alike": (((8, 4), (8, 6), (4, 8), (2, 10)), ((8, 4), (8, 6), (4, 12), (2, 10))),
+    "larger_student": (((9, 4), (9, 6), (8, 8), (4, 10)), ((8, 4), (4, 6), (4, 12), (2, 12))),
+    "larger_teacher": (((4, 4), (4, 6), (4, 8), (2, 10)), ((8, 4), (8, 6), (8, 12), (5, 12))),
+    "odd": (((7, 4), (7, 6), (3, 8), (2, 10)), ((8, 4), (5, 6), (8, 12), (1, 10))),
+    "more_stages": (((8, 4), (8, 6), (4, 8), (2, 10)), ((8, 4), (8, 6), (8, 8), (4, 12), (2, 14))),
+}
+TRAINING_LABELS = np.array([0, 1, 2, 3, 4] * 6 + [0, 0, 1], np.int32)  # classes of different sizes
+FEW = {"negatives": 9, "feature_dim": 7}  # for crd: some of the 33 images, and not the published dimensions
+
+
+def random_outputs(seed, maps, rows, classes, dtype):
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(dtype)
+
+    before = tuple(draw(rows, side, side, channels) for side, channels in maps)
+    after = tuple(np.maximum(x, 0) for x in before)
+    return networks.Outputs(2 * draw(rows, classes), after, before, np.abs(draw(rows, maps[-1][1])))
+
+
+def make_example(method, maps="alike", rows=6, classes=5, dtype="float64", axis_name=None):
+    """A distiller, outputs of both networks, a batch, and fresh parameters and memory."""
+    hyper = distillers.hyperparameters(method, "vgg13", "vgg8")
+    if method == "crd":
+        hyper = hyper | FEW | {"training_labels": TRAINING_LABELS % classes}
+    distiller = distillers.create(method, hyper, axis_name)
+    views = 1 if distiller.second_view is None else 2
+    student, teacher = (
+        random_outputs(seed, sizes, views * rows, classes, dtype) for seed, sizes in enumerate(MAPS[maps])
+    )
+    index = np.arange(3, 3 + rows, dtype=np.int32)
+    batch = {"label": TRAINING_LABELS[index] % classes, "index": index, "mask": np.ones(rows, bool)}
+    params, memory = jax.jit(distiller.init)(jax.random.key(7), student, teacher)
+    return types.SimpleNamespace(
+        distiller=distiller, hyper=hyper, student=student, teacher=teacher, batch=batch, params=params, memory=memory
+    )
+
+
+@pytest.fixture
+def example():
+    return make_example

@@ -1,0 +1,119 @@
+"""Convolution and its own gradients against XLA's."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from cnn2gnn_jax.networks.conv import Conv, convolve
+
+
+def plain(x, kernel, stride, padding):
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def with_gradients(function, stride, padding):
+    """Output and both gradients, compiled."""
+
+    @jax.jit
+    def run(x, kernel, cotangent_seed=0):
+        y, pull = jax.vjp(lambda x, kernel: function(x, kernel, stride, padding), x, kernel)
+        return y, *pull(jnp.cos(jnp.arange(y.size) + cotangent_seed).reshape(y.shape).astype(y.dtype))
+
+    return run
+
+
+def operands(size, kernel, seed=0, inputs=3, outputs=5):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(2, *size, inputs)), rng.normal(size=(kernel, kernel, inputs, outputs))
+
+
+CASES = [  # (height, width), kernel, stride, padding
+    ((8, 8), 1, 1, 0),
+    ((8, 8), 3, 1, 1),
+    ((8, 8), 3, 2, 1),
+    ((9, 7), 3, 2, 1),
+    ((9, 7), 3, 1, 0),
+    ((8, 8), 1, 2, 0),
+    ((7, 8), 1, 2, 0),
+    ((11, 12), 7, 2, 3),
+    ((5, 4), 7, 1, 3),
+    ((1, 1), 3, 1, 1),
+    ((1, 1), 3, 2, 1),
+    ((1, 1), 1, 1, 0),
+    ((2, 2), 7, 2, 3),
+    ((10, 10), 3, 3, 0),
+    ((4, 4), 1, 1, 1),  # the input's gradient crops
+]
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding"), CASES)
+def test_output_and_gradients_equal_xlas(size, kernel, stride, padding):
+    with jax.enable_x64():
+        arguments = operands(size, kernel)
+        found = with_gradients(convolve, stride, padding)(*arguments)
+        expected = with_gradients(plain, stride, padding)(*arguments)
+        for ours, xlas in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, xlas, rtol=1e-12, atol=1e-12)
+            assert np.abs(xlas).max() > 0.1
+
+
+def test_bfloat16():
+    arguments = [jnp.asarray(a, jnp.bfloat16) for a in operands((8, 8), 3)]
+    found = with_gradients(convolve, 2, 1)(*arguments)
+    expected = with_gradients(plain, 2, 1)(*(a.astype(jnp.float32) for a in arguments))
+    for ours, xlas in zip(found, expected, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.float32(ours), xlas, atol=2e-2 * np.abs(xlas).max())
+
+
+def test_inside_a_loop():
+    x, kernel = (np.float32(a) for a in operands((6, 6), 3, outputs=3))
+    run = with_gradients(convolve, 1, 1)
+    _, found = jax.jit(lambda: lax.scan(lambda c, seed: (c, run(x, kernel, seed)), 0, jnp.arange(3.0)))()
+    for seed in range(3):
+        expected = with_gradients(plain, 1, 1)(x, kernel, float(seed))
+        for ours, xlas in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours[seed], xlas, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shared_images", [True, False])
+def test_two_layers_under_vmap(shared_images):
+    """As networks of several seeds train together: a kernel each, and from the second layer on inputs each."""
+    x = np.stack([np.float32(operands((6, 5), 3, seed)[0]) for seed in range(3)])
+    kernels = np.stack([np.float32(operands((6, 5), 3, seed, outputs=3)[1]) for seed in range(3)])
+
+    def gradients(convolution):
+        def loss(kernel, x):
+            hidden = nn.relu(convolution(x, kernel, 1, 1))
+            return jnp.mean(convolution(hidden, kernel[::-1], 2, 1) ** 2)
+
+        return jax.grad(loss, argnums=(0, 1))
+
+    axes = (0, None) if shared_images else (0, 0)
+    images = x[0] if shared_images else x
+    found = jax.jit(jax.vmap(gradients(convolve), axes))(kernels, images)
+    single = jax.jit(gradients(plain))
+    for seed in range(3):
+        expected = single(kernels[seed], images if shared_images else images[seed])
+        for ours, xlas in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours[seed], xlas, rtol=1e-4, atol=1e-4 * np.abs(xlas).max())
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_module_has_the_parameters_and_output_of_flax(use_bias, dtype):
+    ours = Conv(4, 3, stride=2, padding=1, use_bias=use_bias, dtype=dtype)
+    flax = nn.Conv(4, (3, 3), 2, ((1, 1), (1, 1)), use_bias=use_bias, dtype=dtype, kernel_init=ours.kernel_init)
+    x = np.float32(operands((7, 6), 3)[0])
+    variables = jax.jit(ours.init)(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, variables, jax.jit(flax.init)(jax.random.key(0), x))
+    if use_bias:
+        variables["params"]["bias"] += jnp.arange(4.0)
+    found, expected = jax.jit(lambda v, x: (ours.apply(v, x), flax.apply(v, x)))(variables, x)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(np.float32(found), np.float32(expected))

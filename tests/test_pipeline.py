@@ -1,0 +1,308 @@
+"""The chain end to end on digits: what it records, what it skips, what it refuses."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from cnn2gnn_jax import pipeline, storage
+from cnn2gnn_jax.checkpoint import Checkpoints
+from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.metrics import read_records
+from configs import digits
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def tiny(cache, **fields):
+    config = digits.get_config("smoke")
+    config.cache_dir = str(cache)
+    config.tensorboard = False
+    config.student.stem_widths = (8, 16)
+    config.student.sparsity = 20
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def done(cache, tmp_path_factory):
+    """A finished run: its config, workdir and results."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    config = tiny(cache)
+    return config, workdir, pipeline.run(config, workdir)
+
+
+def modified(folder):
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_results_are_complete_and_far_above_chance(done):
+    _, workdir, results = done
+    assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert results["teacher"]["accuracy"] > 70
+    found = {(e["graph"], e["mechanism"], e["batch_order"]): e["accuracy"] for e in results["accuracies"]}
+    protocols = [("one_by_one", None), ("batch_by_batch", "shuffled"), ("batch_by_batch", "class_sorted")]
+    assert set(found) == {(g, *p) for g in ("learned", "off", "off_at_test") for p in protocols}
+    assert found["learned", "one_by_one", None] > 50
+    # With A = I no protocol can differ from another.
+    assert len({found["off", *p] for p in protocols}) == len({found["off_at_test", *p] for p in protocols}) == 1
+    assert {e["method"] for e in results["accuracies"]} == {"cnn2gnn"}
+    for entry in results["accuracies"]:
+        facts = entry["diagnostics"]
+        assert 0 <= facts["self_weight"] <= 1.0001
+        if entry["graph"] == "learned":
+            assert 1 <= facts["distinct_anchors"] <= 100
+            assert facts["effective_neighbors"] > 1
+        else:
+            assert facts["self_weight"] == pytest.approx(1)
+    student = results["student"]
+    assert student["head_table_parameters"] == 1438 * 257
+    assert student["inference_flops"]["one_by_one"] > student["inference_flops"]["batch_by_batch"] > 0
+    assert results["teacher"]["training_flops"] > 2 * results["teacher"]["inference_flops"]
+    assert {"teacher resnet8", "teacher logits", "graph_learned-seed0", "graph_off-seed0", "evaluation"} == set(
+        results["seconds"]
+    )
+    assert results["versions"]["jax"] == jax.__version__
+
+
+def test_records_pictures_and_logits_are_on_disk(done, cache):
+    _, workdir, results = done
+    records = read_records(workdir / "metrics.jsonl")
+    losses = [r["loss"] for r in records if r["stage"] == "graph_learned-seed0"]
+    assert losses[-1] < losses[0]
+    assert all("self_weight" in r for r in records if r["stage"] == "graph_learned-seed0")
+    for name in ("curves.png", "neighbors.png"):
+        assert (workdir / "report" / name).read_bytes().startswith(b"\x89PNG")
+    assert "learned graph" in (workdir / "report" / "results.md").read_text()
+    folder = cache / "teachers" / results["teacher"]["fingerprint"] / "teacher_logits"
+    logits = np.load(folder / "test.npy", allow_pickle=False)
+    assert logits.shape == (359, 10)
+    assert logits.dtype == np.float32
+
+
+def test_a_second_call_redoes_nothing(done):
+    config, workdir, results = done
+    before = (
+        modified(workdir / "checkpoints"),
+        modified(workdir / "evaluations"),
+        modified(pathlib.Path(config.cache_dir)),
+    )
+    assert pipeline.run(config, workdir) == results
+    after = (
+        modified(workdir / "checkpoints"),
+        modified(workdir / "evaluations"),
+        modified(pathlib.Path(config.cache_dir)),
+    )
+    for old, new in zip(before, after, strict=True):
+        assert {k: v for k, v in old.items() if not k.endswith(".lock")} == {
+            k: v for k, v in new.items() if not k.endswith(".lock")
+        }
+
+
+def test_a_field_of_the_evaluation_reruns_the_evaluation_alone(done):
+    config, workdir, _ = done
+    checkpoints, evaluations = modified(workdir / "checkpoints"), modified(workdir / "evaluations")
+    changed = config.copy_and_resolve_references()
+    changed.evaluate.batch_size = 50
+    pipeline.run(changed, workdir)
+    assert modified(workdir / "checkpoints") == checkpoints
+    assert all(modified(workdir / "evaluations")[path] != when for path, when in evaluations.items())
+
+
+def test_a_workdir_of_another_config_is_refused_untouched(done):
+    config, workdir, _ = done
+    before = modified(workdir)
+    changed = config.copy_and_resolve_references()
+    changed.student.sparsity = 10
+    with pytest.raises(UserError, match="another config"):
+        pipeline.run(changed, workdir)
+    assert modified(workdir) == before
+
+
+def test_a_changed_student_reuses_the_teacher(done, cache, tmp_path):
+    config, _, results = done
+    teachers = modified(cache / "teachers" / results["teacher"]["fingerprint"] / "checkpoints")
+    changed = config.copy_and_resolve_references()
+    changed.student.hidden = 32
+    changed.student.train.epochs = 1
+    changed.evaluate.graph_off = False
+    assert pipeline.run(changed, tmp_path / "run")["teacher"] == results["teacher"]
+    assert modified(cache / "teachers" / results["teacher"]["fingerprint"] / "checkpoints") == teachers
+
+
+def test_stages_stop_where_they_are_told(cache, tmp_path):
+    config = tiny(cache)
+    assert pipeline.run(config, tmp_path / "run", "logits") is None
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert pipeline.run(config, tmp_path / "run", "student") is None
+    assert (tmp_path / "run" / "checkpoints" / "graph_learned-seed0").exists()
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "student"),
+    [
+        ({"method": "gnn", "student.backbone": "pixels"}, "graph over pixels"),
+        ({"method": "cnn2gnn", "student.backbone": "teacher"}, "graph over teacher"),
+        pytest.param({"method": "cnn2gnn", "student.backbone": "pair"}, "graph over resnet8", marks=pytest.mark.slow),
+        ({"method": "gnn", "student.graph": "euclidean_sparse"}, "graph over stem"),
+        ({"method": "kd"}, "resnet8"),
+        ({"method": "ce", "student.train.recipe": "crd", "student.train.batch_size": 100}, "resnet8"),
+    ],
+)
+def test_every_kind_of_student_runs(cache, tmp_path, fields, student):
+    fields = {**fields, "student.train.epochs": 2, "evaluate.graph_off": False}
+    results = pipeline.run(tiny(cache, **fields), tmp_path / "run")
+    assert results["student"]["network"] == student
+    assert (results["teacher"] is None) == (fields["method"] in ("gnn", "ce"))
+    assert all(entry["accuracy"] > 15 for entry in results["accuracies"])
+
+
+@pytest.mark.parametrize("graph", ["inner_product", "euclidean"])
+def test_the_ablations_graphs_run_and_average_the_whole_batch(cache, tmp_path, graph):
+    fields = {"method": "gnn", "student.graph": graph, "student.backbone": "pixels", "evaluate.graph_off": False}
+    results = pipeline.run(tiny(cache, **fields), tmp_path / "run")
+    shuffled = [e for e in results["accuracies"] if e["graph"] == graph and e["batch_order"] == "shuffled"]
+    assert shuffled[0]["diagnostics"]["effective_neighbors"] > 50
+    assert "distinct_anchors" not in shuffled[0]["diagnostics"]
+
+
+def test_several_seeds_and_the_best_epoch_on_held_out_images(cache, tmp_path):
+    fields = {"seeds": 2, "data.holdout": 0.2, "student.train.epoch": "best", "evaluate.graph_off": False}
+    results = pipeline.run(tiny(cache, **fields), tmp_path / "run")
+    assert {entry["seed"] for entry in results["accuracies"]} == {0, 1}
+    assert results["dataset"]["holdout_images"] == 288 - 1
+    folder = tmp_path / "run" / "checkpoints" / "graph_learned-seed0" / "train"
+    with Checkpoints(folder / "best") as best, Checkpoints(folder / "last") as last:
+        assert best.newest() % 11 == 0  # an epoch's end
+        assert 0 < best.facts()["accuracy"] <= 100
+        assert last.newest() == 33
+
+
+def test_the_workdir_is_one_runs_at_a_time(done, tmp_path):
+    config, workdir, _ = done
+    with (
+        storage.lock(workdir / ".lock", wait=False),
+        pytest.raises(UserError, match=f"in use by process {os.getpid()}"),
+    ):
+        pipeline.run(config, workdir)
+
+
+def test_logits_of_another_teacher_or_damaged_are_refused(done, cache, tmp_path):
+    config, _, results = done
+    folder = cache / "teachers" / results["teacher"]["fingerprint"] / "teacher_logits"
+    manifest = (folder / "manifest.json").read_bytes()
+    array = (folder / "train.npy").read_bytes()
+    try:
+        (folder / "manifest.json").write_bytes(
+            manifest.replace(results["teacher"]["fingerprint"].encode(), b"0123456789abcdef")
+        )
+        with pytest.raises(UserError, match="holds the logits of teacher 0123456789abcdef"):
+            pipeline.run(config, tmp_path / "run")
+        (folder / "manifest.json").write_bytes(manifest)
+        (folder / "train.npy").write_bytes(array[:-1] + bytes([array[-1] ^ 1]))
+        with pytest.raises(UserError, match=r"train.npy is damaged"):
+            pipeline.run(config, tmp_path / "run")
+        assert not (tmp_path / "run" / "checkpoints").exists()
+    finally:
+        (folder / "manifest.json").write_bytes(manifest)
+        (folder / "train.npy").write_bytes(array)
+
+
+WRONG = {
+    "student.sparsity": (100, "Eq. 3 allows at most 99"),
+    "student.train.batch_size": (5000, "has 1438 training images"),
+    "evaluate.batch_size": (20, "Eq. 3 allows at most 19"),
+    "evaluate.anchors": (20, "Eq. 3 allows at most 19"),
+    "teacher.network": ("resnet35", "resnet35"),
+    "student.backbone": ("vgg99", "vgg99"),
+    "data.name": ("digitz", "digitz"),
+    "method": ("nothing", "choose one of"),
+    "student.graph": ("none", "choose one of"),
+    "student.train.recipe": ("papers", "choose one of"),
+    "student.train.epochs": (0, "at least 1|between 1"),
+    "student.train.learning_rate": (-0.1, "above 0"),
+    "student.train.epoch": ("best", "set data.holdout"),
+    "student.head_widths": ((), "at least one width"),
+    "distill.temperature": (0.0, "above 0"),
+    "data.limit": (-1, "data.limit"),
+    "data.holdout": (1.5, "data.holdout"),
+    "compute_dtype": ("float8", "choose one of"),
+}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_wrong_values_are_one_clear_line_and_nothing_is_written(cache, tmp_path, field):
+    value, message = WRONG[field]
+    with pytest.raises(UserError, match=message) as raised:
+        pipeline.run(tiny(cache, **{field: value}), tmp_path / "run")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def command(cache, workdir, *flags):
+    return [
+        *(sys.executable, "-m", "cnn2gnn_jax.main", "--config=configs/digits.py:smoke", f"--workdir={workdir}"),
+        *(f"--config.cache_dir={cache}", "--config.checkpoint.every_seconds=0", "--config.student.sparsity=20"),
+        *("--config.student.stem_widths=(8, 16)", "--config.student.train.chunk_steps=2"),
+        *("--config.teacher.train.chunk_steps=2", "--config.evaluate.graph_off=False", *flags),
+    ]
+
+
+def program(*arguments, check=True, **options):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **options)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def outcome(workdir):
+    results = storage.read_json(workdir / "results.json")
+    del results["seconds"]
+    return results
+
+
+def final_state(workdir):
+    with Checkpoints(workdir / "checkpoints" / "graph_learned-seed0" / "train" / "last") as checkpoints:
+        return checkpoints.restore_as_saved()
+
+
+def test_killed_at_any_moment_a_run_ends_identical_to_the_bit(tmp_path):
+    program(*command(tmp_path / "cache", tmp_path / "whole"))
+    broken = command(tmp_path / "broken-cache", tmp_path / "broken")
+    log = tmp_path / "log.txt"
+    # Once in the teacher, twice in the student: after so many lines of its records.
+    for pattern, lines in (
+        ("broken-cache/teachers/*/metrics.jsonl", 8),
+        ("broken/metrics.jsonl", 5),
+        ("broken/metrics.jsonl", 14),
+    ):
+        with open(log, "w") as output:
+            process = subprocess.Popen(broken, cwd=ROOT, stderr=output, stdout=output)
+        until = time.monotonic() + 120
+        while time.monotonic() < until and process.poll() is None:
+            if any(path.read_bytes().count(b"\n") >= lines for path in tmp_path.glob(pattern)):
+                break
+            time.sleep(0.01)
+        assert process.poll() is None, log.read_text()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    resumed = program(*broken)
+    assert "going on after step" in resumed.stderr
+    assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
+    chex.assert_trees_all_equal(final_state(tmp_path / "broken"), final_state(tmp_path / "whole"))
+    steps = [r["step"] for r in read_records(tmp_path / "broken" / "metrics.jsonl")]
+    assert steps == sorted(set(steps))

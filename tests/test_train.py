@@ -1,0 +1,196 @@
+"""The step, the chunk and the loop."""
+
+import dataclasses
+import functools
+import types
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnn2gnn_jax import distillers, gnn, networks, train
+from cnn2gnn_jax.config import RECIPES
+from cnn2gnn_jax.train import Task
+
+IMAGES, BATCH = 60, 12
+GOLDEN = [1.454257, 1.146429, 1.204102]
+
+
+def task(kind="graph", distiller=None, **fields):
+    fields = {"head_update": "rows", "chunk_steps": 3, "epoch": "last", **fields}
+    recipe = types.SimpleNamespace(**{**RECIPES["paper"], "epochs": 4, "batch_size": BATCH, **fields})
+    distiller = distiller or distillers.create("none", {})
+    if kind == "graph":
+        module = gnn.GraphStudent(3, gnn.Stem((4,)), sparsity=4, hidden=8, head_widths=(10, 6))
+    else:
+        module = networks.create("resnet8", 3)
+    return Task(
+        module, distiller, distiller.stages[0], recipe, IMAGES // BATCH, IMAGES, seed=5, mean=(0.4,) * 3, std=(0.3,) * 3
+    )
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Images whose brightness tells their class."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, IMAGES)
+    images = rng.integers(0, 128, (IMAGES, 8, 8, 3)) + 60 * label[:, None, None, None]
+    return {"input": jnp.asarray(images, jnp.uint8), "label": jnp.asarray(label, jnp.int32)}
+
+
+def batch_of(data, index, mask=None):
+    batch = {name: array[index] for name, array in data.items()}
+    return batch | {"index": jnp.asarray(index), "mask": jnp.ones(len(index), bool) if mask is None else mask}
+
+
+class Nothing:
+    def due(self, step):
+        return False
+
+    def save(self, step, state):
+        raise AssertionError
+
+
+def fit(task, state, data, saver=None):
+    return train.fit(task, state, data, None, lambda first, metrics: None, saver or Nothing())
+
+
+def test_golden_step(data):
+    """Pinned figures: whatever changes them changes every result, and must be meant to."""
+    this = task()
+    step = jax.jit(train.make_step(this))
+    state = train.init_state(this, data["input"], None)
+    losses = []
+    for first in range(0, 36, BATCH):
+        state, metrics = step(state, batch_of(data, np.arange(first, first + BATCH)), None)
+        losses.append(float(metrics["loss"]))
+    np.testing.assert_allclose(losses, GOLDEN, rtol=2e-4)
+
+
+def test_a_chunk_equals_its_steps(data):
+    this = task()
+    indices = np.stack([np.arange(BATCH), np.arange(BATCH, 2 * BATCH)])
+    one = functools.partial(jax.jit(train.make_step(this)), teacher_variables=None)
+    state = train.init_state(this, data["input"], None)
+    for index in indices:
+        state, metrics = one(state, batch_of(data, index))
+    start = train.init_state(this, data["input"], None)
+    chunked, found = train.make_chunk(this)(start, data, None, jnp.asarray(indices))
+    chex.assert_trees_all_close(chunked, state, rtol=1e-4, atol=1e-6)
+    assert found["loss"].shape == (2,)
+    np.testing.assert_allclose(found["loss"][1], metrics["loss"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["graph", "cnn"])
+def test_training_lowers_the_loss(data, kind):
+    this, losses = task(kind, epochs=12), []
+    state = train.init_state(this, data["input"], None)
+    state = train.fit(this, state, data, None, lambda _, metrics: losses.extend(metrics["loss"]), Nothing())
+    assert len(losses) == this.total_steps == int(state.step)
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step"])
+def test_rows_of_the_head_equal_the_dense_update(data, schedule):
+    fields = {"schedule": schedule, "milestones": (0.5, 0.75), "milestone_factor": 0.1, "epochs": 8}
+    states = {}
+    for update in ("rows", "dense"):
+        this = task(head_update=update, **fields)
+        states[update] = (this, fit(this, train.init_state(this, data["input"], None), data))
+    rows, dense = (train.head_rows(this, state, np.arange(IMAGES)) for this, state in states.values())
+    chex.assert_trees_all_close(rows, dense, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(
+        states["rows"][1].params["student"], states["dense"][1].params["student"], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_padded_batch_takes_the_step_of_the_batch(data):
+    this = task()
+    step = jax.jit(train.make_step(this))
+    start = train.init_state(this, data["input"], None)
+    index = np.arange(BATCH)
+    whole, metrics = step(start, batch_of(data, index), None)
+    padded = np.concatenate([index, index[:4]])
+    padded_state, padded_metrics = step(start, batch_of(data, padded, jnp.arange(16) < BATCH), None)
+    chex.assert_trees_all_close(padded_state, whole, rtol=1e-4, atol=1e-6)
+    chex.assert_trees_all_close(padded_metrics, metrics, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["graph", "cnn"])
+def test_a_batch_over_devices_takes_the_step_of_one_device(data, kind):
+    if jax.device_count() < 4:
+        pytest.skip("needs 4 devices")
+    this = task(kind)
+    start = train.init_state(this, data["input"], None)
+    index, mask = np.append(np.arange(10), [0, 0]), jnp.arange(12) < 10  # the last device holds padding
+    one, metrics = jax.jit(train.make_step(this))(start, batch_of(data, index, mask), None)
+
+    module = this.module.clone(axis_name="batch")
+    if kind == "graph":
+        module = module.clone(backbone=gnn.Stem((4,), axis_name="batch"))
+    spread = dataclasses.replace(
+        this, module=module, distiller=distillers.create("none", {}, "batch"), axis_name="batch"
+    )
+    spread = train.with_stage(spread, spread.distiller.stages[0])
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    everywhere, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch")
+    step = jax.shard_map(
+        lambda state, batch: train.make_step(spread)(state, batch, None),
+        mesh=mesh,
+        in_specs=(everywhere, split),
+        out_specs=everywhere,
+        check_vma=False,
+    )
+    many, many_metrics = jax.jit(step)(start, batch_of(data, index, mask))
+    chex.assert_trees_all_close(many, one, rtol=1e-3, atol=1e-5)
+    chex.assert_trees_all_close(many_metrics, metrics, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("per_epoch", [1, 7, 14, 97, 500])
+@pytest.mark.parametrize("longest", [1, 5, 50])
+def test_chunks_cover_the_steps_and_do_not_depend_on_where_a_run_resumes(per_epoch, longest):
+    total = 3 * per_epoch
+    whole = list(train.chunk_bounds(0, total, per_epoch, longest))
+    assert whole[0][0] == 0
+    assert whole[-1][1] == total
+    assert all(a[1] == b[0] for a, b in zip(whole, whole[1:], strict=False))
+    assert all(0 < last - first <= longest and first // per_epoch == (last - 1) // per_epoch for first, last in whole)
+    for k, (first, _) in enumerate(whole):
+        assert list(train.chunk_bounds(first, total, per_epoch, longest)) == whole[k:]
+
+
+def test_an_epoch_sees_each_image_once_in_an_order_of_its_own():
+    this = task()
+    epochs = [train.epoch_indices(this, k * 5, k * 5 + 5).ravel() for k in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(IMAGES))
+    assert list(epochs[0]) != list(epochs[1])
+    np.testing.assert_array_equal(train.epoch_indices(this, 6, 8).ravel(), epochs[1][BATCH : 3 * BATCH])
+
+
+def test_resumed_in_the_middle_of_an_epoch_training_ends_the_same_to_the_bit(data):
+    this = task(augment=True)
+    kept = {}
+
+    class Keep:
+        def due(self, step):
+            return step == 8
+
+        def save(self, step, state):
+            kept["state"] = jax.tree.map(np.array, state)
+
+    whole = fit(this, train.init_state(this, data["input"], None), data, Keep())
+    resumed = fit(this, jax.tree.map(jnp.asarray, kept["state"]), data)
+    chex.assert_trees_all_equal(resumed, whole)
+
+
+def test_a_stage_changes_only_what_it_trains(data):
+    plain = distillers.create("none", {})
+    stage = plain.stages[0]._replace(trains=lambda path: path[0] == "distiller")
+    this = task("cnn", plain._replace(stages=(stage,)))
+    start = train.init_state(this, data["input"], None)
+    end, _ = jax.jit(train.make_step(this))(start, batch_of(data, np.arange(BATCH)), None)
+    chex.assert_trees_all_equal(end.params, start.params)
+    chex.assert_trees_all_equal(end.stats, start.stats)
+    assert int(end.step) == 1
