@@ -93,16 +93,11 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     if config.teacher.train.head_update == "rows":
         config.teacher.train.head_update = "auto"
     _resolve_student(config)
+    _check_distill(config)
     _within("seed", config.seed, 0, 2**31)
     _within("seeds", config.seeds, 1, 10_000)
     _within("teacher.seed", config.teacher.seed, 0, 2**31)
     _choice("compute_dtype", config.compute_dtype, ("float32", "bfloat16"))
-    for field in ("temperature",):
-        if field in config.distill:
-            _above_zero(f"distill.{field}", config.distill[field])
-    for field in ("ce_weight", "kd_weight"):
-        if field in config.distill:
-            _within(f"distill.{field}", config.distill[field], 0)
     _within("evaluate.batch_size", config.evaluate.batch_size, 2)
     _within("evaluate.anchors", config.evaluate.anchors, 0)
     if not config.evaluate.anchors:
@@ -113,6 +108,39 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     _choice("evaluate.reading", config.evaluate.reading, inference.READINGS)
     _within("checkpoint.every_seconds", config.checkpoint.every_seconds, 0)
     return FrozenConfigDict(config)
+
+
+# The least and the most of the numbers of the `distill` section; temperature and rate must also be above zero.
+_DISTILL_BOUNDS = {
+    "ce_weight": (0, math.inf),
+    "kd_weight": (0, math.inf),
+    "weight": (0, math.inf),
+    "distance_weight": (0, math.inf),
+    "angle_weight": (0, math.inf),
+    "beta": (0, math.inf),
+    "warmup": (0, math.inf),
+    "negatives": (1, 10_000_000),
+    "momentum": (0, 1),
+    "feature_dim": (1, 100_000),
+    "probability": (0, 1),
+    "pretrain_epochs": (1, 1_000_000),
+}
+
+
+def _check_distill(config: ConfigDict) -> None:
+    for field, value in config.distill.items():
+        if field in _DISTILL_BOUNDS:
+            _within(f"distill.{field}", value, *_DISTILL_BOUNDS[field])
+        elif field in ("temperature", "pretrain_learning_rate"):
+            _above_zero(f"distill.{field}", value)
+    distiller = distillers.create(distillers.METHODS[config.method].distiller, config.distill)
+    if config.student.kind == "graph":
+        missing = sorted(set(distiller.student) - {"logits", "pooled"})
+        if missing or distiller.second_view is not None:
+            what = f"the student's {', '.join(missing)}" if missing else "two views of each image"
+            raise UserError(
+                f"the method {config.method} needs {what}, which a graph student has not: set student.kind to cnn"
+            )
 
 
 def _resolve_train(section: str, train: ConfigDict) -> None:

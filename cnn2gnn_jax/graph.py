@@ -65,7 +65,7 @@ def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None
         threshold = jnp.max(jnp.where(found, smallest, -jnp.inf), axis=-1, keepdims=True)
         threshold = jnp.where(found[..., :1], threshold, 0)
         d = jnp.where(takes_part, d, 0)
-    # Selected, not `maximum`: its gradient asks whether d is equal to what may have been computed anew, rounded otherwise.
+    # Selected, not `maximum`, whose gradient compares with a value that may have been computed anew, rounded otherwise.
     slack = jnp.where(takes_part & (d < threshold), threshold - d, 0)
     # The weights do not see a row's scale, but their gradient would divide by the square of its sum, which underflows.
     largest = lax.stop_gradient(jnp.max(slack, axis=-1, keepdims=True))

@@ -191,14 +191,16 @@ def teacher_outputs(run: Run, load: Load) -> CachedOutputs:
 
 
 def _distiller(run: Run) -> distillers.Distiller:
-    return distillers.create(distillers.METHODS[run.config.method].distiller, run.config.distill)
+    hyper = {**run.config.distill, "training_labels": run.dataset.train.labels}
+    return distillers.create(distillers.METHODS[run.config.method].distiller, hyper)
 
 
 def _cached_fields(run: Run) -> tuple[str, ...]:
     """The teacher's outputs that the student's training reads from disk: those it needs, if no augmentation changes
     what the teacher sees and nothing else is needed."""
-    needed = _distiller(run).teacher
-    return needed if not run.config.student.train.augment and set(needed) <= set(CACHED) else ()
+    distiller = _distiller(run)
+    same_view = not run.config.student.train.augment and distiller.second_view is None
+    return distiller.teacher if same_view and set(distiller.teacher) <= set(CACHED) else ()
 
 
 def student_task(run: Run, seed: int, graph: str) -> Task:

@@ -125,7 +125,9 @@ def optimizer(task: Task) -> optax.GradientTransformation:
 
 def _trained(task: Task, params: Any) -> Any:
     """For each parameter, whether the stage trains it."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: task.stage.trains(tuple(key.key for key in path)), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: task.stage.trains(tuple(str(getattr(key, "key", key)) for key in path)), params
+    )
 
 
 def updates_rows(task: Task) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import types
 
 import chex
@@ -155,7 +156,7 @@ def test_chunks_cover_the_steps_and_do_not_depend_on_where_a_run_resumes(per_epo
     whole = list(train.chunk_bounds(0, total, per_epoch, longest))
     assert whole[0][0] == 0
     assert whole[-1][1] == total
-    assert all(a[1] == b[0] for a, b in zip(whole, whole[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(whole))
     assert all(0 < last - first <= longest and first // per_epoch == (last - 1) // per_epoch for first, last in whole)
     for k, (first, _) in enumerate(whole):
         assert list(train.chunk_bounds(first, total, per_epoch, longest)) == whole[k:]

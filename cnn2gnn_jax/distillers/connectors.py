@@ -116,4 +116,5 @@ def apply(
     """The output of the module called `name`, and the statistics of all with its own updated."""
     variables = {"params": params[name], "batch_stats": statistics.get(name, {})}
     output, changed = module.apply(variables, *inputs, mutable=["batch_stats"], **options)
-    return output, statistics | ({name: changed["batch_stats"]} if "batch_stats" in changed else {})
+    found = changed.get("batch_stats")
+    return output, statistics | ({name: found} if found else {})

@@ -57,12 +57,27 @@ def _convolve_bwd(stride, padding, saved, gradient):
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 
+def _as_product(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """The same as one matrix product over the pixels under the kernel, set side by side."""
+    size = kernel.shape[0]
+    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    rows, columns = (side - size + 1 for side in padded.shape[1:3])
+    seen = [padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(size) for j in range(size)]
+    return jnp.concatenate(seen, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _on_cpu(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    # XLA's convolution of a map smaller than the kernel is slow there, forward as well as backward.
+    small = min(x.shape[1:3]) < kernel.shape[0]
+    return (_as_product if small else _convolve)(x, kernel, stride, padding)
+
+
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0) -> jax.Array:
     """Convolution of (B, H, W, I) with a square kernel (k, k, I, O), zero padding on all sides: (B, H', W', O)."""
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(_convolve, stride=stride, padding=padding),
+        cpu=functools.partial(_on_cpu, stride=stride, padding=padding),
         default=functools.partial(_forward, stride=stride, padding=padding),
     )
 

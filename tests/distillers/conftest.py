@@ -31,8 +31,22 @@ def random_outputs(seed, maps, rows, classes, dtype):
     return networks.Outputs(2 * draw(rows, classes), after, before, np.abs(draw(rows, maps[-1][1])))
 
 
+def random_state(distiller, student, teacher):
+    """Parameters, none of them 0 or 1, and memory as it starts, without the compilation of `init`."""
+    rng = np.random.default_rng(7)
+    params, memory = jax.eval_shape(distiller.init, jax.random.key(7), student, teacher)
+    params = jax.tree.map(lambda leaf: rng.uniform(-0.6, 0.6, leaf.shape).astype(leaf.dtype), params)
+
+    def start(path, leaf):
+        if "bank" in jax.tree_util.keystr(path):
+            return rng.normal(size=leaf.shape, scale=leaf.shape[-1] ** -0.5).astype(leaf.dtype)
+        return np.full(leaf.shape, "var" in jax.tree_util.keystr(path), leaf.dtype)
+
+    return params, jax.tree_util.tree_map_with_path(start, memory)
+
+
 def make_example(method, maps="alike", rows=6, classes=5, dtype="float64", axis_name=None):
-    """A distiller, outputs of both networks, a batch, and fresh parameters and memory."""
+    """A distiller, outputs of both networks, a batch, parameters and memory."""
     hyper = distillers.hyperparameters(method, "vgg13", "vgg8")
     if method == "crd":
         hyper = hyper | FEW | {"training_labels": TRAINING_LABELS % classes}
@@ -43,7 +57,7 @@ def make_example(method, maps="alike", rows=6, classes=5, dtype="float64", axis_
     )
     index = np.arange(3, 3 + rows, dtype=np.int32)
     batch = {"label": TRAINING_LABELS[index] % classes, "index": index, "mask": np.ones(rows, bool)}
-    params, memory = jax.jit(distiller.init)(jax.random.key(7), student, teacher)
+    params, memory = random_state(distiller, student, teacher)
     return types.SimpleNamespace(
         distiller=distiller, hyper=hyper, student=student, teacher=teacher, batch=batch, params=params, memory=memory
     )

@@ -1,0 +1,97 @@
+"""CRD's negatives, memory banks and normalisers; what other methods remember and start from."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnn2gnn_jax import distillers, networks
+from cnn2gnn_jax.distillers.crd import draw_negatives
+
+LABELS = np.array([0, 1, 2, 3, 4] * 6 + [0, 0, 1], np.int32)
+
+
+def drawn(seed, own, count, labels=LABELS):
+    found = draw_negatives(jax.random.key(seed), jnp.asarray(own), labels, count)
+    return np.asarray(found.rows), np.asarray(found.times)
+
+
+@pytest.mark.parametrize("count", [1, 9, 24, 25, 26, 33, 100])
+def test_count_negatives_of_other_classes_none_more_often_than_need_be(count):
+    own = np.arange(5)
+    rows, times = drawn(0, own, count)
+    assert len(set(rows)) == len(rows) <= min(33, count + 8)
+    for label, row in zip(own, times, strict=True):
+        others = np.sum(label != LABELS)
+        assert row.sum() == count
+        assert not np.any(row[LABELS[rows] == label])
+        assert row.max() == -(-count // others)
+        if count >= others:
+            assert row[LABELS[rows] != label].min() == count // others
+
+
+def test_every_image_of_another_class_is_drawn_alike():
+    total = np.zeros((2, 33))
+    draw = jax.jit(lambda key: draw_negatives(key, jnp.array([0, 3]), LABELS, 9))
+    for key in jax.random.split(jax.random.key(0), 2000):
+        found = draw(key)
+        total[:, found.rows] += found.times
+    for label, frequency in zip((0, 3), total / 2000, strict=True):
+        others = label != LABELS
+        np.testing.assert_allclose(frequency[others], 9 / others.sum(), atol=0.06)
+        assert not frequency[~others].any()
+
+
+def test_a_class_without_others_has_no_negatives():
+    rows, times = drawn(0, [0], 5, np.zeros(4, np.int32))
+    assert len(rows) == 4 and not times.any()
+
+
+def test_banks_move_halfway_and_z_stays(example):
+    e = example("crd")
+    step = jax.jit(e.distiller.stages[0].loss)
+
+    def run(memory, student, seed):
+        return step(e.params, memory, student, e.teacher, e.batch, 0, jax.random.key(seed))
+
+    _, first, _ = run(e.memory, e.student, 0)
+    assert not e.memory["initialised"] and first["initialised"]
+    for side, outputs in (("student", e.student), ("teacher", e.teacher)):
+        linear = e.params[side]["linear"]
+        new = outputs.pooled @ linear["kernel"] + linear["bias"]
+        new /= np.linalg.norm(new, axis=1, keepdims=True)
+        old, index = e.memory["bank"][side], e.batch["index"]
+        expected = 0.5 * old[index] + 0.5 * new
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(first["bank"][side][index], expected, rtol=1e-5, atol=1e-6)
+        rest = np.setdiff1d(np.arange(len(old)), index)
+        np.testing.assert_array_equal(first["bank"][side][rest], old[rest].astype(np.float32))
+    _, second, _ = run(first, jax.tree.map(lambda x: 2 * x + 1, e.student), 1)
+    assert first["log_z"] == second["log_z"]
+    assert np.any(first["bank"]["student"] != second["bank"]["student"])
+
+
+def test_what_methods_start_from():
+    maps = tuple(jnp.zeros((2, side, side, 4)) for side in (4, 4, 2, 1))
+    outputs = networks.Outputs(jnp.zeros((2, 5)), maps, maps, jnp.zeros((2, 6)))
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))  # compiles what is asked for alone
+    def start(method, pick):
+        hyper = distillers.hyperparameters(method, "vgg13", "vgg8") | {"training_labels": LABELS}
+        return pick(*distillers.create(method, hyper).init(jax.random.key(0), outputs, outputs))
+
+    rho = start("vid", lambda params, memory: params["stage1"]["rho"])
+    np.testing.assert_allclose(jax.nn.softplus(rho) + 1e-5, 5, rtol=1e-6)
+    memory = start("crd", lambda params, memory: memory)
+    for bank in memory["bank"].values():
+        assert bank.shape == (33, 128)
+        assert 0.99 * np.sqrt(3 / 128) < np.abs(bank).max() <= np.sqrt(3 / 128)
+        assert abs(bank.mean()) < 0.01
+    assert np.any(memory["bank"]["student"] != memory["bank"]["teacher"])
+    assert not memory["initialised"]
+    params, memory = start("fitnets", lambda params, memory: (params, memory))
+    kernel = params["regressor"]["conv"]["kernel"]
+    assert kernel.shape == (1, 1, 4, 4) and 0 < np.abs(kernel).max() <= 0.5
+    np.testing.assert_array_equal(memory["regressor"]["norm"]["var"], 1)

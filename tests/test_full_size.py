@@ -1,0 +1,47 @@
+"""The configs at full size take steps: the teacher of the first pair and its graph student, on images made here."""
+
+import importlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnn2gnn_jax import config as configs
+from cnn2gnn_jax import pipeline, train
+from cnn2gnn_jax.data import Dataset, Split
+
+SIZES = {"cifar10": (50_000, 10), "cifar100": (50_000, 100), "stl10": (5_000, 10), "mini_imagenet": (50_000, 100)}
+
+
+def dataset_of(name):
+    count, classes = SIZES[name]
+    rng = np.random.default_rng(0)
+    labels = np.arange(count, dtype=np.int32) % classes
+    # The same few images over and over: only their number and shape count here.
+    images = np.broadcast_to(rng.integers(0, 256, (1, 32, 32, 3), np.uint8), (count, 32, 32, 3))
+    split = Split(images, labels, np.arange(count, dtype=np.int32))
+    names = tuple(str(k) for k in range(classes))
+    return Dataset(name, names, split, split, None, (0.5,) * 3, (0.25,) * 3, "made-here")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIZES)
+def test_a_full_size_config_takes_steps(name, tmp_path):
+    config = configs.resolve(importlib.import_module(f"configs.{name}").get_config())
+    dataset = dataset_of(name)
+    configs.check_data(config, dataset)
+    run = pipeline.Run(config, dataset, tmp_path, tmp_path, "none")
+    assert config.teacher.network == "resnet34"
+    assert config.teacher.train.batch_size == config.student.train.batch_size == 100
+    for task in (pipeline.teacher_task(run), pipeline.student_task(run, 0, "learned")):
+        data = {
+            "input": jnp.asarray(dataset.train.images),
+            "label": jnp.asarray(dataset.train.labels),
+            "teacher_logits": jnp.zeros((len(dataset.train), len(dataset.classes))),
+        }
+        state = train.init_state(task, data["input"], train.teacher_shapes(task, data))
+        chunk = train.make_chunk(task)
+        state, metrics = chunk(state, data, None, jnp.asarray(train.epoch_indices(task, 0, 2)))
+        assert int(state.step) == 2
+        assert np.all(np.isfinite(metrics["loss"]))
+        assert task.total_steps == 200 * len(dataset.train) // 100
