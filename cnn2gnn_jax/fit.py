@@ -13,7 +13,8 @@ import numpy as np
 from cnn2gnn_jax import train
 from cnn2gnn_jax.checkpoint import Checkpoints
 from cnn2gnn_jax.metrics import Recorder, say
-from cnn2gnn_jax.train import Task, TrainState
+from cnn2gnn_jax.task import Task, with_stage
+from cnn2gnn_jax.train import TrainState
 
 Load = Callable[[], TrainState]  # reads a trained state from disk, once
 
@@ -46,7 +47,7 @@ def fit_on_disk(
     Returns:
       A function that reads the trained state: the last one, or the best under that rule.
     """
-    tasks = [train.with_stage(task, stage) for stage in task.distiller.stages]
+    tasks = [with_stage(task, stage) for stage in task.distiller.stages]
     best = task.recipe.epoch == "best"
     final = checkpoints / tasks[-1].stage.name
     arrays = functools.cache(load_data)

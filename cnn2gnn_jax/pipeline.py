@@ -19,7 +19,8 @@ from cnn2gnn_jax.data import Dataset
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.fit import Load, fit_on_disk
 from cnn2gnn_jax.metrics import say, training_seconds
-from cnn2gnn_jax.train import Task, TrainState
+from cnn2gnn_jax.task import Task
+from cnn2gnn_jax.train import TrainState
 
 STAGES = ("teacher", "logits", "student", "evaluate", "report")
 CACHED = ("logits", "pooled")  # the teacher's outputs that can come from disk
@@ -387,47 +388,24 @@ def evaluate_student(run: Run, task: Task, load: Load, cached: CachedOutputs | N
 
 
 def _results(run: Run, cached: CachedOutputs | None, evaluated: list[dict[str, Any]]) -> dict[str, Any]:
-    config, dataset = run.config, run.dataset
-    student = student_task(run, config.seed, configs.graph_settings(config)[0])
-    found: dict[str, Any] = {
+    student = student_task(run, run.config.seed, configs.graph_settings(run.config)[0])
+    inputs = student_inputs(run, cached)["train"]
+    seconds = training_seconds(run.workdir / "metrics.jsonl")
+    seconds["evaluation"] = round(sum(one["seconds"] for one in evaluated), 3)
+    teacher = None
+    if cached is not None:
+        seconds |= training_seconds(run.teacher_folder / "metrics.jsonl")
+        seconds["teacher logits"] = cached.facts["seconds"]
+        costs = results.network_costs(teacher_task(run), run.dataset.train.images)
+        teacher = results.teacher(run.config.teacher, run.teacher_folder.name, cached.facts, costs)
+    return {
         "fingerprint": run.fingerprint,
-        "method": config.method,
-        "dataset": {
-            "name": dataset.name,
-            "fingerprint": dataset.fingerprint,
-            "classes": list(dataset.classes),
-            "image_shape": list(dataset.train.images.shape[1:]),
-            "train_images": len(dataset.train),
-            "test_images": len(dataset.test),
-            "holdout_images": 0 if dataset.holdout is None else len(dataset.holdout),
-        },
-        "teacher": None,
-        "student": {
-            "kind": config.student.kind,
-            "network": config.student.network
-            if config.student.kind == "cnn"
-            else f"graph over {config.student.backbone}",
-            "recipe": config.student.train.recipe,
-            "epoch": config.student.train.epoch,
-            **results.student_costs(student, student_inputs(run, cached)["train"], config.evaluate),
-        },
+        "method": run.config.method,
+        "dataset": results.dataset(run.dataset),
+        "teacher": teacher,
+        "student": results.student(run.config.student, results.student_costs(student, inputs, run.config.evaluate)),
         "accuracies": [entry for one in evaluated for entry in one["accuracies"]],
         "examples": evaluated[0]["examples"],
-        "seconds": training_seconds(run.workdir / "metrics.jsonl"),
+        "seconds": seconds,
         "versions": results.versions(),
     }
-    found["seconds"]["evaluation"] = round(sum(one["seconds"] for one in evaluated), 3)
-    if cached is not None:
-        teacher = teacher_task(run)
-        found["teacher"] = {
-            "network": config.teacher.network,
-            "fingerprint": run.teacher_folder.name,
-            "recipe": config.teacher.train.recipe,
-            "epoch": config.teacher.train.epoch,
-            "accuracy": cached.facts["test_accuracy"],
-            "train_accuracy": cached.facts["train_accuracy"],
-            **results.network_costs(teacher, dataset.train.images),
-        }
-        found["seconds"] |= training_seconds(run.teacher_folder / "metrics.jsonl")
-        found["seconds"]["teacher logits"] = cached.facts["seconds"]
-    return found

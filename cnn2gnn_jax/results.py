@@ -1,8 +1,8 @@
-"""What a run reports beside its accuracies: parameters, FLOPs, versions."""
+"""What a run reports beside its accuracies: data, networks, parameters, FLOPs, versions."""
 
 import importlib.metadata
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn2gnn_jax import gnn, inference, train
-from cnn2gnn_jax.train import Task
+from cnn2gnn_jax.data import Dataset
+from cnn2gnn_jax.task import Task, with_labels_only
 
 _PACKAGES = ("cnn2gnn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -26,6 +27,43 @@ def versions() -> dict[str, str]:
     return found
 
 
+def dataset(found: Dataset) -> dict[str, Any]:
+    """What tells which images were used."""
+    return {
+        "name": found.name,
+        "fingerprint": found.fingerprint,
+        "classes": list(found.classes),
+        "image_shape": list(found.train.images.shape[1:]),
+        "train_images": len(found.train),
+        "test_images": len(found.test),
+        "holdout_images": 0 if found.holdout is None else len(found.holdout),
+    }
+
+
+def teacher(section: Any, fingerprint: str, facts: Mapping[str, Any], costs: Mapping[str, Any]) -> dict[str, Any]:
+    """The teacher of a resolved config section, with the accuracies that are kept beside its logits."""
+    return {
+        "network": section.network,
+        "fingerprint": fingerprint,
+        "recipe": section.train.recipe,
+        "epoch": section.train.epoch,
+        "accuracy": facts["test_accuracy"],
+        "train_accuracy": facts["train_accuracy"],
+        **costs,
+    }
+
+
+def student(section: Any, costs: Mapping[str, Any]) -> dict[str, Any]:
+    """The student of a resolved config section."""
+    return {
+        "kind": section.kind,
+        "network": section.network if section.kind == "cnn" else f"graph over {section.backbone}",
+        "recipe": section.train.recipe,
+        "epoch": section.train.epoch,
+        **costs,
+    }
+
+
 def _flops(function: Callable, *arguments: Any) -> float:
     """XLA's count of floating-point operations (a multiply-add is two) before optimisation."""
     analysis = jax.jit(function).lower(*arguments).cost_analysis()
@@ -38,7 +76,7 @@ def _count(tree: Any) -> int:
 
 def _shapes(task: Task, inputs: np.ndarray) -> tuple[train.TrainState, jax.ShapeDtypeStruct]:
     batch = jax.ShapeDtypeStruct((task.recipe.batch_size, *inputs.shape[1:]), inputs.dtype)
-    labels_only = train.with_labels_only(task)
+    labels_only = with_labels_only(task)
     state = jax.eval_shape(lambda: train.init_state(labels_only, batch, None))
     return state, batch
 
@@ -52,7 +90,7 @@ def _training_flops(task: Task, state: train.TrainState, inputs: jax.ShapeDtypeS
         "index": jax.ShapeDtypeStruct((size,), jnp.int32),
         "mask": jax.ShapeDtypeStruct((size,), bool),
     }
-    return _flops(train.make_step(train.with_labels_only(task)), state, batch, None) / size
+    return _flops(train.make_step(with_labels_only(task)), state, batch, None) / size
 
 
 def network_costs(task: Task, inputs: np.ndarray) -> dict[str, Any]:

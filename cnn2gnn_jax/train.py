@@ -1,11 +1,9 @@
 """One state, one step and one loop for the teacher, the CNN students and the graph student."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -13,12 +11,11 @@ import numpy as np
 import optax
 from jax import lax
 
-from cnn2gnn_jax import distillers, gnn, graph, head_table, networks
+from cnn2gnn_jax import gnn, graph, head_table, networks
 from cnn2gnn_jax.data import augment, batches
-from cnn2gnn_jax.distillers import Distiller, Stage
-from cnn2gnn_jax.distillers.base import everything
 from cnn2gnn_jax.head_table import HeadTable, Sgd
 from cnn2gnn_jax.parallel import all_gather, psum
+from cnn2gnn_jax.task import Task, learning_rate, optimizer, trained
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -41,93 +38,6 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Any
     table: HeadTable | None
     memory: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What is trained, and how.
-
-    module: a CNN of the zoo, or a `gnn.GraphStudent`.
-    distiller, stage: the losses; `stage` is one of the distiller's.
-    recipe: a resolved `train` section of the config.
-    steps_per_epoch: full batches in the training images.
-    rows: n_train, the number of training images.
-    seed: of initialisation, order and augmentation.
-    mean, std: of the images; empty where the inputs are stored features.
-    teacher: the network that runs in the step, None where its outputs come with the batch or are not needed.
-    axis_name: the batch axis of the devices.
-    """
-
-    module: nn.Module
-    distiller: Distiller
-    stage: Stage
-    recipe: Any
-    steps_per_epoch: int
-    rows: int
-    seed: int
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    teacher: nn.Module | None = None
-    axis_name: str | None = None
-
-    @property
-    def is_graph(self) -> bool:
-        return isinstance(self.module, gnn.GraphStudent)
-
-    @property
-    def has_head(self) -> bool:
-        return isinstance(self.module, gnn.GraphStudent) and self.module.graph == "learned"
-
-    @property
-    def epochs(self) -> int:
-        return self.recipe.epochs if self.stage.epochs is None else self.stage.epochs
-
-    @property
-    def total_steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
-
-
-def with_stage(task: Task, stage: Stage) -> Task:
-    """The task at another stage of its distiller."""
-    return dataclasses.replace(task, stage=stage)
-
-
-def with_labels_only(task: Task) -> Task:
-    """The same network trained by cross-entropy alone."""
-    labels = distillers.create("none", {}, task.axis_name)
-    return dataclasses.replace(task, distiller=labels, stage=labels.stages[0], teacher=None)
-
-
-def learning_rate(task: Task) -> Callable[[jax.Array | int], jax.Array]:
-    """The rate as a function of the step: constant, divided at milestones, or a cosine to zero."""
-    recipe, base = task.recipe, task.recipe.learning_rate
-    if task.stage.learning_rate is not None:
-        return optax.schedules.constant_schedule(task.stage.learning_rate)
-    if recipe.schedule == "constant":
-        return optax.schedules.constant_schedule(base)
-    if recipe.schedule == "cosine":
-        return optax.schedules.cosine_decay_schedule(base, task.total_steps)
-    drops = {round(part * task.epochs) * task.steps_per_epoch: recipe.milestone_factor for part in recipe.milestones}
-    return optax.schedules.piecewise_constant_schedule(base, drops)
-
-
-def optimizer(task: Task) -> optax.GradientTransformation:
-    """SGD with momentum and L2 weight decay on every parameter (as the recipes have it), or AdamW."""
-    recipe, rate = task.recipe, learning_rate(task)
-    if recipe.optimizer == "adamw":
-        tx = optax.adamw(rate, weight_decay=recipe.weight_decay)
-    else:
-        tx = optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.sgd(rate, recipe.momentum))
-    if task.stage.trains is everything:
-        return tx
-    return optax.multi_transform({True: tx, False: optax.set_to_zero()}, functools.partial(_trained, task))
-
-
-def _trained(task: Task, params: Any) -> Any:
-    """For each parameter, whether the stage trains it."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: task.stage.trains(tuple(str(getattr(key, "key", key)) for key in path)), params
-    )
 
 
 def updates_rows(task: Task) -> bool:
@@ -184,7 +94,8 @@ def init_state(task: Task, inputs: Any, teacher: networks.Outputs | None) -> Tra
       inputs: raw inputs (n, ...), or their shapes; no value is read.
       teacher: the teacher's Outputs, or their shapes, as far as the distiller needs them.
     """
-    rng = jax.random.key(task.seed)
+    # Of all generators this one compiles fastest by far, and an initialisation draws for hundreds of parameters.
+    rng = jax.random.key(task.seed, impl="rbg")
     student_rng, table_rng, distiller_rng = jax.random.split(rng, 3)
     batch = jnp.zeros((task.recipe.batch_size, *inputs.shape[1:]), inputs.dtype)
     images = prepare_plain(task, batch)
@@ -216,7 +127,7 @@ def make_step(task: Task) -> Callable[[TrainState, Batch, Any], tuple[TrainState
         inputs, seen = _views(task, batch, rng)
         teacher = _teacher_outputs(task, batch, inputs, teacher_variables)
         index = all_gather(batch["index"], axis)
-        trains_student = any(jax.tree.leaves(_trained(task, {"student": state.params["student"]})))
+        trains_student = any(jax.tree.leaves(trained(task, {"student": state.params["student"]})))
         gathered = None
         if state.table is not None:
             gathered = head_table.gather(state.table, index, state.step, rate, _sgd(task))

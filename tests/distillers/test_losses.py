@@ -267,6 +267,9 @@ def expected(method, stage, e):
 
 # The losses, compiled ------------------------------------------------------------------------------------------------
 
+# Most of the time goes to compiling what runs once.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 
 def evaluate(stage, params, memory, student, teacher, batch):
     """((loss, (memory, metrics)), gradients of parameters, student and teacher)."""
@@ -305,7 +308,7 @@ def test_loss_equals_its_formula(example, method, maps, name, bits):
         e = example(method, maps, dtype=f"float{bits}")
         stage = find_stage(e, name)
         rng = jax.random.key(RNG_SEED)
-        loss, _, metrics = jax.jit(stage.loss)(*arguments(e), jnp.int32(EPOCH), rng)
+        loss, _, metrics = jit(stage.loss)(*arguments(e), jnp.int32(EPOCH), rng)
         assert loss.dtype == f"float{bits}"
         total, extra = expected(method, name, e)
         tolerance = 1e-9 if bits == 64 else 1e-3
@@ -330,7 +333,7 @@ EXTREMES = {
 def test_extreme_inputs_give_finite_losses_and_gradients_and_none_to_the_teacher(example, method, name, bits):
     with jax.enable_x64() if bits == 64 else contextlib.nullcontext():
         e = example(method, rows=2, classes=2, dtype=f"float{bits}")
-        run = jax.jit(functools.partial(evaluate, find_stage(e, name)))
+        run = jit(functools.partial(evaluate, find_stage(e, name)))
         for case, change in EXTREMES.items():
             pairs = [change(s, t) for s, t in zip(*map(jax.tree.leaves, (e.student, e.teacher)), strict=True)]
             student, teacher = (
@@ -371,13 +374,10 @@ def test_padding_and_two_devices_change_nothing(example, method, maps, name):
     with jax.enable_x64():
         e = example(method, maps)
         stage = find_stage(e, name)
-        (loss, aux), (to_params, to_student, _) = jax.jit(functools.partial(evaluate, stage))(*arguments(e))
+        (loss, aux), (to_params, to_student, _) = jit(functools.partial(evaluate, stage))(*arguments(e))
         close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
 
         padded = spread(e, 8)
-        value, memory, metrics = jax.jit(stage.loss)(*arguments(padded), jnp.int32(EPOCH), jax.random.key(RNG_SEED))
-        jax.tree.map(close, (value, (memory, metrics)), (loss, aux))
-
         views = len(padded.student.logits) // 8
         by_device = np.arange(8 * views).reshape(views, 2, 4).swapaxes(0, 1).ravel()  # each device: plain, then strong
         parallel = find_stage(example(method, maps, axis_name="batch"), name)
@@ -396,7 +396,7 @@ def test_padding_and_two_devices_change_nothing(example, method, maps, name):
             check_vma=False,
         )
         order = functools.partial(jax.tree.map, lambda x: x[by_device])
-        value, metrics, gradients, memory, student_gradients = jax.jit(run)(
+        value, metrics, gradients, memory, student_gradients = jit(run)(
             padded.params, padded.memory, order(padded.student), order(padded.teacher), padded.batch
         )
         jax.tree.map(close, (value, (memory, metrics), gradients), (loss, aux, to_params))

@@ -108,3 +108,25 @@ def test_crd_needs_two_classes():
     hyper = distillers.hyperparameters("crd", "vgg13", "vgg8") | {"training_labels": np.zeros(9, int)}
     with pytest.raises(UserError, match="one class"):
         distillers.create("crd", hyper).init(jax.random.key(0), shapes("vgg8"), shapes("vgg13"))
+
+
+@pytest.mark.parametrize("method", ["fitnets", "at", "sp", "vid", "ab", "ft"])
+def test_half_precision_maps_give_float32_parameters_and_losses(method):
+    def narrow(outputs):
+        half = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), (outputs.features, outputs.preactivations)
+        )
+        return outputs._replace(features=half[0], preactivations=half[1])
+
+    distiller = create(method)
+    student, teacher = narrow(shapes("vgg8")), narrow(shapes("resnet34"))
+    params, memory = jax.eval_shape(distiller.init, jax.random.key(0), student, teacher)
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, memory))} <= {jnp.dtype(jnp.float32)}
+    integers = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+    batch = {"label": integers, "index": integers, "mask": jax.ShapeDtypeStruct((BATCH,), bool)}
+    for stage in distiller.stages:
+        loss, new, metrics = jax.eval_shape(
+            stage.loss, params, memory, student, teacher, batch, jnp.int32(0), jax.random.key(0)
+        )
+        assert {leaf.dtype for leaf in jax.tree.leaves((loss, metrics))} == {jnp.dtype(jnp.float32)}
+        assert new == memory
