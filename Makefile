@@ -40,6 +40,6 @@ $(STAMP): $(REQUIREMENTS) requirements-dev.txt pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "No Python of 3.11 or later found: install one, or give PYTHON=..." >&2; exit 1; fi
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version) and $(REQUIREMENTS)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS) -r requirements-dev.txt -e .
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -r $(REQUIREMENTS) -r requirements-dev.txt -e .
 	@touch $@

@@ -50,6 +50,9 @@ def gather(table: HeadTable, index: jax.Array, step: jax.Array, rate: jax.Array,
 
 def catch_up(table: HeadTable, step: jax.Array, rate: jax.Array, sgd: Sgd) -> HeadTable:
     """All rows of `table` as they are after `step` steps, those they have not seen being without gradient."""
+    if sgd.momentum == sgd.weight_decay == 0:
+        # Nothing moves without a gradient, and XLA cannot compile what is below for these constants.
+        return table.replace(seen=jnp.full_like(table.seen, step))
     waited = step - table.seen
     e00, e01, e10, e11 = _power_minus_identity(waited, table.values.bias.dtype, rate, sgd)
 

@@ -22,11 +22,6 @@ def config_of(cache, method, epochs, **fields):
     return config
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.mark.parametrize(
     "method", [m if m in IN_THE_SUITE else pytest.param(m, marks=pytest.mark.slow) for m in BASELINES]
 )

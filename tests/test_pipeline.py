@@ -33,11 +33,6 @@ def tiny(cache, **fields):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def done(cache, tmp_path_factory):
     """A finished run: its config, workdir and results."""
     workdir = tmp_path_factory.mktemp("runs") / "run"

@@ -109,7 +109,7 @@ def markdown(results: dict[str, Any]) -> str:
         lines += ["", "## What the graph does", "", *(f"- {line}" for line in found)]
     lines += [
         "",
-        *_notes(results),
+        *(note.replace("*", r"\*") for note in _notes(results)),
         "",
         "## Costs",
         "",

@@ -48,9 +48,8 @@ def test_every_method_takes_every_pair(pair, method):
     rows = BATCH if distiller.second_view is None else 2 * BATCH
     student = only(distiller.student, shapes(student_name, rows))
     teacher = only(distiller.teacher, shapes(teacher_name, rows)) if distiller.teacher else None
-    params, memory = jax.eval_shape(distiller.init, jax.random.key(0), student, teacher)
     one_image = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), teacher)
-    assert jax.eval_shape(distiller.init, jax.random.key(0), student, one_image) == (params, memory)
+    params, memory = jax.eval_shape(distiller.init, jax.random.key(0), student, one_image)
     integers = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
     batch = {"label": integers, "index": integers, "mask": jax.ShapeDtypeStruct((BATCH,), bool)}
     for stage in distiller.stages:
