@@ -122,9 +122,10 @@ def make_step(task: Task) -> Callable[[TrainState, Batch, Any], tuple[TrainState
     tx, rate_at, axis = optimizer(task), learning_rate(task), task.axis_name
 
     def step(state: TrainState, batch: Batch, teacher_variables: Any) -> tuple[TrainState, Metrics]:
-        rng = jax.random.fold_in(jax.random.fold_in(jax.random.key(task.seed), 1), state.step)
+        step_rng = jax.random.fold_in(jax.random.key(task.seed), state.step)
+        image_rng, loss_rng = jax.random.split(step_rng)
         epoch, mask, rate = state.step // task.steps_per_epoch, batch["mask"], rate_at(state.step)
-        inputs, seen = _views(task, batch, rng)
+        inputs, seen = _views(task, batch, image_rng)
         teacher = _teacher_outputs(task, batch, inputs, teacher_variables)
         index = all_gather(batch["index"], axis)
         trains_student = any(jax.tree.leaves(trained(task, {"student": state.params["student"]})))
@@ -136,7 +137,7 @@ def make_step(task: Task) -> Callable[[TrainState, Batch, Any], tuple[TrainState
             rows = jax.tree.map(lambda leaf: leaf[index], params["table"]) if "table" in params else values
             outputs, adjacency, stats = apply_student(task, params["student"], state.stats, rows, inputs, seen)
             loss, memory, metrics = task.stage.loss(
-                params["distiller"], state.memory, outputs, teacher, batch, epoch, rng
+                params["distiller"], state.memory, outputs, teacher, batch, epoch, loss_rng
             )
             return loss, (memory, metrics, stats, outputs.logits, adjacency)
 
@@ -169,10 +170,10 @@ def make_step(task: Task) -> Callable[[TrainState, Batch, Any], tuple[TrainState
 def _views(task: Task, batch: Batch, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The network inputs of a batch and their mask: (b, ...), or (2b, ...) for a method with a second view."""
     images, index, mask = batch["input"], batch["index"], batch["mask"]
-    plain = prepare(task, images, rng, index)
+    plain_rng, crop_rng, view_rng = jax.random.split(rng, 3)
+    plain = prepare(task, images, plain_rng, index)
     if task.distiller.second_view is None:
         return plain, mask
-    crop_rng, view_rng = jax.random.split(jax.random.fold_in(rng, 1))
     view = functools.partial(task.distiller.second_view, _image_keys(view_rng, index))
     second = prepare(task, images, crop_rng, index, view)
     return jnp.concatenate([plain, second]), jnp.concatenate([mask, mask])
