@@ -161,7 +161,7 @@ def test_padding_leaves_its_rows_alone():
 
 @pytest.mark.parametrize("waited", [1, 2, 1000, 2**20, 2**24 - 1])
 @pytest.mark.parametrize("rate", [0.01, 0.1])
-@pytest.mark.parametrize("sgd", [PAPER, Sgd(0.9, 1e-6), Sgd(0.0, 1e-6), Sgd(0.9, 0.0), Sgd(0.9999, 5e-4)], ids=str)
+@pytest.mark.parametrize("sgd", [PAPER, Sgd(0.9, 1e-6), Sgd(0.9, 0.0), Sgd(0.9999, 5e-4)], ids=str)
 def test_any_wait_equals_the_matrix_power_in_float64(sgd, rate, waited):
     rng = np.random.default_rng(0)
     value, momentum = rng.normal(size=(2, 3, WIDTH)).astype(np.float32)

@@ -100,7 +100,7 @@ class Setting:
     def predict(self, mechanism, images=None, columns=None, **arguments):
         images = self.images if images is None else images
         columns = self.columns() if columns is None else columns
-        return predict(mechanism, self.module, self.params, columns, images, **arguments)
+        return jax.device_get(predict(mechanism, self.module, self.params, columns, images, **arguments))
 
 
 def mechanism_1(setting):
