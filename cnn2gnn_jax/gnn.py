@@ -180,7 +180,9 @@ class GraphStudent(nn.Module):
         """Distances (B, C) from nodes (B, F) to C columns: the head's outputs, or squared Euclidean distances."""
         if self.graph == "learned":
             assert columns.rows is not None
-            return self.head(nodes) @ columns.rows.kernel.T + columns.rows.bias
+            # Full float32: GPUs would otherwise round to TF32, too coarse to tell near neighbours apart.
+            product = jnp.matmul(self.head(nodes), columns.rows.kernel.T, precision="highest")
+            return product + columns.rows.bias
         return graph.squared_distances(nodes, columns.nodes)
 
     def adjacency(self, nodes: jax.Array, rows: HeadRows | None, mask: jax.Array | None = None) -> jax.Array | None:
