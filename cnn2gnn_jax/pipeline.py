@@ -132,7 +132,7 @@ def train_teacher(run: Run) -> Load:
 
     def score(state: TrainState) -> float:
         assert dataset.holdout is not None
-        variables = {"params": state.params["student"], "batch_stats": state.stats}
+        variables = state.variables
         logits, _ = evaluate.network_outputs(task.module, variables, dataset.holdout.images, task.mean, task.std)
         return evaluate.accuracy(logits, dataset.holdout.labels)
 
@@ -167,7 +167,7 @@ def teacher_outputs(run: Run, load: Load) -> CachedOutputs:
     def compute() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
         say(f"computing the outputs of teacher {run.config.teacher.network}")
         start, state = time.monotonic(), load()
-        variables = {"params": state.params["student"], "batch_stats": state.stats}
+        variables = state.variables
         logits, pooled, facts = {}, {}, {}
         for name, split in splits.items():
             logits[name], pooled[name] = evaluate.network_outputs(
@@ -259,7 +259,7 @@ def train_student(run: Run, task: Task, load_teacher: Load | None, cached: Cache
             return None
         assert load_teacher is not None
         state = load_teacher()
-        return {"params": state.params["student"], "batch_stats": state.stats}
+        return state.variables
 
     def score(state: TrainState) -> float:
         assert run.dataset.holdout is not None
@@ -293,7 +293,7 @@ def student_inputs(run: Run, cached: CachedOutputs | None) -> dict[str, np.ndarr
 def _score(
     run: Run, task: Task, state: TrainState, train_inputs: np.ndarray, inputs: np.ndarray, labels: np.ndarray
 ) -> float:
-    variables = {"params": state.params["student"], "batch_stats": state.stats}
+    variables = state.variables
     if not isinstance(task.module, gnn.GraphStudent):
         return evaluate.accuracy(
             evaluate.network_outputs(task.module, variables, inputs, task.mean, task.std)[0], labels
@@ -321,7 +321,7 @@ def _anchors(
     columns = [
         evaluate.anchor_columns(
             task.module,
-            {"params": state.params["student"], "batch_stats": state.stats},
+            state.variables,
             train_inputs[index],
             train.head_rows(task, state, index),
             task.mean,
@@ -343,7 +343,7 @@ def evaluate_student(run: Run, task: Task, load: Load, cached: CachedOutputs | N
     say(f"evaluating {student_name(task)}")
     start, state = time.monotonic(), load()
     inputs, dataset, section = student_inputs(run, cached), run.dataset, run.config.evaluate
-    variables = {"params": state.params["student"], "batch_stats": state.stats}
+    variables = state.variables
     common = {"method": run.config.method, "seed": task.seed, "epoch": task.recipe.epoch}
     entries: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []

@@ -96,7 +96,7 @@ def _training_flops(task: Task, state: train.TrainState, inputs: jax.ShapeDtypeS
 def network_costs(task: Task, inputs: np.ndarray) -> dict[str, Any]:
     """Parameters of a CNN and FLOPs for one image: inference and training."""
     state, batch = _shapes(task, inputs)
-    variables = {"params": state.params["student"], "batch_stats": state.stats}
+    variables = state.variables
 
     def infer(variables: Any, images: jax.Array) -> jax.Array:
         outputs: Any = task.module.apply(variables, train.prepare_plain(task, images), train=False)
@@ -118,7 +118,7 @@ def student_costs(task: Task, inputs: np.ndarray, protocol: Any) -> dict[str, An
         return network_costs(task, inputs)
     module = task.module
     state, batch = _shapes(task, inputs)
-    variables = {"params": state.params["student"], "batch_stats": state.stats}
+    variables = state.variables
     table, rows = 0, None  # type: int, Any
     if task.has_head:
         width = module.head_widths[-1]

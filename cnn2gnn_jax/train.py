@@ -39,6 +39,11 @@ class TrainState(flax.struct.PyTreeNode):
     table: HeadTable | None
     memory: Any
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The student's, for `module.apply`."""
+        return {"params": self.params["student"], "batch_stats": self.stats}
+
 
 def updates_rows(task: Task) -> bool:
     """Whether the head's decision layer is updated row by row; otherwise the optimiser updates it densely."""

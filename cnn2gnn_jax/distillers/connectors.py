@@ -32,16 +32,7 @@ def conv(x: jax.Array, channels: int, kernel: int, *, name: str, stride: int = 1
 def double(x: jax.Array, channels: int, *, name: str) -> jax.Array:
     """The transposed 4x4 convolution at stride 2 and padding 1: (B, H, W, I) to (B, 2H, 2W, channels)."""
     spread = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 1), (0, 0, 1), (0, 0, 0)])
-    return Conv(
-        channels,
-        4,
-        padding=2,
-        use_bias=True,
-        dtype=x.dtype,
-        param_dtype=at_least_float32(x.dtype),
-        kernel_init=linear_init,
-        name=name,
-    )(spread)
+    return conv(spread, channels, 4, name=name)
 
 
 def _ratio(student: tuple[int, ...], teacher: tuple[int, ...]) -> str:
