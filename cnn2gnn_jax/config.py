@@ -94,9 +94,10 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
         config.teacher.train.head_update = "auto"
     _resolve_student(config)
     _check_distill(config)
-    _within("seed", config.seed, 0, 2**31)
     _within("seeds", config.seeds, 1, 10_000)
-    _within("teacher.seed", config.teacher.seed, 0, 2**31)
+    _within("seed", config.seed, 0, 2**31 - 1 - config.seeds)
+    _within("teacher.seed", config.teacher.seed, 0, 2**31 - 1)
+    _choice("data.residency", config.data.residency, ("auto", "device", "host"))
     _choice("compute_dtype", config.compute_dtype, ("float32", "bfloat16"))
     _within("evaluate.batch_size", config.evaluate.batch_size, 2)
     _within("evaluate.anchors", config.evaluate.anchors, 0)

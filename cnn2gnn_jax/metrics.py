@@ -1,13 +1,16 @@
 """Records of a run: JSON lines, TensorBoard events, and progress on the terminal."""
 
+import functools
+import itertools
 import json
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import tensorboardX
 import tqdm
@@ -46,22 +49,38 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
     return records
 
 
-def training_seconds(path: pathlib.Path) -> dict[str, float]:
-    """Seconds of training by stage from the records, over all restarts, compilation included."""
+@functools.cache
+def _compilations() -> list[float]:
+    """The seconds of each compilation of this process since the first call, a list that grows."""
+    found: list[float] = []
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return found
+
+
+def training_seconds(*paths: pathlib.Path) -> dict[str, float]:
+    """Seconds of training by stage from the records, over all restarts; apart from them `compilation` of all stages."""
     seconds: dict[str, float] = {}
-    for record in read_records(path):
-        seconds[record["stage"]] = seconds.get(record["stage"], 0.0) + record["seconds"]
-    return {stage: round(value, 3) for stage, value in seconds.items()}
+    compilation = 0.0
+    for record in itertools.chain.from_iterable(map(read_records, paths)):
+        compiling = record.get("compile_seconds", 0.0)
+        compilation += compiling
+        seconds[record["stage"]] = seconds.get(record["stage"], 0.0) + record["seconds"] - compiling
+    return {stage: round(value, 3) for stage, value in {**seconds, "compilation": compilation}.items()}
 
 
 class Recorder:
-    """Writes the metrics of one training stage; a context manager.
+    """Writes the metrics of one training stage, or of several that run side by side; a context manager.
 
     Args:
-      path: the JSON lines file, which several stages may share.
-      stage: its name in the records.
-      start: the steps already taken; later records of the stage, left by a killed process, are dropped.
-      total: the steps of the stage.
+      path: the JSON lines file, which other stages may share.
+      stages: their names in the records.
+      start: the steps already taken; later records of the stages, left by a killed process, are dropped.
+      total: the steps of a stage.
       steps_per_epoch: to tell the epoch.
       batch_size: to tell images a second.
       tensorboard: a folder for TensorBoard events, None for none.
@@ -70,25 +89,27 @@ class Recorder:
     def __init__(
         self,
         path: pathlib.Path,
-        stage: str,
+        stages: Sequence[str],
         start: int,
         total: int,
         steps_per_epoch: int,
         batch_size: int,
         tensorboard: pathlib.Path | None = None,
     ) -> None:
-        kept = [r for r in read_records(path) if r.get("stage") != stage or r.get("step", 0) <= start]
+        kept = [r for r in read_records(path) if r.get("stage") not in stages or r.get("step", 0) <= start]
         storage.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._path, self._stage, self._steps_per_epoch, self._batch_size = path, stage, steps_per_epoch, batch_size
+        self._stages, self._steps_per_epoch, self._batch_size = stages, steps_per_epoch, batch_size
+        self._title = stages[0] + (f" and {len(stages) - 1} beside it" if len(stages) > 1 else "")
         self._events = None
         if tensorboard is not None:
             self._events = tensorboardX.SummaryWriter(str(tensorboard), purge_step=start + 1)
         self._total, self._step = total, start
         self._bar = tqdm.tqdm(
-            total=total, initial=start, desc=stage, unit="step", file=sys.stderr, disable=not sys.stderr.isatty()
+            total=total, initial=start, desc=self._title, unit="step", file=sys.stderr, disable=not sys.stderr.isatty()
         )
         self._clock = self._line_at = time.monotonic()
+        self._compiled = sum(_compilations())
 
     def __enter__(self) -> "Recorder":
         return self
@@ -100,42 +121,52 @@ class Recorder:
             self._events.close()
 
     def chunk(self, first: int, metrics: Mapping[str, np.ndarray]) -> None:
-        """Records the means over the K steps that began with step `first`; metrics are (K,) each.
+        """Records the means over the K steps that began with step `first`; the stages share the time.
+
+        Args:
+          first: the step.
+          metrics: (K,) each, or (stages, K) of several stages.
 
         Raises:
           UserError: the loss of a step is not finite.
         """
-        steps = len(metrics["loss"])
-        broken = np.flatnonzero(~np.isfinite(metrics["loss"]))
-        if len(broken):
-            raise UserError(
-                f"{self._stage}: the loss became {metrics['loss'][broken[0]]} at step {first + int(broken[0])}: "
-                "try a lower learning rate, or delete this stage's checkpoints to start again"
-            )
-        now = time.monotonic()
-        seconds, self._clock, self._step = now - self._clock, now, first + steps
-        means = {name: float(np.mean(np.asarray(values, np.float64))) for name, values in metrics.items()}
-        record = {
-            "stage": self._stage,
-            "step": self._step,
-            "epoch": self._step / self._steps_per_epoch,
-            **{name: value for name, value in means.items() if math.isfinite(value)},
-            "seconds": round(seconds, 4),
-        }
-        self._file.write(json.dumps(record) + "\n")
+        metrics = {name: np.reshape(values, (len(self._stages), -1)) for name, values in metrics.items()}
+        for stage, losses in zip(self._stages, metrics["loss"], strict=True):
+            broken = np.flatnonzero(~np.isfinite(losses))
+            if len(broken):
+                raise UserError(
+                    f"{stage}: the loss became {losses[broken[0]]} at step {first + int(broken[0])}: "
+                    "try a lower learning rate, or delete this stage's checkpoints to start again"
+                )
+        steps = metrics["loss"].shape[1]
+        now, compiled = time.monotonic(), sum(_compilations())
+        seconds, compiling = now - self._clock, compiled - self._compiled
+        self._clock, self._compiled, self._step = now, compiled, first + steps
+        means = {name: np.mean(values, axis=1, dtype=np.float64) for name, values in metrics.items()}
+        for k, stage in enumerate(self._stages):
+            own = {name: float(values[k]) for name, values in means.items()}
+            record = {
+                "stage": stage,
+                "step": self._step,
+                "epoch": self._step / self._steps_per_epoch,
+                **{name: value for name, value in own.items() if math.isfinite(value)},
+                "seconds": round(seconds / len(self._stages), 4),
+                "compile_seconds": round(compiling / len(self._stages), 4),  # part of `seconds`
+            }
+            self._file.write(json.dumps(record) + "\n")
+            if self._events is not None:
+                for name, value in own.items():
+                    self._events.add_scalar(f"{stage}/{name}", value, self._step)
         self._file.flush()
-        if self._events is not None:
-            for name, value in means.items():
-                self._events.add_scalar(f"{self._stage}/{name}", value, self._step)
-        self._show(steps, means, seconds, now)
+        self._show(steps, {name: float(np.mean(values)) for name, values in means.items()}, seconds, now)
 
     def _show(self, steps: int, means: Mapping[str, float], seconds: float, now: float) -> None:
         self._bar.update(steps)
-        rate = steps * self._batch_size / max(seconds, 1e-9)
+        rate = steps * len(self._stages) * self._batch_size / max(seconds, 1e-9)
         text = f"loss {means['loss']:.3f}, accuracy {means['accuracy']:.1f}%, {rate:.0f} images/s"
         self._bar.set_postfix_str(text)
         done = self._step >= self._total
         if self._bar.disable and (done or now - self._line_at >= _LINE_SECONDS):
             self._line_at = now
             left = (self._total - self._step) * seconds / steps
-            say(f"{self._stage}: step {self._step}/{self._total}, {text}" + ("" if done else f", {left:.0f} s left"))
+            say(f"{self._title}: step {self._step}/{self._total}, {text}" + ("" if done else f", {left:.0f} s left"))

@@ -4,9 +4,11 @@ Each stage finds its result by fingerprint and skips itself. A fingerprint cover
 field that changes the result.
 """
 
+import dataclasses
 import functools
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +19,7 @@ from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import data, distillers, evaluate, gnn, networks, report, results, storage, teacher_logits, train
 from cnn2gnn_jax.data import Dataset
 from cnn2gnn_jax.errors import UserError
-from cnn2gnn_jax.fit import Load, fit_on_disk
+from cnn2gnn_jax.fit import Job, Load, fit_on_disk
 from cnn2gnn_jax.metrics import say, training_seconds
 from cnn2gnn_jax.task import Task
 from cnn2gnn_jax.train import TrainState
@@ -88,15 +90,14 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
                 cached = teacher_outputs(run, load_teacher)
     if last < STAGES.index("student"):
         return None
-    entries = []
-    for seed in range(run.config.seed, run.config.seed + run.config.seeds):
-        for graph in configs.graph_settings(run.config):
-            task = student_task(run, seed, graph)
-            load = train_student(run, task, load_teacher, cached)
-            if last >= STAGES.index("evaluate"):
-                entries.append(evaluate_student(run, task, load, cached))
+    students = [
+        student
+        for graph in configs.graph_settings(run.config)
+        for student in train_students(run, student_tasks(run, graph), load_teacher, cached)
+    ]
     if last < STAGES.index("evaluate"):
         return None
+    entries = [evaluate_student(run, task, load, cached) for task, load in students]
     found = _results(run, cached, entries)
     storage.write_json(run.workdir / "results.json", found)
     if last >= STAGES.index("report"):
@@ -130,21 +131,20 @@ def train_teacher(run: Run) -> Load:
     """Trains the teacher unless it is in the cache."""
     task, dataset = teacher_task(run), run.dataset
 
-    def score(state: TrainState) -> float:
+    def score(task: Task, state: TrainState) -> float:
         assert dataset.holdout is not None
         variables = state.variables
         logits, _ = evaluate.network_outputs(task.module, variables, dataset.holdout.images, task.mean, task.std)
         return evaluate.accuracy(logits, dataset.holdout.labels)
 
-    return _fit(
+    [load] = _fit(
         run,
-        task,
-        name=f"teacher {run.config.teacher.network}",
-        checkpoints=run.teacher_folder / "checkpoints",
+        [Job(task, f"teacher {run.config.teacher.network}", run.teacher_folder / "checkpoints")],
         records=run.teacher_folder / "metrics.jsonl",
         load_data=lambda: {"input": dataset.train.images, "label": dataset.train.labels},
         score=score,
     )
+    return load
 
 
 class CachedOutputs(NamedTuple):
@@ -204,8 +204,13 @@ def _cached_fields(run: Run) -> tuple[str, ...]:
     return distiller.teacher if same_view and set(distiller.teacher) <= set(CACHED) else ()
 
 
-def student_task(run: Run, seed: int, graph: str) -> Task:
-    """The training of one student with the graph setting `graph` ('' for a CNN student)."""
+def student_tasks(run: Run, graph: str) -> list[Task]:
+    """The training of the students of all seeds with the graph setting `graph` ('' for a CNN student)."""
+    first = _student_task(run, graph)
+    return [dataclasses.replace(first, seed=first.seed + k) for k in range(run.config.seeds)]
+
+
+def _student_task(run: Run, graph: str) -> Task:
     config, dataset = run.config, run.dataset
     student, classes, dtype = config.student, len(dataset.classes), config.compute_dtype
     features = student.kind == "graph" and student.backbone == "teacher"
@@ -237,7 +242,7 @@ def student_task(run: Run, seed: int, graph: str) -> Task:
         recipe=student.train,
         steps_per_epoch=len(dataset.train) // student.train.batch_size,
         rows=len(dataset.train),
-        seed=seed,
+        seed=config.seed,
         mean=() if features else dataset.mean,
         std=() if features else dataset.std,
         teacher=teacher_task(run).module if live else None,
@@ -250,18 +255,23 @@ def student_name(task: Task) -> str:
     return f"{kind}-seed{task.seed}"
 
 
-def train_student(run: Run, task: Task, load_teacher: Load | None, cached: CachedOutputs | None) -> Load:
-    """Trains a student unless it is in the workdir."""
+def train_students(
+    run: Run, tasks: Sequence[Task], load_teacher: Load | None, cached: CachedOutputs | None
+) -> list[tuple[Task, Load]]:
+    """Trains students that differ in their seed, those that are not in the workdir.
+
+    Dense ones train side by side. Convolutions with weights of their own for each student are slower together than one
+    after another.
+    """
     inputs = student_inputs(run, cached)
 
     def teacher_variables() -> Any:
-        if task.teacher is None:
+        if tasks[0].teacher is None:
             return None
         assert load_teacher is not None
-        state = load_teacher()
-        return state.variables
+        return load_teacher().variables
 
-    def score(state: TrainState) -> float:
+    def score(task: Task, state: TrainState) -> float:
         assert run.dataset.holdout is not None
         return _score(run, task, state, inputs["train"], inputs["holdout"], run.dataset.holdout.labels)
 
@@ -269,16 +279,17 @@ def train_student(run: Run, task: Task, load_teacher: Load | None, cached: Cache
     if cached is not None:
         fields = {"logits": cached.logits, "pooled": cached.pooled}
         outputs = {f"teacher_{name}": fields[name]["train"] for name in _cached_fields(run)}  # type: ignore[index]
-    return _fit(
+    train_together = functools.partial(
+        _fit,
         run,
-        task,
-        name=student_name(task),
-        checkpoints=run.workdir / "checkpoints" / student_name(task),
         records=run.workdir / "metrics.jsonl",
         load_data=lambda: {"input": inputs["train"], "label": run.dataset.train.labels, **outputs},
         teacher_variables=teacher_variables,
         score=score,
     )
+    jobs = [Job(task, student_name(task), run.workdir / "checkpoints" / student_name(task)) for task in tasks]
+    groups = [jobs] if tasks[0].is_dense else [[job] for job in jobs]
+    return list(zip(tasks, [load for group in groups for load in train_together(jobs=group)], strict=True))
 
 
 def student_inputs(run: Run, cached: CachedOutputs | None) -> dict[str, np.ndarray]:
@@ -302,9 +313,14 @@ def _score(
     return evaluate.one_by_one_accuracy(task.module, variables, anchors, inputs, labels, task.mean, task.std)
 
 
-def _fit(run: Run, task: Task, **arguments: Any) -> Load:
-    events = run.workdir / "tensorboard" if run.config.tensorboard else None
-    return fit_on_disk(task, every_seconds=run.config.checkpoint.every_seconds, tensorboard=events, **arguments)
+def _fit(run: Run, jobs: Sequence[Job], **arguments: Any) -> list[Load]:
+    return fit_on_disk(
+        jobs,
+        every_seconds=run.config.checkpoint.every_seconds,
+        residency=run.config.data.residency,
+        tensorboard=run.workdir / "tensorboard" if run.config.tensorboard else None,
+        **arguments,
+    )
 
 
 # Evaluation ---------------------------------------------------------------------------------------------------------
@@ -388,13 +404,13 @@ def evaluate_student(run: Run, task: Task, load: Load, cached: CachedOutputs | N
 
 
 def _results(run: Run, cached: CachedOutputs | None, evaluated: list[dict[str, Any]]) -> dict[str, Any]:
-    student = student_task(run, run.config.seed, configs.graph_settings(run.config)[0])
+    student = student_tasks(run, configs.graph_settings(run.config)[0])[0]
     inputs = student_inputs(run, cached)["train"]
-    seconds = training_seconds(run.workdir / "metrics.jsonl")
+    records = [run.workdir / "metrics.jsonl"] + ([run.teacher_folder / "metrics.jsonl"] if cached is not None else [])
+    seconds = training_seconds(*records)
     seconds["evaluation"] = round(sum(one["seconds"] for one in evaluated), 3)
     teacher = None
     if cached is not None:
-        seconds |= training_seconds(run.teacher_folder / "metrics.jsonl")
         seconds["teacher logits"] = cached.facts["seconds"]
         costs = results.network_costs(teacher_task(run), run.dataset.train.images)
         teacher = results.teacher(run.config.teacher, run.teacher_folder.name, cached.facts, costs)

@@ -90,7 +90,7 @@ def _training_flops(task: Task, state: train.TrainState, inputs: jax.ShapeDtypeS
         "index": jax.ShapeDtypeStruct((size,), jnp.int32),
         "mask": jax.ShapeDtypeStruct((size,), bool),
     }
-    return _flops(train.make_step(with_labels_only(task)), state, batch, None) / size
+    return _flops(train.make_step(with_labels_only(task)), state, batch, None, 0) / size
 
 
 def network_costs(task: Task, inputs: np.ndarray) -> dict[str, Any]:

@@ -50,6 +50,11 @@ class Task:
         return isinstance(self.module, gnn.GraphStudent) and self.module.graph == "learned"
 
     @property
+    def is_dense(self) -> bool:
+        """Whether the network has no convolution."""
+        return isinstance(self.module, gnn.GraphStudent) and isinstance(self.module.backbone, gnn.Flatten)
+
+    @property
     def epochs(self) -> int:
         return self.recipe.epochs if self.stage.epochs is None else self.stage.epochs
 

@@ -1,7 +1,7 @@
 """One state, one step and one loop for the teacher, the CNN students and the graph student."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.struct
@@ -91,16 +91,19 @@ def prepare_plain(task: Task, images: jax.Array) -> jax.Array:
     return augment.normalize(images, task.mean, task.std) if task.mean else images
 
 
-def init_state(task: Task, inputs: Any, teacher: networks.Outputs | None) -> TrainState:
+def init_state(
+    task: Task, inputs: Any, teacher: networks.Outputs | None, seed: int | jax.Array | None = None
+) -> TrainState:
     """A fresh state.
 
     Args:
       task: what is trained.
       inputs: raw inputs (n, ...), or their shapes; no value is read.
       teacher: the teacher's Outputs, or their shapes, as far as the distiller needs them.
+      seed: instead of the task's, so that one compiled function serves many.
     """
     # Of all generators this one compiles fastest by far, and an initialisation draws for hundreds of parameters.
-    rng = jax.random.key(task.seed, impl="rbg")
+    rng = jax.random.key(task.seed if seed is None else seed, impl="rbg")
     student_rng, table_rng, distiller_rng = jax.random.split(rng, 3)
     batch = jnp.zeros((task.recipe.batch_size, *inputs.shape[1:]), inputs.dtype)
     images = prepare_plain(task, batch)
@@ -118,16 +121,19 @@ def init_state(task: Task, inputs: Any, teacher: networks.Outputs | None) -> Tra
     return TrainState(jnp.zeros((), jnp.int32), every, stats, optimizer(task).init(every), table, memory)
 
 
-def make_step(task: Task) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]:
-    """The training step `step(state, batch, teacher_variables) -> (state, metrics)`, a pure function.
+def make_step(task: Task) -> Callable[[TrainState, Batch, Any, jax.Array | int], tuple[TrainState, Metrics]]:
+    """The training step `step(state, batch, teacher_variables, seed) -> (state, metrics)`, a pure function.
 
-    The batch, this device's part, holds `input` (b, ...), `label`, `index` (the training index) and `mask` (b,), and
+    `seed`, the task's, is an argument so that tasks which differ in it alone can share the step. The batch, this
+    device's part, holds `input` (b, ...), `label`, `index` (the training index) and `mask` (b,), and
     what the distiller needs of the teacher as `teacher_logits` (b, C), `teacher_pooled` (b, F), if it is cached.
     """
     tx, rate_at, axis = optimizer(task), learning_rate(task), task.axis_name
 
-    def step(state: TrainState, batch: Batch, teacher_variables: Any) -> tuple[TrainState, Metrics]:
-        step_rng = jax.random.fold_in(jax.random.key(task.seed), state.step)
+    def step(
+        state: TrainState, batch: Batch, teacher_variables: Any, seed: jax.Array | int
+    ) -> tuple[TrainState, Metrics]:
+        step_rng = jax.random.fold_in(jax.random.key(seed), state.step)
         image_rng, loss_rng = jax.random.split(step_rng)
         epoch, mask, rate = state.step // task.steps_per_epoch, batch["mask"], rate_at(state.step)
         inputs, seen = _views(task, batch, image_rng)
@@ -206,24 +212,31 @@ def _teacher_outputs(task: Task, batch: Batch, inputs: jax.Array, variables: Any
     return networks.Outputs(features=(), preactivations=(), **cached)
 
 
-def make_chunk(task: Task) -> Callable[[TrainState, Batch, Any, jax.Array], tuple[TrainState, Metrics]]:
-    """K steps in one call: `chunk(state, data, teacher_variables, indices_KxB) -> (state, metrics of K steps)`.
+def over_seeds(function: Callable, count: int, in_axes: Any = 0) -> Callable:
+    """`function` for `count` tasks at once: their states and metrics have a leading axis if there are several."""
+    return function if count == 1 else jax.vmap(function, in_axes)
 
-    `data` holds the whole training set on the device: `input` (N, ...) uint8 or features, `label` (N,), and the
-    teacher's cached outputs. `state` is donated.
+
+def make_chunk(task: Task, seeds: int = 1) -> Callable[..., tuple[TrainState, Metrics]]:
+    """K steps in one call: `chunk(state, data, teacher_variables, feed, seed) -> (state, metrics of K steps)`.
+
+    `data` holds what is on the device of the training set, (N, ...) each: `input` (uint8 images or features), `label`,
+    the teacher's cached outputs. `feed` has `index` and `mask`, (K, B), and the batches of what is not in `data`,
+    (K, B, ...). With `seeds` > 1 the arrays of state, feed, seed and metrics have a leading axis of that size, and
+    the students train side by side. `state` is donated.
     """
     step = make_step(task)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def chunk(state: TrainState, data: Batch, teacher_variables: Any, indices: jax.Array) -> tuple[TrainState, Metrics]:
-        def body(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
-            batch = {name: array[index] for name, array in data.items()}
-            batch |= {"index": index, "mask": jnp.ones(index.shape, bool)}
-            return step(state, batch, teacher_variables)
+    def chunk(
+        state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        def body(state: TrainState, part: Batch) -> tuple[TrainState, Metrics]:
+            batch = {**{name: array[part["index"]] for name, array in data.items()}, **part}
+            return step(state, batch, teacher_variables, seed)
 
-        return lax.scan(body, state, indices)
+        return lax.scan(body, state, feed)
 
-    return chunk
+    return jax.jit(over_seeds(chunk, seeds, (0, None, None, 0, 0)), donate_argnums=0)
 
 
 def chunk_bounds(step: int, total: int, per_epoch: int, longest: int) -> Iterator[tuple[int, int]]:
@@ -250,12 +263,20 @@ def epoch_indices(task: Task, first: int, last: int) -> np.ndarray:
     return order[offset * size : (offset + last - first) * size].reshape(last - first, size).astype(np.int32)
 
 
-def catch_up(task: Task, state: TrainState, step: int) -> TrainState:
+def feed(tasks: Sequence[Task], first: int, last: int, host: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a chunk of the steps first..last-1 is fed, see `make_chunk`; the rows of `host`, (N, ...) each, with it."""
+    index = np.stack([epoch_indices(task, first, last) for task in tasks])
+    index = index[0] if len(tasks) == 1 else index
+    return {"index": index, "mask": np.ones(index.shape, bool), **{name: rows[index] for name, rows in host.items()}}
+
+
+def catch_up(task: Task, state: TrainState, step: int, seeds: int = 1) -> TrainState:
     """The state with all head rows caught up at the rate that held before `step`: call where the rate changes."""
     if state.table is None:
         return state
-    move = jax.jit(lambda table, rate: head_table.catch_up(table, jnp.int32(step), rate, _sgd(task)))
-    return state.replace(table=move(state.table, learning_rate(task)(step - 1)))
+    rate = learning_rate(task)(step - 1)
+    move = over_seeds(lambda table: head_table.catch_up(table, jnp.int32(step), rate, _sgd(task)), seeds)
+    return state.replace(table=jax.jit(move)(state.table))
 
 
 def head_rows(task: Task, state: TrainState, index: np.ndarray) -> gnn.HeadRows | None:
@@ -279,33 +300,39 @@ class Saver(Protocol):
 
 
 def fit(
-    task: Task,
+    tasks: Sequence[Task],
     state: TrainState,
     data: Batch,
     teacher_variables: Any,
     on_chunk: Callable[[int, Mapping[str, np.ndarray]], None],
     saver: Saver,
+    host: Mapping[str, np.ndarray] | None = None,
 ) -> TrainState:
     """Trains from `state.step` to the end of the stage.
 
-    The next chunk is dispatched before the last one's metrics are read, except where a state is to be saved: its own
-    metrics are read first, so that no state is kept whose loss was not finite.
+    The next chunk is dispatched before the last one's metrics are read, and gathered from `host` while the last one
+    runs; except where a state is to be saved: its own metrics are read first, so that no state is kept whose loss was
+    not finite.
 
     Args:
-      task: what is trained.
-      state: where to start; donated.
-      data: the training set on the device, see `make_chunk`.
+      tasks: what is trained; several differ in their seed alone and train side by side.
+      state: where to start; donated. Of several tasks, stacked on a leading axis.
+      data: what is on the device of the training set, see `make_chunk`.
       teacher_variables: of the teacher in the step, or None.
-      on_chunk: called with the first step of a chunk and its metrics, each (K,), on the host; it raises to stop.
+      on_chunk: called with the first step of a chunk and its metrics, each (K,), on the host; of several tasks
+        (tasks, K). It raises to stop.
       saver: asked at the end of each chunk whether to save the state, which it must not keep.
+      host: the rest of the training set, gathered chunk by chunk.
     """
-    chunk, rate_at = make_chunk(task), learning_rate(task)
+    task, count = tasks[0], len(tasks)
+    chunk, rate_at = make_chunk(task, count), learning_rate(task)
+    seed = jnp.asarray([task.seed for task in tasks] if count > 1 else task.seed, jnp.int32)
+    start = int(np.max(jax.device_get(state.step)))
     pending: tuple[int, Metrics] | None = None
-    for first, last in chunk_bounds(int(state.step), task.total_steps, task.steps_per_epoch, task.recipe.chunk_steps):
+    for first, last in chunk_bounds(start, task.total_steps, task.steps_per_epoch, task.recipe.chunk_steps):
         if first and float(rate_at(first)) != float(rate_at(first - 1)):
-            state = catch_up(task, state, first)
-        indices = jnp.asarray(epoch_indices(task, first, last))
-        state, metrics = chunk(state, data, teacher_variables, indices)
+            state = catch_up(task, state, first, count)
+        state, metrics = chunk(state, data, teacher_variables, feed(tasks, first, last, host or {}), seed)
         if pending is not None:
             on_chunk(pending[0], jax.device_get(pending[1]))
         pending = (first, metrics)

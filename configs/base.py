@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.name = "digits"  # begins the name of the default workdir
     config.method = "cnn2gnn"  # the row of the paper's tables, see METHODS in cnn2gnn_jax/distillers
     config.seed = 0  # of the first student: initialisation, order, augmentation
-    config.seeds = 1  # students with seeds seed, seed + 1, ...
+    config.seeds = 1  # students with seeds seed, seed + 1, ...; those without convolutions train side by side
     config.cache_dir = "~/.cache/cnn2gnn_jax"  # decoded data sets, teachers and their logits
     config.compilation_cache = True  # keep compiled programs in cache_dir, so that a second run starts sooner
     config.compute_dtype = "float32"  # of convolutions: float32 | bfloat16
@@ -44,6 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.name = "digits"  # digits | cifar10 | cifar100 | stl10 | mini_imagenet | a TFDS name prepared as array_record
     data.image_size = 0  # images are resized to this square on the way into the cache; 0 leaves them as published
     data.manual_dir = ""  # where the data set's own files are, if they are not to be downloaded
+    data.residency = "auto"  # the training set in training: device | host (gathered a chunk ahead) | auto (by its size)
     data.limit = 0  # images of each class kept in each split; 0 keeps all
     data.holdout = 0.0  # part of the training images of each class kept aside for choosing
     data.holdout_seed = 0

@@ -33,7 +33,7 @@ def test_a_full_size_config_takes_steps(name, tmp_path):
     run = pipeline.Run(config, dataset, tmp_path, tmp_path, "none")
     assert config.teacher.network == "resnet34"
     assert config.teacher.train.batch_size == config.student.train.batch_size == 100
-    for task in (pipeline.teacher_task(run), pipeline.student_task(run, 0, "learned")):
+    for task in (pipeline.teacher_task(run), pipeline.student_tasks(run, "learned")[0]):
         data = {
             "input": jnp.asarray(dataset.train.images),
             "label": jnp.asarray(dataset.train.labels),
@@ -41,7 +41,7 @@ def test_a_full_size_config_takes_steps(name, tmp_path):
         }
         state = train.init_state(task, data["input"], train.teacher_shapes(task, data))
         chunk = train.make_chunk(task)
-        state, metrics = chunk(state, data, None, jnp.asarray(train.epoch_indices(task, 0, 2)))
+        state, metrics = chunk(state, data, None, train.feed([task], 0, 2, {}), task.seed)
         assert int(state.step) == 2
         assert np.all(np.isfinite(metrics["loss"]))
         assert task.total_steps == 200 * len(dataset.train) // 100

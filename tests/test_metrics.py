@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from cnn2gnn_jax.metrics import Recorder, read_records, training_seconds
 
 
 def recorder(path, stage="student", start=0, **arguments):
-    return Recorder(path, stage, start, total=20, steps_per_epoch=10, batch_size=5, **arguments)
+    return Recorder(path, [stage], start, total=20, steps_per_epoch=10, batch_size=5, **arguments)
 
 
 def chunk(loss):
@@ -25,7 +27,31 @@ def test_a_record_holds_the_means_of_its_chunk(tmp_path):
     first, second = read_records(path)
     assert (first["step"], first["epoch"], first["loss"], first["accuracy"]) == (2, 0.2, 1.5, 50.0)
     assert (second["step"], second["loss"]) == (3, 5.0)
-    assert training_seconds(path) == {"student": round(first["seconds"] + second["seconds"], 3)}
+    assert training_seconds(path) == {"student": round(first["seconds"] + second["seconds"], 3), "compilation": 0}
+
+
+def test_stages_side_by_side_have_records_of_their_own_and_share_the_time(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with Recorder(path, ["a", "b"], 0, total=20, steps_per_epoch=10, batch_size=5) as records:
+        records.chunk(0, {"loss": np.array([[1.0, 2.0], [3.0, 5.0]]), "accuracy": np.full((2, 2), 50.0)})
+        with pytest.raises(UserError, match="b: .* at step 3"):
+            records.chunk(2, {"loss": np.array([[1.0, 2.0], [3.0, np.nan]]), "accuracy": np.full((2, 2), 50.0)})
+    first, second = read_records(path)
+    assert (first["stage"], first["step"], first["loss"]) == ("a", 2, 1.5)
+    assert (second["stage"], second["step"], second["loss"]) == ("b", 2, 4.0)
+    assert first["seconds"] == second["seconds"]
+
+
+def test_compilation_is_told_apart_from_training(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with recorder(path) as records:
+        jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x))(np.ones((40, 40)))
+        records.chunk(0, chunk([1.0]))
+    [record] = read_records(path)
+    assert 0 < record["compile_seconds"] <= record["seconds"]
+    found = training_seconds(path)
+    assert found["compilation"] == round(record["compile_seconds"], 3)
+    assert found["student"] == pytest.approx(record["seconds"] - record["compile_seconds"], abs=1e-3)
 
 
 def test_after_a_restart_the_stages_later_records_are_dropped_and_others_kept(tmp_path):

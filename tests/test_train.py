@@ -55,7 +55,7 @@ class Nothing:
 
 
 def fit(task, state, data, saver=None):
-    return train.fit(task, state, data, None, lambda first, metrics: None, saver or Nothing())
+    return train.fit([task], state, data, None, lambda first, metrics: None, saver or Nothing())
 
 
 def test_golden_step(data):
@@ -65,7 +65,7 @@ def test_golden_step(data):
     state = train.init_state(this, data["input"], None)
     losses = []
     for first in range(0, 36, BATCH):
-        state, metrics = step(state, batch_of(data, np.arange(first, first + BATCH)), None)
+        state, metrics = step(state, batch_of(data, np.arange(first, first + BATCH)), None, this.seed)
         losses.append(float(metrics["loss"]))
     np.testing.assert_allclose(losses, GOLDEN, rtol=2e-4)
 
@@ -73,12 +73,13 @@ def test_golden_step(data):
 def test_a_chunk_equals_its_steps(data):
     this = task()
     indices = np.stack([np.arange(BATCH), np.arange(BATCH, 2 * BATCH)])
-    one = functools.partial(jax.jit(train.make_step(this)), teacher_variables=None)
+    one = functools.partial(jax.jit(train.make_step(this)), teacher_variables=None, seed=this.seed)
     state = train.init_state(this, data["input"], None)
     for index in indices:
         state, metrics = one(state, batch_of(data, index))
     start = train.init_state(this, data["input"], None)
-    chunked, found = train.make_chunk(this)(start, data, None, jnp.asarray(indices))
+    feed = {"index": indices, "mask": np.ones(indices.shape, bool)}
+    chunked, found = train.make_chunk(this)(start, data, None, feed, this.seed)
     chex.assert_trees_all_close(chunked, state, rtol=1e-4, atol=1e-6)
     assert found["loss"].shape == (2,)
     np.testing.assert_allclose(found["loss"][1], metrics["loss"], rtol=1e-4)
@@ -88,7 +89,7 @@ def test_a_chunk_equals_its_steps(data):
 def test_training_lowers_the_loss(data, kind):
     this, losses = task(kind, epochs=12), []
     state = train.init_state(this, data["input"], None)
-    state = train.fit(this, state, data, None, lambda _, metrics: losses.extend(metrics["loss"]), Nothing())
+    state = train.fit([this], state, data, None, lambda _, metrics: losses.extend(metrics["loss"]), Nothing())
     assert len(losses) == this.total_steps == int(state.step)
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
@@ -112,9 +113,9 @@ def test_a_padded_batch_takes_the_step_of_the_batch(data):
     step = jax.jit(train.make_step(this))
     start = train.init_state(this, data["input"], None)
     index = np.arange(BATCH)
-    whole, metrics = step(start, batch_of(data, index), None)
+    whole, metrics = step(start, batch_of(data, index), None, this.seed)
     padded = np.concatenate([index, index[:4]])
-    padded_state, padded_metrics = step(start, batch_of(data, padded, jnp.arange(16) < BATCH), None)
+    padded_state, padded_metrics = step(start, batch_of(data, padded, jnp.arange(16) < BATCH), None, this.seed)
     chex.assert_trees_all_close(padded_state, whole, rtol=1e-4, atol=1e-6)
     chex.assert_trees_all_close(padded_metrics, metrics, rtol=1e-4, atol=1e-5)
 
@@ -126,7 +127,7 @@ def test_a_batch_over_devices_takes_the_step_of_one_device(data, kind):
     this = task(kind)
     start = train.init_state(this, data["input"], None)
     index, mask = np.append(np.arange(10), [0, 0]), jnp.arange(12) < 10  # the last device holds padding
-    one, metrics = jax.jit(train.make_step(this))(start, batch_of(data, index, mask), None)
+    one, metrics = jax.jit(train.make_step(this))(start, batch_of(data, index, mask), None, this.seed)
 
     module = this.module.clone(axis_name="batch")
     if kind == "graph":
@@ -138,7 +139,7 @@ def test_a_batch_over_devices_takes_the_step_of_one_device(data, kind):
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     everywhere, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch")
     step = jax.shard_map(
-        lambda state, batch: train.make_step(spread)(state, batch, None),
+        lambda state, batch: train.make_step(spread)(state, batch, None, this.seed),
         mesh=mesh,
         in_specs=(everywhere, split),
         out_specs=everywhere,
@@ -191,7 +192,33 @@ def test_a_stage_changes_only_what_it_trains(data):
     stage = plain.stages[0]._replace(trains=lambda path: path[0] == "distiller")
     this = task("cnn", plain._replace(stages=(stage,)))
     start = train.init_state(this, data["input"], None)
-    end, _ = jax.jit(train.make_step(this))(start, batch_of(data, np.arange(BATCH)), None)
+    end, _ = jax.jit(train.make_step(this))(start, batch_of(data, np.arange(BATCH)), None, this.seed)
     chex.assert_trees_all_equal(end.params, start.params)
     chex.assert_trees_all_equal(end.stats, start.stats)
     assert int(end.step) == 1
+
+
+def test_batches_from_the_host_train_as_those_on_the_device(data):
+    this = task(augment=True)
+    resident = fit(this, train.init_state(this, data["input"], None), data)
+    start, host = train.init_state(this, data["input"], None), jax.tree.map(np.asarray, data)
+    fed = train.fit([this], start, {}, None, lambda first, metrics: None, Nothing(), host)
+    chex.assert_trees_all_close(fed, resident, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step"])
+def test_seeds_side_by_side_train_as_each_alone(data, schedule):
+    fields = {"schedule": schedule, "milestones": (0.5,), "milestone_factor": 0.1, "augment": True}
+    first = task(**fields)
+    first = dataclasses.replace(first, module=first.module.clone(backbone=gnn.Flatten()))
+    tasks = [dataclasses.replace(first, seed=seed) for seed in (5, 6, 9)]
+    starts = [train.init_state(this, data["input"], None) for this in tasks]
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    losses = []
+    end = train.fit(tasks, together, data, None, lambda _, metrics: losses.append(metrics["loss"]), Nothing())
+    for k, (this, start) in enumerate(zip(tasks, starts, strict=True)):
+        alone = []
+        state = train.fit([this], start, data, None, lambda _, m, alone=alone: alone.extend(m["loss"]), Nothing())
+        chex.assert_trees_all_close(jax.tree.map(lambda leaf, k=k: leaf[k], end), state, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(np.concatenate(losses, -1)[k], alone, rtol=1e-4)
+    assert not np.allclose(losses[0][0], losses[0][1])
