@@ -104,10 +104,14 @@ def normalize(adjacency: jax.Array, self_loops: bool = True, mask: jax.Array | N
         a = jnp.where(mask[..., None, :] & mask[..., :, None], a, 0)
     if self_loops:
         a = add_self_loops(a, mask)
-    degree = jnp.sum(a, axis=-1)
-    connected = degree > 0
-    scale = jnp.where(connected, lax.rsqrt(jnp.where(connected, degree, 1)), 0)
+    scale = inverse_root(jnp.sum(a, axis=-1))
     return a * scale[..., None, :] * scale[..., :, None]
+
+
+def inverse_root(degree: jax.Array) -> jax.Array:
+    """degree^-1/2, 0 for nodes without any edge."""
+    connected = degree > 0
+    return jnp.where(connected, lax.rsqrt(jnp.where(connected, degree, 1)), 0)
 
 
 def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:

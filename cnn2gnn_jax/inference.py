@@ -48,7 +48,7 @@ def anchors(module: GraphStudent, variables: Any, inputs: jax.Array, rows: HeadR
 def one_by_one(module: GraphStudent, variables: Any, anchors: Columns, inputs: jax.Array) -> Prediction:
     """Mechanism 1: each image is cascaded with the anchors and classified in that graph of A + 1 nodes.
 
-    All B images in one call: what the anchors do among themselves is computed once, each image adds a row and a column.
+    All B images in one call: the anchors' graph is shared, each image adds a row and a column.
     Its answer depends on no other image. The anchors' own rows have no column for the image, so p(image | anchor) = 0.
 
     Args:
@@ -59,10 +59,11 @@ def one_by_one(module: GraphStudent, variables: Any, anchors: Columns, inputs: j
     """
     nodes = _apply(module, variables, "nodes", inputs)
     count, size = anchors.nodes.shape[0], nodes.shape[0]
-    projected_anchors = _apply(module, variables, "project", anchors.nodes)
-    projected = _apply(module, variables, "project", nodes)
     nearest = jnp.full((size,), -1)
-
+    projected = _apply(module, variables, "project", nodes)
+    if module.graph == "off":
+        alone = jnp.concatenate([jnp.zeros((size, count)), jnp.ones((size, 1))], axis=-1)
+        return Prediction(_apply(module, variables, "classify", jax.nn.relu(projected)), alone, nearest)
     if module.graph in SPARSE_GRAPHS:
         among = graph.symmetrize(
             graph.sparse_neighbors(_distances(module, variables, anchors.nodes, anchors), module.sparsity)
@@ -70,30 +71,41 @@ def one_by_one(module: GraphStudent, variables: Any, anchors: Columns, inputs: j
         to_anchors = _distances(module, variables, nodes, anchors)
         nearest = jnp.argmin(to_anchors, axis=-1)
         links = graph.sparse_neighbors(to_anchors, module.sparsity) / 2
-        adjacency = jax.vmap(lambda link: _cascade(among, link))(links)
-    elif module.graph == "off":
-        adjacency = jnp.zeros((size, count + 1, count + 1))
+        own = jnp.zeros(size, links.dtype)
     else:
-        adjacency = jax.vmap(
-            lambda node: _apply(module, variables, "adjacency", jnp.concatenate([anchors.nodes, node[None]]), None)
+        among = _apply(module, variables, "adjacency", anchors.nodes, None)
+        cascaded = jax.vmap(
+            lambda node: _apply(module, variables, "adjacency", jnp.concatenate([anchors.nodes, node[None]]), None)[-1]
         )(nodes)
-
-    def classify(a: jax.Array, own: jax.Array) -> jax.Array:
-        if module.graph == "off":
-            return jax.nn.relu(own)
-        factor = graph.normalize(a, module.self_loops)
-        hidden = jax.nn.relu(factor @ jnp.concatenate([projected_anchors, own[None]]))
-        return factor[-1] @ hidden
-
-    logits = _apply(module, variables, "classify", jax.vmap(classify)(adjacency, projected))
-    looped = _with_loops(module, adjacency)
-    return Prediction(logits, looped[:, -1], nearest)
+        links, own = cascaded[:, :-1], cascaded[:, -1]
+    if module.self_loops:
+        among, own = graph.add_self_loops(among), own + 1
+    anchor_projected = _apply(module, variables, "project", anchors.nodes)
+    hidden = _cascade(among, links, own, anchor_projected, projected)
+    adjacency = jnp.concatenate([links, own[:, None]], axis=-1)
+    return Prediction(_apply(module, variables, "classify", hidden), adjacency, nearest)
 
 
-def _cascade(among: jax.Array, links: jax.Array) -> jax.Array:
-    """The adjacency (A + 1, A + 1) of anchors (A, A) and one more node with `links`, (A,), to them, none to itself."""
-    top = jnp.concatenate([among, links[:, None]], axis=1)
-    return jnp.concatenate([top, jnp.append(links, 0)[None]], axis=0)
+def _cascade(among: jax.Array, links: jax.Array, own: jax.Array, anchors: jax.Array, nodes: jax.Array) -> jax.Array:
+    """What the second layer of Eq. 2 is given for each image cascaded with the anchors, (B, H), before its weights.
+
+    The image's adjacency (A + 1, A + 1), which all share but for its last row and column, is never formed.
+
+    Args:
+      among: (A, A), the anchors' adjacency, self-loops included.
+      links: (B, A), between image and anchors; own: (B,), between image and itself.
+      anchors: (A, H), X W of the first layer; nodes: (B, H), likewise.
+    """
+    scale_anchors = graph.inverse_root(jnp.sum(among, axis=-1) + links)
+    scale_own = graph.inverse_root(jnp.sum(links, axis=-1) + own)[:, None]
+    own = own[:, None] * scale_own
+    weights = links * scale_anchors  # (B, A)
+    # One product for all images, (A, A) with (A, B, H): many small ones are slower.
+    scaled = scale_anchors.T[:, :, None] * anchors[:, None, :]
+    gathered = jnp.tensordot(among, scaled, 1) + links.T[:, :, None] * (scale_own * nodes)
+    of_anchors = jax.nn.relu(scale_anchors.T[:, :, None] * gathered)
+    of_image = jax.nn.relu(scale_own * (weights @ anchors + own * nodes))
+    return scale_own * (jnp.einsum("ba,abh->bh", weights, of_anchors) + own * of_image)
 
 
 def batch_by_batch(

@@ -59,6 +59,8 @@ def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = ST
     cache = pathlib.Path(complete.cache_dir).expanduser()
     if complete.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(cache / "compilation"))
+        # By default JAX keeps only what took a second, and a run compiles dozens of smaller programs.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     dataset = data.load(complete.data, cache)
     configs.check_data(complete, dataset)
     fingerprint = configs.student_fingerprint(complete, dataset.fingerprint)

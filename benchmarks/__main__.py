@@ -1,0 +1,67 @@
+"""python -m benchmarks [--out=FILE] [NAME ...]: measures all, or those named, and prints a table.
+
+Each runs in a process of its own, one after another; leave the machine alone meanwhile.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+from benchmarks.timing import Row
+from cnn2gnn_jax import results, storage
+
+NAMES = ("head", "mechanisms", "loop", "seeds", "torch_steps", "compilation", "teacher", "epochs")
+
+
+def main() -> None:
+    """Runs the benchmarks and prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all without any")
+    parser.add_argument("--out", type=pathlib.Path, help="a Markdown file for the table")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in NAMES]
+    if unknown:
+        parser.error(f"no benchmark is called {', '.join(unknown)}: choose of {', '.join(NAMES)}")
+    if arguments.alone:
+        print(json.dumps(importlib.import_module(f"benchmarks.{arguments.names[0]}").rows()))
+        return
+    found: list[Row] = []
+    for name in arguments.names or NAMES:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", "benchmarks", "--alone", name]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            print(f"{name} failed, see above; the others go on", file=sys.stderr)
+            continue
+        found += [Row(*row) for row in json.loads(done.stdout)]
+    text = "\n".join(table(found, arguments.names))
+    print(text)
+    if arguments.out is not None:
+        storage.write_text(arguments.out, text)
+
+
+def table(rows: list[Row], names: list[str]) -> list[str]:
+    """The lines of the Markdown page."""
+    lines = ["# Benchmarks", "", f"`python -m benchmarks{''.join(f' {name}' for name in names)}`", "", _machine(), ""]
+    lines += ["| what | ratio | target | behind it |", "|---|---:|---|---|"]
+    lines += [f"| {row.what} | {row.ratio:.2f} | {row.target} | {row.detail} |" for row in rows]
+    return [*lines, ""]
+
+
+def _machine() -> str:
+    """The machine and the versions, in words."""
+    info = pathlib.Path("/proc/cpuinfo")
+    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = ", ".join(f"{name} {version}" for name, version in results.versions().items())
+    return f"{models[0] if models else platform.processor()}, {cores} cores; {versions}."
+
+
+if __name__ == "__main__":
+    main()

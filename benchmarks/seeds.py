@@ -1,0 +1,41 @@
+"""Ten dense students side by side against one."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import students
+from benchmarks.timing import Row, milliseconds, take_turns
+from cnn2gnn_jax import train
+
+STEPS, SEEDS = 20, 10
+
+
+def side_by_side(count: int, size: int, rows: int) -> Callable[[], jax.Array]:
+    """A function that takes STEPS more steps of `count` students of the backbone `pixels`."""
+    first, data = students.student("pixels", rows, classes=10), students.images(rows, size, 10)
+    tasks = [dataclasses.replace(first, seed=seed) for seed in range(count)]
+    states = [students.start(task, data) for task in tasks]
+    state = [states[0] if count == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)]
+    chunk = train.make_chunk(first, count)
+    seed = jnp.arange(count) if count > 1 else jnp.int32(0)
+
+    def run() -> jax.Array:
+        state[0], metrics = chunk(state[0], data, None, train.feed(tasks, 0, STEPS, {}), seed)
+        return metrics["loss"]
+
+    return run
+
+
+def rows() -> list[Row]:
+    """The table's lines."""
+    found = []
+    for size in (8, 32):
+        each = {"ten": side_by_side(SEEDS, size, 5_000), "one": side_by_side(1, size, 5_000)}
+        seconds = take_turns(each, rounds=7)
+        target = "at most 3 on a GPU" if jax.default_backend() == "gpu" else ""
+        what = f"ten seeds side by side : one, `pixels` at {size}x{size}"
+        found.append(Row(what, seconds["ten"] / seconds["one"], target, milliseconds(seconds, STEPS) + " a step"))
+    return found

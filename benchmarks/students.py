@@ -1,0 +1,67 @@
+"""Graph students and synthetic training sets of the sizes that the benchmarks compare."""
+
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn2gnn_jax import distillers, gnn, networks, train
+from cnn2gnn_jax.config import RECIPES
+from cnn2gnn_jax.task import Task
+from cnn2gnn_jax.train import TrainState
+
+BATCH = 100
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+def recipe(**fields: Any) -> Any:
+    """The recipe `paper` as a complete `train` section."""
+    known = {**RECIPES["paper"], "head_update": "rows", "chunk_steps": 50, "epoch": "last"}
+    return types.SimpleNamespace(**{**known, **fields})
+
+
+def student(backbone: str, rows: int, classes: int = 100, method: str = "gnn", **fields: Any) -> Task:
+    """The task of a graph student over `backbone` with `rows` training images."""
+    distiller = distillers.create(distillers.METHODS[method].distiller, hyper(method))
+    features = gnn.create_backbone(
+        backbone, stem_widths=(32, 64, 128), image_stem="cifar", dtype=jnp.float32, axis_name=None
+    )
+    return Task(
+        gnn.GraphStudent(classes, features),
+        distiller,
+        distiller.stages[0],
+        recipe(**fields),
+        rows // BATCH,
+        rows,
+        seed=0,
+        mean=MEAN,
+        std=STD,
+    )
+
+
+def network(name: str, rows: int, batch: int = BATCH, dtype: Any = jnp.float32) -> Task:
+    """The task of a CNN trained by cross-entropy on the labels of 100 classes."""
+    distiller = distillers.create("none", {})
+    module = networks.create(name, 100, dtype=dtype)
+    section = recipe(batch_size=batch)
+    return Task(module, distiller, distiller.stages[0], section, rows // batch, rows, seed=0, mean=MEAN, std=STD)
+
+
+def hyper(method: str) -> dict[str, Any]:
+    """The method's hyperparameters as a resolved config holds them."""
+    found = distillers.hyperparameters(method, "resnet34", "resnet18")
+    return {**found, "tau_squared": True} if distillers.METHODS[method].distiller == "kd" else found
+
+
+def images(count: int, size: int = 32, classes: int = 100) -> dict[str, jax.Array]:
+    """Random images and labels."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    return {"input": jnp.asarray(pixels), "label": jnp.asarray(rng.integers(0, classes, count, dtype=np.int32))}
+
+
+def start(task: Task, data: dict[str, jax.Array]) -> TrainState:
+    """A fresh state."""
+    return jax.jit(lambda: train.init_state(task, data["input"], train.teacher_shapes(task, data)))()

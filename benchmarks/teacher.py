@@ -1,0 +1,42 @@
+"""What the cached logits save: a step of each student with the logits from disk, and with ResNet34 in the step."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from benchmarks import students
+from benchmarks.timing import Row, milliseconds, take_turns
+from cnn2gnn_jax import networks, train
+from cnn2gnn_jax.task import Task
+
+
+def step_of(task: Task, live: bool) -> Callable[[], jax.Array]:
+    """A function that takes one more step, with the teacher's logits at hand or the teacher run for them."""
+    data, variables = students.images(5_000), None
+    if live:
+        teacher = networks.create("resnet34", 100)
+        task = dataclasses.replace(task, teacher=teacher)
+        variables = jax.jit(lambda: teacher.init(jax.random.key(0), train.prepare_plain(task, data["input"][:1])))()
+    else:
+        logits = np.random.default_rng(0).normal(size=(5_000, 100)).astype(np.float32)
+        data["teacher_logits"] = jax.numpy.asarray(logits)
+    chunk, state = train.make_chunk(task), [students.start(task, data)]
+
+    def run() -> jax.Array:
+        state[0], metrics = chunk(state[0], data, variables, train.feed([task], 0, 1, {}), 0)
+        return metrics["loss"]
+
+    return run
+
+
+def rows() -> list[Row]:
+    """The table's lines."""
+    found = []
+    for backbone, rounds in (("pixels", 5), ("stem", 5), ("resnet18", 3)):
+        task = students.student(backbone, 5_000, method="cnn2gnn")
+        seconds = take_turns({"teacher in the step": step_of(task, True), "cached": step_of(task, False)}, rounds)
+        ratio = seconds["teacher in the step"] / seconds["cached"]
+        found.append(Row(f"ResNet34 in the step : its cached logits, `{backbone}`", ratio, "", milliseconds(seconds)))
+    return found
