@@ -46,20 +46,70 @@ _HOW_FIELDS = ("recipe", "chunk_steps")
 BACKBONES = ("pixels", "stem", "teacher", "pair")
 
 
+_LARGEST = 1e9  # of weights and rates: beyond it float32 has no use for a number
+_SEED = (0, 2**31 - 1)
+_TRAIN_BOUNDS: dict[str, tuple[float, float]] = {
+    "epochs": (1, 1e6),
+    "batch_size": (2, 1e6),
+    "learning_rate": (1e-12, 1e3),
+    "momentum": (0, 0.9999),
+    "weight_decay": (0, 1e3),
+    "milestone_factor": (0, 1e3),
+    "chunk_steps": (1, 1e6),
+}
+# The least and the most of every number, and of the numbers in every tuple; those of `data` are checked by data.check.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "seed": _SEED,
+    "seeds": (1, 10_000),
+    "checkpoint.every_seconds": (0, math.inf),
+    "teacher.seed": _SEED,
+    "student.stem_widths": (1, 100_000),
+    "student.head_widths": (1, 100_000),
+    "student.hidden": (1, 1e6),
+    "student.sparsity": (1, math.inf),
+    "student.threshold": (0, _LARGEST),
+    "distill.ce_weight": (0, _LARGEST),
+    "distill.kd_weight": (0, _LARGEST),
+    "distill.weight": (0, _LARGEST),
+    "distill.temperature": (1e-6, _LARGEST),
+    "distill.distance_weight": (0, _LARGEST),
+    "distill.angle_weight": (0, _LARGEST),
+    "distill.beta": (0, _LARGEST),
+    "distill.warmup": (0, 1e6),
+    "distill.negatives": (1, 1e7),
+    "distill.momentum": (0, 1),
+    "distill.feature_dim": (1, 100_000),
+    "distill.probability": (0, 1),
+    "distill.pretrain_epochs": (1, 1e6),
+    "distill.pretrain_learning_rate": (1e-12, 1e3),
+    "evaluate.batch_size": (2, math.inf),
+    "evaluate.order_seed": _SEED,
+    "evaluate.anchors": (0, math.inf),
+    "evaluate.anchor_batches": (1, 10_000),
+    "evaluate.anchor_seed": _SEED,
+    **{f"{role}.train.{name}": bounds for role in ("teacher", "student") for name, bounds in _TRAIN_BOUNDS.items()},
+    **{f"{role}.train.milestones": (0, 1) for role in ("teacher", "student")},
+}
+
+
 def _choice(field: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
         raise UserError(f"{field} is {value!r}: choose one of {', '.join(choices)}")
 
 
-def _within(field: str, value: float, low: float, high: float = math.inf) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        bound = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-        raise UserError(f"{field} is {value}: it must be {bound}")
-
-
-def _above_zero(field: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise UserError(f"{field} is {value}: it must be above 0")
+def _check_numbers(section: ConfigDict, prefix: str = "") -> None:
+    for name, value in section.items():
+        field = prefix + name
+        if isinstance(value, ConfigDict):
+            if field != "data":
+                _check_numbers(value, f"{field}.")
+            continue
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                low, high = BOUNDS[field]
+                if not (math.isfinite(number) and low <= number <= high):
+                    bound = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:.10g}"
+                    raise UserError(f"{field} is {number}: it must be {bound}")
 
 
 def resolve(config: ConfigDict) -> FrozenConfigDict:
@@ -90,50 +140,20 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     for role in ("teacher", "student"):
         _resolve_train(f"{role}.train", config[role].train)
         networks.create(config[role].network, 2, stem=config[role].stem)
+    _check_numbers(config)
     if config.teacher.train.head_update == "rows":
         config.teacher.train.head_update = "auto"
     _resolve_student(config)
     _check_distill(config)
-    _within("seeds", config.seeds, 1, 10_000)
-    _within("seed", config.seed, 0, 2**31 - 1 - config.seeds)
-    _within("teacher.seed", config.teacher.seed, 0, 2**31 - 1)
     _choice("data.residency", config.data.residency, ("auto", "device", "host"))
     _choice("compute_dtype", config.compute_dtype, ("float32", "bfloat16"))
-    _within("evaluate.batch_size", config.evaluate.batch_size, 2)
-    _within("evaluate.anchors", config.evaluate.anchors, 0)
+    _choice("evaluate.reading", config.evaluate.reading, inference.READINGS)
     if not config.evaluate.anchors:
         config.evaluate.anchors = config.student.train.batch_size
-    _within("evaluate.anchor_batches", config.evaluate.anchor_batches, 1)
-    _within("evaluate.order_seed", config.evaluate.order_seed, 0)
-    _within("evaluate.anchor_seed", config.evaluate.anchor_seed, 0)
-    _choice("evaluate.reading", config.evaluate.reading, inference.READINGS)
-    _within("checkpoint.every_seconds", config.checkpoint.every_seconds, 0)
     return FrozenConfigDict(config)
 
 
-# The least and the most of the numbers of the `distill` section; temperature and rate must also be above zero.
-_DISTILL_BOUNDS = {
-    "ce_weight": (0, math.inf),
-    "kd_weight": (0, math.inf),
-    "weight": (0, math.inf),
-    "distance_weight": (0, math.inf),
-    "angle_weight": (0, math.inf),
-    "beta": (0, math.inf),
-    "warmup": (0, math.inf),
-    "negatives": (1, 10_000_000),
-    "momentum": (0, 1),
-    "feature_dim": (1, 100_000),
-    "probability": (0, 1),
-    "pretrain_epochs": (1, 1_000_000),
-}
-
-
 def _check_distill(config: ConfigDict) -> None:
-    for field, value in config.distill.items():
-        if field in _DISTILL_BOUNDS:
-            _within(f"distill.{field}", value, *_DISTILL_BOUNDS[field])
-        elif field in ("temperature", "pretrain_learning_rate"):
-            _above_zero(f"distill.{field}", value)
     distiller = distillers.create(distillers.METHODS[config.method].distiller, config.distill)
     if config.student.kind == "graph":
         missing = sorted(set(distiller.student) - {"logits", "pooled"})
@@ -153,15 +173,6 @@ def _resolve_train(section: str, train: ConfigDict) -> None:
     _choice(f"{section}.schedule", train.schedule, ("constant", "step", "cosine"))
     _choice(f"{section}.head_update", train.head_update, ("auto", "rows", "dense"))
     _choice(f"{section}.epoch", train.epoch, ("last", "best"))
-    _within(f"{section}.epochs", train.epochs, 1, 1_000_000)
-    _within(f"{section}.batch_size", train.batch_size, 2)
-    _above_zero(f"{section}.learning_rate", train.learning_rate)
-    _within(f"{section}.momentum", train.momentum, 0, 0.9999)
-    _within(f"{section}.weight_decay", train.weight_decay, 0)
-    _within(f"{section}.milestone_factor", train.milestone_factor, 0)
-    _within(f"{section}.chunk_steps", train.chunk_steps, 1)
-    for part in train.milestones:
-        _within(f"{section}.milestones", part, 0, 1)
     exact = train.optimizer == "sgd" and train.schedule != "cosine"
     if train.head_update == "rows" and not exact:
         raise UserError(
@@ -186,11 +197,6 @@ def _resolve_student(config: ConfigDict) -> None:
     for field in ("stem_widths", "head_widths"):
         if not student[field]:
             raise UserError(f"student.{field} is empty: give at least one width")
-        for width in student[field]:
-            _within(f"student.{field}", width, 1, 100_000)
-    _within("student.hidden", student.hidden, 1, 1_000_000)
-    _within("student.threshold", student.threshold, 0)
-    _within("student.sparsity", student.sparsity, 1)
     if student.kind == "graph" and student.graph in gnn.SPARSE_GRAPHS:
         batch = student.train.batch_size
         for field, size in (

@@ -58,6 +58,8 @@ def _parse(argv: list[str]) -> list[str]:
         raise
     except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         text = " ".join(str(error).split())
+        if isinstance(error, AttributeError | KeyError):
+            text = f"no such field: {text.strip(chr(34))}"
         raise UserError(f"{text} (fields and their types are in configs/base.py)") from error
 
 

@@ -10,6 +10,8 @@ from cnn2gnn_jax import storage
 from cnn2gnn_jax.data import cache, ingest, selection
 from cnn2gnn_jax.errors import UserError
 
+LARGEST_SIDE = 4096  # pixels: such an image is 50 MB in the cache
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -65,7 +67,7 @@ def load(config: Any, cache_dir: pathlib.Path) -> Dataset:
     Raises:
       UserError: a setting is out of range, the data set is unknown or not at hand, or its files are wrong.
     """
-    _check(config)
+    check(config)
     arrays = ingest.arrays(config.name, config.image_size, config.manual_dir, pathlib.Path(cache_dir))
     manifest = arrays.manifest
     if not min(manifest["std"]) > 0:
@@ -101,13 +103,18 @@ def load(config: Any, cache_dir: pathlib.Path) -> Dataset:
     )
 
 
-def _check(config: Any) -> None:
-    if config.image_size < 0:
-        raise UserError(f"data.image_size={config.image_size}: expected 0 (as published) or a number of pixels")
+def check(config: Any) -> None:
+    """Checks the settings of the `data` section that `load` reads."""
+    if not 0 <= config.image_size <= LARGEST_SIDE:
+        raise UserError(
+            f"data.image_size={config.image_size}: expected 0 (as published) or a number of pixels up to {LARGEST_SIDE}"
+        )
     if config.limit < 0:
         raise UserError(f"data.limit={config.limit}: expected 0 (all) or a number of images of each class")
     if not 0 <= config.holdout < 1:
         raise UserError(f"data.holdout={config.holdout}: expected a fraction from 0 up to, but not including, 1")
+    if not 0 <= config.holdout_seed < 2**31:
+        raise UserError(f"data.holdout_seed={config.holdout_seed}: expected a number from 0 to {2**31 - 1}")
 
 
 def _split(arrays: cache.Arrays, split: str, selected: np.ndarray | None) -> Split:

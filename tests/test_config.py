@@ -1,0 +1,177 @@
+"""Every field of configs/base.py refuses, in one line that names it, what makes no sense."""
+
+import math
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from cnn2gnn_jax import config as configs
+from cnn2gnn_jax import data
+from cnn2gnn_jax.data import Dataset, Split
+from cnn2gnn_jax.errors import UserError
+from configs import base
+
+HUGE_INT, HUGE = 10**15, 1e30
+
+# Each number: values that make sense, and values that do not. Together a negative, zero, and a huge one.
+NUMBERS = {
+    "seed": ([0, 7], [-1, HUGE_INT]),
+    "seeds": ([1, 10], [-1, 0, HUGE_INT]),
+    "checkpoint.every_seconds": ([0.0, 60.0, 1e12], [-1.0]),
+    "data.holdout": ([0.0, 0.1], [-0.1, 1.0, HUGE]),
+    "data.holdout_seed": ([0, 3], [-1, HUGE_INT]),
+    "data.image_size": ([0, 32], [-1, HUGE_INT]),
+    "data.limit": ([0, 50, HUGE_INT], [-1]),
+    "evaluate.anchor_batches": ([1, 3], [-1, 0, HUGE_INT]),
+    "evaluate.anchor_seed": ([0, 3], [-1, HUGE_INT]),
+    "evaluate.anchors": ([0, 100, 200], [-1, 1, HUGE_INT]),
+    "evaluate.batch_size": ([60, 200, HUGE_INT], [-1, 0, 1, 50]),
+    "evaluate.order_seed": ([0, 3], [-1, HUGE_INT]),
+    "student.hidden": ([1, 256], [-1, 0, HUGE_INT]),
+    "student.sparsity": ([1, 99], [-1, 0, 100, HUGE_INT]),
+    "student.threshold": ([0.0, 0.5], [-0.1, HUGE]),
+    "teacher.seed": ([0, 3], [-1, HUGE_INT]),
+    "distill.angle_weight": ([0.0, 50.0], [-1.0, HUGE]),
+    "distill.beta": ([0.0, 8.0], [-1.0, HUGE]),
+    "distill.ce_weight": ([0.0, 1.0], [-1.0, HUGE]),
+    "distill.distance_weight": ([0.0, 25.0], [-1.0, HUGE]),
+    "distill.feature_dim": ([1, 128], [-1, 0, HUGE_INT]),
+    "distill.kd_weight": ([0.0, 1.0], [-1.0, HUGE]),
+    "distill.momentum": ([0.0, 0.5], [-0.1, 1.1, HUGE]),
+    "distill.negatives": ([1, 16384], [-1, 0, HUGE_INT]),
+    "distill.pretrain_epochs": ([1, 30], [-1, 0, HUGE_INT]),
+    "distill.pretrain_learning_rate": ([0.01], [-0.1, 0.0, HUGE]),
+    "distill.probability": ([0.0, 0.5, 1.0], [-0.1, 1.1, HUGE]),
+    "distill.temperature": ([0.07, 48.0], [-1.0, 0.0, HUGE]),
+    "distill.warmup": ([0, 20], [-1, HUGE_INT]),
+    "distill.weight": ([0.0, 30000.0], [-1.0, HUGE]),
+}
+TRAIN = {
+    "batch_size": ([60, 100], [-1, 0, 1, HUGE_INT]),
+    "chunk_steps": ([1, 50], [-1, 0, HUGE_INT]),
+    "epochs": ([1, 200], [-1, 0, HUGE_INT]),
+    "learning_rate": ([0.01], [-0.1, 0.0, HUGE]),
+    "milestone_factor": ([0.0, 0.1, 1.0], [-0.1, HUGE]),
+    "momentum": ([0.0, 0.9], [-0.1, 1.0, HUGE]),
+    "weight_decay": ([0.0, 5e-4], [-0.1, HUGE]),
+}
+NUMBERS |= {f"{role}.train.{field}": values for role in ("teacher", "student") for field, values in TRAIN.items()}
+
+# Words that are one of a few, and tuples: what is refused.
+WORDS = {
+    "compute_dtype": ["float16", ""],
+    "data.residency": ["disk", ""],
+    "distill.policy": ["imagenet", ""],
+    "evaluate.reading": ["other", ""],
+    "method": ["svm", ""],
+    "student.backbone": ["resnet7", ""],
+    "student.graph": ["knn", ""],
+    "student.kind": ["mlp", ""],
+    "student.network": ["resnet19", ""],
+    "student.stem": ["imagenet", ""],
+    "teacher.network": ["vgg7", ""],
+    "teacher.stem": ["imagenet", ""],
+    "student.head_widths": [(), (0,), (-1,), (10**9,)],
+    "student.stem_widths": [(), (0,), (-1,), (10**9,)],
+}
+for _role in ("teacher", "student"):
+    WORDS |= {
+        f"{_role}.train.epoch": ["first", ""],
+        f"{_role}.train.head_update": ["lazy", ""],
+        f"{_role}.train.milestones": [(-0.1,), (1.5,), (math.nan,)],
+        f"{_role}.train.optimizer": ["lion", ""],
+        f"{_role}.train.recipe": ["tian", ""],
+        f"{_role}.train.schedule": ["linear", ""],
+    }
+
+ANYTHING = {  # true or false, and free text; data.name is refused where it is looked up, see tests/data
+    *("compilation_cache", "tensorboard", "evaluate.graph_off", "student.self_loops", "distill.tau_squared"),
+    *("teacher.train.augment", "student.train.augment", "name", "cache_dir", "data.manual_dir", "data.name"),
+}
+
+METHODS = {  # the fields of `distill` and a method that uses them; the others' is cnn2gnn
+    "angle_weight": "rkd",
+    "beta": "dkd",
+    "distance_weight": "rkd",
+    "feature_dim": "crd",
+    "momentum": "crd",
+    "negatives": "crd",
+    "policy": "ccd",
+    "pretrain_epochs": "ft",
+    "pretrain_learning_rate": "ab",
+    "probability": "ccd",
+    "warmup": "dkd",
+    "weight": "at",
+}
+WRONG_TYPES = {int: ["three", 1.5, (1,)], float: ["three", (1.0,)], bool: ["yes", 2.5], str: [3, True], tuple: ["a", 3]}
+
+
+def fields(config, prefix=""):
+    """Each field's path and type."""
+    for name in config:
+        kind = config.get_type(name)
+        if kind is ConfigDict:
+            yield from fields(config[name], f"{prefix}{name}.")
+        else:
+            yield prefix + name, kind
+
+
+FIELDS = dict(fields(base.get_config()))
+
+
+def config_of(field, value):
+    config = base.get_config()
+    section, _, name = field.rpartition(".")
+    if section == "distill":
+        config.method = METHODS.get(name, "cnn2gnn")
+    config.update_from_flattened_dict({field: value})
+    return config
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    def split(count):
+        return Split(np.zeros((count, 8, 8, 3), np.uint8), np.arange(count) % 10, np.arange(count))
+
+    classes = tuple("0123456789")
+    return Dataset("digits", classes, split(1000), split(400), None, (0.5,) * 3, (0.25,) * 3, "fingerprint")
+
+
+def check(config, dataset):
+    data.check(config.data)
+    configs.check_data(configs.resolve(config), dataset)
+
+
+def test_no_field_is_forgotten():
+    assert set(NUMBERS) | set(WORDS) | ANYTHING == set(FIELDS)
+    assert {field for field, kind in FIELDS.items() if kind in (int, float)} == set(NUMBERS)
+    for field, (sense, nonsense) in NUMBERS.items():
+        values = [*sense, *nonsense]
+        assert min(values) < 0 and 0 in values and max(values) >= 1e12, field
+
+
+@pytest.mark.parametrize(("field", "value"), [(f, value) for f, (sense, _) in NUMBERS.items() for value in sense])
+def test_a_number_that_makes_sense_is_taken(field, value, dataset):
+    check(config_of(field, value), dataset)
+
+
+BAD = [(f, value) for f, (_, nonsense) in NUMBERS.items() for value in nonsense]
+BAD += [(f, value) for f in NUMBERS if FIELDS[f] is float for value in (math.nan, math.inf, -math.inf)]
+BAD += [(f, value) for f, values in WORDS.items() for value in values]
+
+
+@pytest.mark.parametrize(("field", "value"), BAD)
+def test_a_value_that_makes_no_sense_is_refused_in_one_line_that_names_it(field, value, dataset):
+    with pytest.raises(UserError) as refused:
+        check(config_of(field, value), dataset)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert field.rpartition(".")[2] in message or repr(value) in message, message
+
+
+@pytest.mark.parametrize(("field", "kind"), FIELDS.items())
+def test_a_wrong_type_is_refused(field, kind):
+    for value in WRONG_TYPES[kind]:
+        with pytest.raises((TypeError, ValueError)):
+            config_of(field, value)
