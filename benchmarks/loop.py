@@ -19,8 +19,7 @@ def chunked(rows: int, size: int, host: bool = False) -> Callable[[], jax.Array]
     resident, fed = ({}, {name: np.asarray(array) for name, array in data.items()}) if host else (data, {})
 
     def run() -> jax.Array:
-        epoch = 0
-        state[0], metrics = chunk(state[0], resident, None, train.feed([task], epoch, STEPS, fed), 0)
+        state[0], metrics = chunk(state[0], resident, None, train.feed([task], 0, STEPS, fed), 0)
         return metrics["loss"]
 
     return run
