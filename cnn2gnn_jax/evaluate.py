@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,7 +12,9 @@ import numpy as np
 
 from cnn2gnn_jax import graph, inference
 from cnn2gnn_jax.data import augment, batches
+from cnn2gnn_jax.distillers import maps
 from cnn2gnn_jax.gnn import SPARSE_GRAPHS, Columns, GraphStudent, HeadRows
+from cnn2gnn_jax.networks import Outputs
 
 ORDERS = ("shuffled", "class_sorted")
 
@@ -21,14 +23,40 @@ def _prepare(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...])
     return augment.normalize(images, mean, std) if mean else images
 
 
+def _logits_and_pooled(outputs: Outputs) -> list[jax.Array]:
+    return [outputs.logits, outputs.pooled]
+
+
+def _attention_maps(outputs: Outputs) -> list[jax.Array]:
+    return [maps.one_channel(features) for features in outputs.features[1:]]
+
+
 @functools.lru_cache(maxsize=8)  # so that each module is compiled once
-def _network(module: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable:
+def _network(
+    take: Callable[[Outputs], list[jax.Array]], module: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Callable:
     @jax.jit
     def outputs(variables, images):
         found: Any = module.apply(variables, _prepare(images, mean, std), train=False)
-        return found.logits, found.pooled
+        return take(found)
 
     return outputs
+
+
+def _by_batches(
+    take: Callable[[Outputs], list[jax.Array]],
+    module: nn.Module,
+    variables: Any,
+    inputs: np.ndarray,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    batch_size: int,
+) -> Iterator[list[np.ndarray]]:
+    """What `take` takes of a CNN's outputs, float32, for all raw inputs in their order, `batch_size` at a time."""
+    indices, masks = batches.evaluation_batches(len(inputs), min(batch_size, len(inputs)))
+    run = _network(take, module, mean, std)
+    for index, mask in zip(indices, masks, strict=True):
+        yield [np.asarray(array, np.float32)[mask] for array in run(variables, inputs[index])]
 
 
 def network_outputs(
@@ -40,12 +68,21 @@ def network_outputs(
     batch_size: int = 500,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, C) and pooled features (N, F), float32, of a CNN for all raw inputs, in their order."""
-    indices, masks = batches.evaluation_batches(len(inputs), min(batch_size, len(inputs)))
-    parts = [
-        [np.asarray(array, np.float32)[mask] for array in _network(module, mean, std)(variables, inputs[index])]
-        for index, mask in zip(indices, masks, strict=True)
-    ]
-    return np.concatenate([logits for logits, _ in parts]), np.concatenate([pooled for _, pooled in parts])
+    parts = _by_batches(_logits_and_pooled, module, variables, inputs, mean, std, batch_size)
+    logits, pooled = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return logits, pooled
+
+
+def attention_maps(
+    module: nn.Module,
+    variables: Any,
+    inputs: np.ndarray,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    batch_size: int = 500,
+) -> Iterator[list[np.ndarray]]:
+    """`maps.one_channel` of each stage's features, (b, H, W, 1) float32, for all raw inputs, batch after batch."""
+    return _by_batches(_attention_maps, module, variables, inputs, mean, std, batch_size)
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

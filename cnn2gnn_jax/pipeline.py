@@ -11,13 +11,16 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import data, distillers, evaluate, gnn, networks, report, results, storage, teacher_logits, train
 from cnn2gnn_jax.data import Dataset
+from cnn2gnn_jax.distillers import maps
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.fit import Job, Load, fit_on_disk
 from cnn2gnn_jax.metrics import say, training_seconds
@@ -25,7 +28,6 @@ from cnn2gnn_jax.task import Task
 from cnn2gnn_jax.train import TrainState
 
 STAGES = ("teacher", "logits", "student", "evaluate", "report")
-CACHED = ("logits", "pooled")  # the teacher's outputs that can come from disk
 EXAMPLES = 10  # test images whose neighbours are recorded
 
 
@@ -110,14 +112,17 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
 # Teacher ------------------------------------------------------------------------------------------------------------
 
 
+def _cnn(run: Run, section: Any) -> nn.Module:
+    """The network of the config's section `teacher` or `student`."""
+    return networks.create(section.network, len(run.dataset.classes), stem=section.stem, dtype=run.config.compute_dtype)
+
+
 def teacher_task(run: Run) -> Task:
     """The teacher's training: cross-entropy on the labels."""
     config, dataset = run.config, run.dataset
     distiller = distillers.create("none", {})
     return Task(
-        module=networks.create(
-            config.teacher.network, len(dataset.classes), stem=config.teacher.stem, dtype=config.compute_dtype
-        ),
+        module=_cnn(run, config.teacher),
         distiller=distiller,
         stage=distiller.stages[0],
         recipe=config.teacher.train,
@@ -150,15 +155,19 @@ def train_teacher(run: Run) -> Load:
 
 
 class CachedOutputs(NamedTuple):
-    """The teacher's outputs on disk: arrays by split, and facts: `test_accuracy`, `train_accuracy`, `seconds`."""
+    """The teacher's outputs on disk: arrays by split, and facts: `test_accuracy`, `train_accuracy`, `seconds`.
+
+    The attention maps are those of the training images, by stage: `train_1`, `train_2`, ...
+    """
 
     logits: dict[str, np.ndarray]
     pooled: dict[str, np.ndarray] | None
+    attention: dict[str, np.ndarray] | None
     facts: dict[str, Any]
 
 
 def teacher_outputs(run: Run, load: Load) -> CachedOutputs:
-    """The teacher's logits, and its pooled features where they are needed, computed unless they are on disk."""
+    """The teacher's logits, and what else of it is needed, computed unless they are on disk."""
     splits = {"train": run.dataset.train, "test": run.dataset.test}
     if run.dataset.holdout is not None:
         splits["holdout"] = run.dataset.holdout
@@ -179,15 +188,27 @@ def teacher_outputs(run: Run, load: Load) -> CachedOutputs:
         return logits, pooled, {**facts, "seconds": round(time.monotonic() - start, 3)}
 
     fingerprint = run.teacher_folder.name
+
+    def attention_maps() -> tuple[teacher_logits.Blocks, dict[str, Any]]:
+        say(f"computing the attention maps of teacher {run.config.teacher.network}")
+        variables = load().variables
+        batches = evaluate.attention_maps(task.module, variables, splits["train"].images, task.mean, task.std)
+        return ({f"train_{i}": array for i, array in enumerate(batch, 1)} for batch in batches), {}
+
     logits, facts = teacher_logits.ensure(
-        run.teacher_folder / "teacher_logits", fingerprint, rows, lambda: (compute()[0], compute()[2])
+        run.teacher_folder / "teacher_logits", fingerprint, rows, lambda: ([compute()[0]], compute()[2])
     )
-    pooled = None
-    if "pooled" in _cached_fields(run) or run.config.student.backbone == "teacher":
+    pooled = attention = None
+    fields = _cached_fields(run)
+    if "pooled" in fields or run.config.student.backbone == "teacher":
         pooled, _ = teacher_logits.ensure(
-            run.teacher_folder / "teacher_pooled", fingerprint, rows, lambda: (compute()[1], compute()[2])
+            run.teacher_folder / "teacher_pooled", fingerprint, rows, lambda: ([compute()[1]], compute()[2])
         )
-    return CachedOutputs(logits, pooled, facts)
+    if "features" in fields:
+        attention, _ = teacher_logits.ensure(
+            run.teacher_folder / "teacher_attention", fingerprint, rows, attention_maps
+        )
+    return CachedOutputs(logits, pooled, attention, facts)
 
 
 # Student ------------------------------------------------------------------------------------------------------------
@@ -202,8 +223,25 @@ def _cached_fields(run: Run) -> tuple[str, ...]:
     """The teacher's outputs that the student's training reads from disk: those it needs, if no augmentation changes
     what the teacher sees and nothing else is needed."""
     distiller = _distiller(run)
-    same_view = not run.config.student.train.augment and distiller.second_view is None
-    return distiller.teacher if same_view and set(distiller.teacher) <= set(CACHED) else ()
+    if run.config.student.train.augment or distiller.second_view is not None:
+        return ()
+    stored = {"logits", "pooled"}
+    if distiller.attention:
+        shape = run.dataset.train.images.shape[1:]
+        student, teacher = (_feature_shapes(_cnn(run, run.config[role]), shape) for role in ("student", "teacher"))
+        stored |= {"features"} if maps.none_larger(student, teacher) else set()
+    return distiller.teacher if set(distiller.teacher) <= stored else ()
+
+
+@functools.lru_cache(maxsize=8)
+def _feature_shapes(module: nn.Module, image_shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """The shapes of a network's features of one image."""
+
+    def features() -> Any:
+        outputs: Any = module.init_with_output(jax.random.key(0), jnp.zeros((1, *image_shape)))[0]
+        return outputs.features
+
+    return jax.eval_shape(features)
 
 
 def student_tasks(run: Run, graph: str) -> list[Task]:
@@ -217,7 +255,7 @@ def _student_task(run: Run, graph: str) -> Task:
     student, classes, dtype = config.student, len(dataset.classes), config.compute_dtype
     features = student.kind == "graph" and student.backbone == "teacher"
     if student.kind == "cnn":
-        module = networks.create(student.network, classes, stem=student.stem, dtype=dtype)
+        module: nn.Module = _cnn(run, student)
     else:
         module = gnn.GraphStudent(
             num_classes=classes,
@@ -277,10 +315,14 @@ def train_students(
         assert run.dataset.holdout is not None
         return _score(run, task, state, inputs["train"], inputs["holdout"], run.dataset.holdout.labels)
 
-    outputs = {}
-    if cached is not None:
-        fields = {"logits": cached.logits, "pooled": cached.pooled}
-        outputs = {f"teacher_{name}": fields[name]["train"] for name in _cached_fields(run)}  # type: ignore[index]
+    outputs: dict[str, np.ndarray] = {}
+    for field in _cached_fields(run):
+        assert cached is not None
+        if field == "features":
+            assert cached.attention is not None
+            outputs |= {name.replace("train_", "teacher_features"): array for name, array in cached.attention.items()}
+        else:
+            outputs[f"teacher_{field}"] = getattr(cached, field)["train"]
     train_together = functools.partial(
         _fit,
         run,

@@ -1,7 +1,8 @@
-"""The teacher's logits (and pooled features) on disk: computed once, verified whenever they are opened."""
+"""The teacher's logits (pooled features, attention maps) on disk: computed once, verified whenever they are opened."""
 
+import collections
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,35 @@ from cnn2gnn_jax.errors import UserError
 MANIFEST = "manifest.json"
 
 
-def write(folder: pathlib.Path, fingerprint: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+Blocks = Iterable[Mapping[str, np.ndarray]]
+
+
+def write(
+    folder: pathlib.Path, fingerprint: str, rows: Mapping[str, int], blocks: Blocks, facts: Mapping[str, Any]
+) -> None:
     """Writes arrays as `<name>.npy` with a manifest of shapes, dtypes, hashes; the whole folder or nothing.
 
     Args:
       folder: where to.
       fingerprint: of the teacher; `read` refuses arrays of another.
-      arrays: by name, each (N, ...), in the order of the data set.
+      rows: the images of the arrays whose name is the key or begins with `<key>_`.
+      blocks: rows of the arrays by name, (b, ...) each, one block after the other in the order of the data set.
       facts: JSON values to keep in the manifest.
     """
     with storage.atomic_folder(folder) as beside:
+        arrays: dict[str, np.memmap] = {}
+        written = collections.Counter[str]()
+        for block in blocks:
+            for name, part in block.items():
+                if name not in arrays:
+                    shape = (_count(name, rows), *part.shape[1:])
+                    arrays[name] = np.lib.format.open_memmap(beside / f"{name}.npy", "w+", part.dtype, shape)
+                arrays[name][written[name] : written[name] + len(part)] = part
+                written[name] += len(part)
         files = {}
         for name, array in arrays.items():
-            np.save(beside / f"{name}.npy", array, allow_pickle=False)
+            assert written[name] == len(array), (name, written[name], len(array))
+            array.flush()
             files[name] = {
                 "shape": list(array.shape),
                 "dtype": str(array.dtype),
@@ -32,6 +49,10 @@ def write(folder: pathlib.Path, fingerprint: str, arrays: Mapping[str, np.ndarra
             }
         manifest = {"fingerprint": fingerprint, "arrays": files, **facts}
         storage.write_json(beside / MANIFEST, manifest)
+
+
+def _count(name: str, rows: Mapping[str, int]) -> int | None:
+    return next((n for split, n in rows.items() if name == split or name.startswith(f"{split}_")), None)
 
 
 def read(
@@ -42,7 +63,7 @@ def read(
     Args:
       folder: as given to `write`.
       fingerprint: the teacher that is expected.
-      rows: the images expected in the arrays whose name is the key or begins with `<key>_`.
+      rows: as given to `write`.
 
     Raises:
       UserError: an array is missing, damaged, of another teacher or of other data.
@@ -68,7 +89,7 @@ def read(
         if storage.sha256(path) != expected:
             raise UserError(f"{path} is damaged (its sha256 is not the manifest's): {again}")
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        count = next((n for split, n in rows.items() if name == split or name.startswith(f"{split}_")), None)
+        count = _count(name, rows)
         if array.shape != shape or str(array.dtype) != dtype or array.shape[0] != count:
             raise UserError(
                 f"{path} holds {array.dtype}{list(array.shape)}, "
@@ -82,9 +103,9 @@ def ensure(
     folder: pathlib.Path,
     fingerprint: str,
     rows: Mapping[str, int],
-    compute: Callable[[], tuple[dict[str, np.ndarray], dict[str, Any]]],
+    compute: Callable[[], tuple[Blocks, dict[str, Any]]],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays of `read` and the facts beside them, after `compute` and `write` where the folder is missing."""
     if not (folder / MANIFEST).exists():
-        write(folder, fingerprint, *compute())
+        write(folder, fingerprint, rows, *compute())
     return read(folder, fingerprint, rows)

@@ -125,8 +125,9 @@ def make_step(task: Task) -> Callable[[TrainState, Batch, Any, jax.Array | int],
     """The training step `step(state, batch, teacher_variables, seed) -> (state, metrics)`, a pure function.
 
     `seed`, the task's, is an argument so that tasks which differ in it alone can share the step. The batch, this
-    device's part, holds `input` (b, ...), `label`, `index` (the training index) and `mask` (b,), and
-    what the distiller needs of the teacher as `teacher_logits` (b, C), `teacher_pooled` (b, F), if it is cached.
+    device's part, holds `input` (b, ...), `label`, `index` (the training index) and `mask` (b,), and what the distiller
+    needs of the teacher, if it is cached, as `teacher_logits` (b, C), `teacher_pooled` (b, F), `teacher_features1`,
+    `teacher_features2`, ... (b, H, W, 1) of the stages.
     """
     tx, rate_at, axis = optimizer(task), learning_rate(task), task.axis_name
 
@@ -209,7 +210,9 @@ def _teacher_outputs(task: Task, batch: Batch, inputs: jax.Array, variables: Any
         live: Any = task.teacher.apply(variables, inputs, train=False)
         return lax.stop_gradient(live)
     cached: dict[str, Any] = {name: batch.get(f"teacher_{name}") for name in ("logits", "pooled")}
-    return networks.Outputs(features=(), preactivations=(), **cached)
+    stages = [batch[name] for name in sorted(batch) if name.startswith("teacher_features")]
+    cached["features"] = (None, *stages) if stages else ()  # in place of the stem's map, which no loss reads
+    return networks.Outputs(preactivations=(), **cached)
 
 
 def over_seeds(function: Callable, count: int, in_axes: Any = 0) -> Callable:

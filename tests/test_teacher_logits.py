@@ -14,7 +14,7 @@ ROWS = {"train": 7, "test": 3}
 @pytest.fixture
 def folder(tmp_path):
     arrays = {name: np.random.default_rng(0).normal(size=(rows, 4)).astype(np.float32) for name, rows in ROWS.items()}
-    teacher_logits.write(tmp_path / "logits", "abc", arrays, {"test_accuracy": 50.0})
+    teacher_logits.write(tmp_path / "logits", "abc", ROWS, [arrays], {"test_accuracy": 50.0})
     return tmp_path / "logits"
 
 
@@ -23,6 +23,25 @@ def test_what_was_written_is_read_from_a_memory_map(folder):
     assert isinstance(arrays["train"], np.memmap)
     assert {name: array.shape for name, array in arrays.items()} == {"train": (7, 4), "test": (3, 4)}
     assert facts["test_accuracy"] == 50.0
+
+
+def test_arrays_written_block_after_block_are_whole(tmp_path):
+    whole = {f"train_{k}": np.random.default_rng(k).normal(size=(7, k, 2)).astype(np.float32) for k in (1, 2)}
+    blocks = ({name: array[rows] for name, array in whole.items()} for rows in (slice(0, 3), slice(3, 6), slice(6, 7)))
+    teacher_logits.write(tmp_path / "maps", "abc", {"train": 7}, blocks, {})
+    found, _ = teacher_logits.read(tmp_path / "maps", "abc", {"train": 7})
+    for name, array in whole.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_what_breaks_off_between_blocks_leaves_nothing(tmp_path):
+    def blocks():
+        yield {"train": np.zeros((3, 2), np.float32)}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teacher_logits.write(tmp_path / "maps", "abc", {"train": 7}, blocks(), {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_they_are_computed_once(folder):

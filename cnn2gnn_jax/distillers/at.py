@@ -30,7 +30,7 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
         total, metrics = weighted(hyper, cross_entropy(student, batch, axis_name), extra)
         return total, memory, metrics
 
-    return Distiller(("features",), init, (Stage("train", loss),), student=("logits", "features"))
+    return Distiller(("features",), init, (Stage("train", loss),), student=("logits", "features"), attention=True)
 
 
 def _attentions(pair):

@@ -45,12 +45,15 @@ class Stage(NamedTuple):
 class Distiller(NamedTuple):
     """A method.
 
-    teacher: the fields of the teacher's Outputs that it needs: () for none; `logits` and `pooled` can come from disk.
+    teacher: the fields of the teacher's Outputs that it needs: () for none; `logits` and `pooled` can come from disk,
+      and `features` under `attention`.
     init: `init(rng, student, teacher) -> (params, memory)` from the shapes of both networks' Outputs.
     stages: in the order in which they are trained; the last is the recipe's own.
     student: the fields of the student's Outputs that it needs; a graph student has `logits` and `pooled`.
     second_view: None, or `second_view(keys_b, images_bxHxWxC) -> images`, uint8: both networks then see 2b images,
       the plain ones and after them these, and Outputs have 2b rows; batch keeps (b,).
+    attention: of the teacher's features it reads the mean squares over channels alone, so that `maps.one_channel` of
+      each stage's, stored once, gives the same loss where none is larger than the student's (`maps.none_larger`).
     """
 
     teacher: tuple[str, ...]
@@ -58,6 +61,7 @@ class Distiller(NamedTuple):
     stages: tuple[Stage, ...]
     student: tuple[str, ...] = ("logits",)
     second_view: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    attention: bool = False
 
 
 def nothing(rng: jax.Array, student: networks.Outputs, teacher: networks.Outputs | None) -> tuple[Any, Any]:

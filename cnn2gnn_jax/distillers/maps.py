@@ -38,6 +38,11 @@ def stage_pairs(student: tuple[jax.Array, ...], teacher: tuple[jax.Array, ...]) 
     return list(zip(student[-n:], teacher[-n:], strict=True))
 
 
+def none_larger(student: tuple[jax.Array, ...], teacher: tuple[jax.Array, ...]) -> bool:
+    """Whether no stage's map of the teacher has more rows or columns than the student's that it is compared with."""
+    return all(smaller_size(s, t) == t.shape[1:3] for s, t in stage_pairs(student, teacher))
+
+
 def adaptive_average_pool(x: jax.Array, height: int, width: int) -> jax.Array:
     """(B, H, W, C) to (B, height, width, C).
 
@@ -70,7 +75,13 @@ def to_smaller_size(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 def normalize_rows(x: jax.Array) -> jax.Array:
     """Q: each vector of the last axis over max(its l2 norm, 1e-12); its gradient is finite at 0 too."""
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x / jnp.sqrt(jnp.maximum(squares, 1e-24))
+    # Selected, not `maximum`, whose gradient compares with a value that may have been computed anew, rounded otherwise.
+    return x / jnp.sqrt(jnp.where(squares > 1e-24, squares, 1e-24))
+
+
+def one_channel(x: jax.Array) -> jax.Array:
+    """(B, H, W, C) to (B, H, W, 1), float32 or wider: a map with the same `attention`, C times as small."""
+    return jnp.sqrt(jnp.mean(jnp.square(wide(x)), axis=-1, keepdims=True))
 
 
 def attention(x: jax.Array) -> jax.Array:

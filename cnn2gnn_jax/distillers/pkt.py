@@ -24,9 +24,10 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
 
     def probabilities(pooled: jax.Array, columns: jax.Array) -> jax.Array:
         cosines = inner_products(maps.normalize_rows(maps.wide(pooled)), axis_name)
-        # Rounding may take a cosine below -1, and the logarithm with it.
-        kernel = jnp.where(columns, jnp.maximum((cosines + 1) / 2, 0), 0)
-        return kernel / jnp.maximum(jnp.sum(kernel, axis=-1, keepdims=True), EPSILON)
+        # Rounding may take a cosine below -1, and the logarithm with it. Selected, not `maximum`: see `normalize_rows`.
+        kernel = jnp.where(columns & (cosines > -1), (cosines + 1) / 2, 0)
+        sums = jnp.sum(kernel, axis=-1, keepdims=True)
+        return kernel / jnp.where(sums > EPSILON, sums, EPSILON)
 
     def loss(params, memory, student, teacher, batch, epoch, rng):
         del params, epoch, rng

@@ -37,6 +37,37 @@ def test_rows_are_normalised_and_zero_stays():
     assert np.all(np.isfinite(gradient))
 
 
+def test_the_gradient_of_normalised_rows_is_the_formulas_also_where_it_is_compiled():
+    x = jax.random.normal(jax.random.key(0), (50, 7))
+    weights = jax.random.normal(jax.random.key(1), x.shape)
+    found = jax.jit(jax.grad(lambda x: jnp.sum(weights * maps.normalize_rows(x))))(x)
+    length = np.linalg.norm(x, axis=-1, keepdims=True)
+    u, w = np.asarray(x) / length, np.asarray(weights)
+    np.testing.assert_allclose(found, (w - u * np.sum(u * w, -1, keepdims=True)) / length, rtol=1e-4, atol=1e-6)
+
+
+def test_one_channel_has_the_attention_of_the_map():
+    x = jax.random.normal(jax.random.key(0), (4, 6, 5, 9))
+    assert maps.one_channel(x).shape == (4, 6, 5, 1)
+    np.testing.assert_allclose(maps.attention(maps.one_channel(x)), maps.attention(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "answer"),
+    [
+        ((8, 8, 4), (8, 8, 4), True),
+        ((8, 8, 4), (9, 8, 4), True),  # the stem is not compared
+        ((8, 8, 4), (8, 4, 4), True),
+        ((8, 8, 4), (8, 9, 4), False),
+        ((8, 4, 4), (8, 8, 4), False),
+        ((8, 8, 4), (8, 8, 8, 5), False),
+    ],
+)
+def test_none_larger(student, teacher, answer):
+    sides = (tuple(jnp.zeros((1, side, side, 2)) for side in found) for found in (student, teacher))
+    assert maps.none_larger(*sides) is answer
+
+
 def test_the_last_stages_are_paired():
     assert maps.stage_pairs(("f0", "f1", "f2"), ("g0", "g1", "g2", "g3")) == [("f1", "g2"), ("f2", "g3")]
     assert maps.stage_pairs(("f0", "f1", "f2", "f3"), ("g0", "g1", "g2")) == [("f2", "g1"), ("f3", "g2")]
