@@ -184,8 +184,15 @@ def _resolve_train(section: str, train: ConfigDict) -> None:
 
 
 def _resolve_student(config: ConfigDict) -> None:
-    student = config.student
+    student, graph = config.student, distillers.METHODS[config.method].graph
+    if student.graph is None:
+        student.graph = graph or "learned"
     _choice("student.graph", student.graph, gnn.GRAPHS)
+    if graph not in (None, student.graph):
+        raise UserError(
+            f"student.graph is {student.graph}, but the method {config.method} has the graph {graph}: "
+            "leave student.graph out, or choose another method"
+        )
     if student.backbone not in BACKBONES:
         networks.create(student.backbone, 2)
     if student.backbone == "pair":

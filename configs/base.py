@@ -63,7 +63,8 @@ def get_config() -> ml_collections.ConfigDict:
     # pair (student.network) | any network. The paper does not say.
     student.backbone = "stem"
     student.stem_widths = (32, 64, 128)  # channels of the backbone `stem`
-    student.graph = "learned"  # learned | off | inner_product (InGNN) | euclidean (EucGNN) | euclidean_sparse
+    # learned | off | inner_product (InGNN) | euclidean (EucGNN) | euclidean_sparse; None: the method's own, or learned
+    student.graph = config_dict.placeholder(str)
     student.sparsity = 50  # s of Eq. 3
     student.hidden = 256  # width of the first graph convolution
     student.head_widths = (512, 256)  # the graph head's layers under its n_train neurons

@@ -166,6 +166,20 @@ def test_every_kind_of_student_runs(cache, tmp_path, fields, student):
     assert all(entry["accuracy"] > 15 for entry in results["accuracies"])
 
 
+def test_the_row_with_the_graph_off_is_the_same_student_without_its_graph(done, tmp_path):
+    config, _, results = done
+    config = config.copy_and_resolve_references()
+    config.method = "cnn2gnn_off"
+    found = pipeline.run(config, tmp_path / "run")["accuracies"]
+    assert {entry["graph"] for entry in found} == {"off"}
+    expected = [entry for entry in results["accuracies"] if entry["graph"] == "off"]
+    assert found == [{**entry, "method": "cnn2gnn_off"} for entry in expected]
+    config.student.graph = "learned"
+    with pytest.raises(UserError, match="student.graph is learned, but the method cnn2gnn_off has the graph off"):
+        pipeline.run(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("graph", ["inner_product", "euclidean"])
 def test_the_ablations_graphs_run_and_average_the_whole_batch(cache, tmp_path, graph):
     fields = {"method": "gnn", "student.graph": graph, "student.backbone": "pixels", "evaluate.graph_off": False}

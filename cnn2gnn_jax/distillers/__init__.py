@@ -53,14 +53,18 @@ class Method(NamedTuple):
     student: str  # 'graph' or 'cnn'
     distiller: str
     hyper: Mapping[str, Any]
+    graph: str | None = None  # of a graph student; None: the config's
 
+
+_EQ6 = {"temperature": 48.0, "ce_weight": 1.0, "kd_weight": 1.0}
 
 METHODS: dict[str, Method] = {
-    "cnn2gnn": Method("graph", "kd", {"temperature": 48.0, "ce_weight": 1.0, "kd_weight": 1.0}),
+    "cnn2gnn": Method("graph", "kd", _EQ6),
+    "cnn2gnn_off": Method("graph", "kd", _EQ6, graph="off"),
     "gnn": Method("graph", "none", {}),
     "ce": Method("cnn", "none", {}),
     "kd": Method("cnn", "kd", {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9}),
-    "kd_tau48": Method("cnn", "kd", {"temperature": 48.0, "ce_weight": 1.0, "kd_weight": 1.0}),
+    "kd_tau48": Method("cnn", "kd", _EQ6),
     "fitnets": Method("cnn", "fitnets", {"ce_weight": 1.0, "weight": 100.0}),
     "at": Method("cnn", "at", {"ce_weight": 1.0, "weight": 1000.0}),
     "sp": Method("cnn", "sp", {"ce_weight": 1.0, "weight": 3000.0}),

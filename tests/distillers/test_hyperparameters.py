@@ -41,7 +41,14 @@ def test_values_that_hold_for_every_pair(method, pair):
 
 
 def test_every_row_of_the_tables_is_there():
-    assert set(FIXED) | {"cnn2gnn", "gnn", "ce", "kd_tau48"} == set(distillers.METHODS)
+    assert set(FIXED) | {"cnn2gnn", "cnn2gnn_off", "gnn", "ce", "kd_tau48"} == set(distillers.METHODS)
+
+
+def test_the_controls_differ_from_the_graph_student_in_student_and_graph_alone():
+    graph, off, cnn = (distillers.METHODS[name] for name in ("cnn2gnn", "cnn2gnn_off", "kd_tau48"))
+    assert graph.hyper == {"temperature": 48, "ce_weight": 1, "kd_weight": 1}
+    assert off == graph._replace(graph="off")
+    assert cnn == graph._replace(student="cnn")
 
 
 @pytest.mark.parametrize(
