@@ -1,12 +1,54 @@
-"""Eight emulated devices for every test; they must be asked for before JAX starts a backend."""
+"""Eight emulated devices for every test, asked for before JAX starts a backend; a cache, and programs to be killed."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import time
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+ROOT = pathlib.Path(__file__).parent.parent
+ONE_CPU = {**os.environ, "JAX_PLATFORMS": "cpu"}
+
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     """A cache for all runs of the chain, so that the teacher that they share is trained once."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def program():
+    """`program(command)` runs it to its end on one CPU device, and returns what it said on stderr."""
+
+    def run(command):
+        done = subprocess.run(command, cwd=ROOT, env=ONE_CPU, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    return run
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """`killed(command, pattern, lines)` kills it once a file in tmp_path that matches has so many lines; its stderr."""
+
+    def run(command, pattern, lines):
+        log = tmp_path / "killed.txt"
+        with open(log, "w") as output:
+            process = subprocess.Popen(command, cwd=ROOT, env=ONE_CPU, stderr=output, stdout=output)
+        until = time.monotonic() + 120
+        while time.monotonic() < until and process.poll() is None:
+            if any(path.read_bytes().count(b"\n") >= lines for path in tmp_path.glob(pattern)):
+                break
+            time.sleep(0.01)
+        assert process.poll() is None, log.read_text()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return log.read_text()
+
+    return run

@@ -1,9 +1,13 @@
 """Every distillation method through the chain on digits."""
 
+import sys
+
+import chex
 import numpy as np
 import pytest
 
 from cnn2gnn_jax import distillers, pipeline
+from cnn2gnn_jax.checkpoint import Checkpoints
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.metrics import read_records
 from configs import digits
@@ -56,6 +60,33 @@ def test_stored_attention_maps_teach_as_the_live_teacher_does(cache, tmp_path, m
     for disk, live in zip(records["disk"], records["live"], strict=True):
         assert disk["distillation"] == pytest.approx(live["distillation"], rel=1e-3)
         assert disk["loss"] == pytest.approx(live["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["ab", "ft"])
+@pytest.mark.slow
+def test_killed_in_either_stage_a_staged_method_ends_identical_to_the_bit(program, killed, tmp_path, method):
+    def command(name):
+        return [
+            *(sys.executable, "-m", "cnn2gnn_jax.main", "--config=configs/digits.py:smoke", "--stage=student"),
+            *(f"--config.method={method}", f"--config.cache_dir={tmp_path / 'cache'}", f"--workdir={tmp_path / name}"),
+            *("--config.distill.pretrain_epochs=2", "--config.student.train.chunk_steps=2"),
+            "--config.checkpoint.every_seconds=0",
+        ]
+
+    program(command("whole"))
+    # An epoch is 7 records, the first stage 14.
+    killed(command("broken"), "broken/metrics.jsonl", 5)
+    assert "pretrain: going on after step" in killed(command("broken"), "broken/metrics.jsonl", 14 + 5)
+    assert "train: going on after step" in program(command("broken"))
+    states = []
+    for name in ("whole", "broken"):
+        with Checkpoints(tmp_path / name / "checkpoints" / "cnn-seed0" / "train" / "last") as checkpoints:
+            states.append(checkpoints.restore_as_saved())
+    assert states[0]["step"] == 3 * 14
+    chex.assert_trees_all_equal(*states)
+    records = {name: read_records(tmp_path / name / "metrics.jsonl") for name in ("whole", "broken")}
+    whole, broken = ([{**record, "seconds": None} for record in found] for found in records.values())
+    assert broken == whole
 
 
 @pytest.mark.parametrize("method", ["rkd", "pkt", "dkd"])

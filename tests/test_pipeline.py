@@ -3,10 +3,7 @@
 import json
 import os
 import pathlib
-import signal
-import subprocess
 import sys
-import time
 
 import chex
 import jax
@@ -18,8 +15,6 @@ from cnn2gnn_jax.checkpoint import Checkpoints
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.metrics import read_records
 from configs import digits
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 def tiny(cache, **fields):
@@ -260,13 +255,6 @@ def command(cache, workdir, *flags):
     ]
 
 
-def program(*arguments, check=True, **options):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **options)
-    assert not check or done.returncode == 0, done.stderr
-    return done
-
-
 def outcome(workdir):
     results = storage.read_json(workdir / "results.json")
     del results["seconds"]
@@ -278,28 +266,14 @@ def final_state(workdir):
         return checkpoints.restore_as_saved()
 
 
-def test_killed_at_any_moment_a_run_ends_identical_to_the_bit(tmp_path):
-    program(*command(tmp_path / "cache", tmp_path / "whole"))
+def test_killed_at_any_moment_a_run_ends_identical_to_the_bit(program, killed, tmp_path):
+    program(command(tmp_path / "cache", tmp_path / "whole"))
     broken = command(tmp_path / "broken-cache", tmp_path / "broken")
-    log = tmp_path / "log.txt"
     # Once in the teacher, twice in the student: after so many lines of its records.
-    for pattern, lines in (
-        ("broken-cache/teachers/*/metrics.jsonl", 8),
-        ("broken/metrics.jsonl", 5),
-        ("broken/metrics.jsonl", 14),
-    ):
-        with open(log, "w") as output:
-            process = subprocess.Popen(broken, cwd=ROOT, stderr=output, stdout=output)
-        until = time.monotonic() + 120
-        while time.monotonic() < until and process.poll() is None:
-            if any(path.read_bytes().count(b"\n") >= lines for path in tmp_path.glob(pattern)):
-                break
-            time.sleep(0.01)
-        assert process.poll() is None, log.read_text()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    resumed = program(*broken)
-    assert "going on after step" in resumed.stderr
+    killed(broken, "broken-cache/teachers/*/metrics.jsonl", 8)
+    killed(broken, "broken/metrics.jsonl", 5)
+    killed(broken, "broken/metrics.jsonl", 14)
+    assert "going on after step" in program(broken)
     assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
     chex.assert_trees_all_equal(final_state(tmp_path / "broken"), final_state(tmp_path / "whole"))
     steps = [r["step"] for r in read_records(tmp_path / "broken" / "metrics.jsonl")]

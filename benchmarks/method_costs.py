@@ -1,0 +1,176 @@
+"""What each CNN method costs: a table in Markdown of its extra parameters, memory and time of a step relative to KD's.
+
+    python -m benchmarks.method_costs [--pair=resnet34-resnet18] [--batch=16] [--rounds=7]
+
+Steps are those of the CIFAR-100 config at 32x32 with 50,000 training images (random ones: no image is read), the recipe
+`paper` and so no augmentation: what of the teacher can come from disk comes with the batch, otherwise the teacher runs
+in the step. All steps are compiled first and then taken in turns, so that whatever slows the machine down slows all.
+"""
+
+import argparse
+import math
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn2gnn_jax import config as configs
+from cnn2gnn_jax import distillers, networks, pipeline, results, train
+from cnn2gnn_jax.data import Dataset, Split
+from cnn2gnn_jax.distillers import maps
+from cnn2gnn_jax.task import Task, with_stage
+from configs import cifar100
+
+IMAGES, CLASSES, SIDE = 50_000, 100, 32
+REFERENCE = "kd"
+METHODS = tuple(
+    name for name, method in distillers.METHODS.items() if method.student == "cnn" and name != "kd_tau48"
+)  # which is KD at another temperature
+
+
+class Cost(NamedTuple):
+    """A row: extra parameters, memory in bytes, bytes on disk, and what takes a step and waits for it."""
+
+    name: str
+    teacher: str
+    parameters: int
+    memory: int
+    disk: int
+    step: Callable[[], None]
+
+
+def _dataset() -> Dataset:
+    labels = np.arange(IMAGES, dtype=np.int32) % CLASSES
+    split = Split(np.broadcast_to(np.uint8(0), (IMAGES, SIDE, SIDE, 3)), labels, np.arange(IMAGES, dtype=np.int32))
+    names = tuple(str(k) for k in range(CLASSES))
+    return Dataset("cifar100", names, split, split, None, (0.5,) * 3, (0.25,) * 3, "none")
+
+
+def _task(method: str, pair: str, batch: int, augment: bool) -> Task:
+    config = cifar100.get_config(pair)
+    config.method, config.student.train.batch_size, config.student.train.augment = method, batch, augment
+    nowhere = pathlib.Path()
+    return pipeline.student_task(pipeline.Run(configs.resolve(config), _dataset(), nowhere, nowhere, ""), 0, "")
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _stored(fields: Sequence[str], outputs: networks.Outputs) -> dict[str, jax.Array]:
+    """What comes from disk, as a batch carries it."""
+    found: dict[str, jax.Array] = {}
+    for field in fields:
+        if field == "features":
+            stages = enumerate(outputs.features[1:], 1)
+            found |= {f"teacher_features{i}": maps.one_channel(features) for i, features in stages}
+        else:
+            found[f"teacher_{field}"] = getattr(outputs, field)
+    return found
+
+
+def prepare(method: str, pair: str, batch: int, teacher_variables: Any, augment: bool = False) -> list[Cost]:
+    """The rows of a method, one for each of its stages, each compiled."""
+    task = _task(method, pair, batch, augment)
+    rng = np.random.default_rng(0)
+    index = jnp.asarray(rng.choice(IMAGES, batch, replace=False), jnp.int32)
+    data = {
+        "input": jnp.asarray(rng.integers(0, 256, (batch, SIDE, SIDE, 3)), jnp.uint8),
+        "label": index % CLASSES,
+        "index": index,
+        "mask": jnp.ones(batch, bool),
+    }
+    kind, disk = "nothing", 0
+    if task.teacher is not None:
+        kind = f"{', '.join(task.distiller.teacher)}: live"
+    elif task.distiller.teacher:
+        module = networks.create(networks.parse_pair(pair)[0], CLASSES)
+        images = train.prepare_plain(task, data["input"])
+        outputs: Any = jax.jit(lambda variables, x: module.apply(variables, x))(teacher_variables, images)
+        stored = _stored(task.distiller.teacher, outputs)
+        kind = f"{', '.join(stored)}: from disk".replace("teacher_", "")
+        disk, data = _bytes(stored) // batch * IMAGES, data | stored
+    variables = None if task.teacher is None else teacher_variables
+    costs = []
+    for stage in task.distiller.stages:
+        name = method if len(task.distiller.stages) == 1 else f"{method}, {stage.name}"
+        print(f"compiling {name}", file=sys.stderr, flush=True)
+        now = with_stage(task, stage)
+        shapes = train.teacher_shapes(now, data)
+        held = [jax.jit(lambda now=now, shapes=shapes: train.init_state(now, data["input"], shapes))()]
+        run = jax.jit(train.make_step(now), donate_argnums=0).lower(held[0], data, variables).compile()
+
+        def step(held=held, run=run):
+            held[0], metrics = run(held[0], data, variables)
+            jax.block_until_ready(held[0])
+            assert math.isfinite(float(metrics["loss"]))
+
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(held[0].params["distiller"]))
+        costs.append(Cost(name, kind, parameters, _bytes(held[0].memory), disk, step))
+    return costs
+
+
+def measure(costs: Sequence[Cost], rounds: int) -> list[list[float]]:
+    """Seconds of each row's step, (rows, rounds), the rows in turns; a round before them is not counted."""
+    seconds: list[list[float]] = [[] for _ in costs]
+    for turn in range(rounds + 1):
+        for row, cost in zip(seconds, costs, strict=True):
+            start = time.perf_counter()
+            cost.step()
+            if turn:
+                row.append(time.perf_counter() - start)
+        print(f"round {turn} of {rounds}", file=sys.stderr, flush=True)
+    return seconds
+
+
+def table(costs: Sequence[Cost], seconds: Sequence[Sequence[float]]) -> str:
+    """The rows in Markdown; times are relative to the first row's."""
+    lines = [
+        "| method | takes of the teacher | extra parameters | memory, MB | on disk, MB | step (medians) | (minima) |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for cost, own in zip(costs, seconds, strict=True):
+        median = statistics.median(own) / statistics.median(seconds[0])
+        least = min(own) / min(seconds[0])
+        lines.append(
+            f"| {cost.name} | {cost.teacher} | {cost.parameters:,} | {cost.memory / 1e6:.1f} | {cost.disk / 1e6:.1f} "
+            f"| {median:.2f} | {least:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the table and how it was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pair", default="resnet34-resnet18")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    flags = parser.parse_args(arguments)
+    module = networks.create(networks.parse_pair(flags.pair)[0], CLASSES)
+    variables = jax.jit(module.init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, SIDE, SIDE, 3)))
+    costs = prepare(REFERENCE, flags.pair, flags.batch, variables)
+    live = prepare(REFERENCE, flags.pair, flags.batch, variables, augment=True)
+    costs += [cost._replace(name=f"{cost.name}, with augmentation") for cost in live]
+    for method in flags.methods:
+        costs += [] if method == REFERENCE else prepare(method, flags.pair, flags.batch, variables)
+    seconds = measure(costs, flags.rounds)
+    print(table(costs, seconds))
+    print(
+        f"\n{flags.pair} at {SIDE}x{SIDE}, {CLASSES} classes, {IMAGES:,} training images, batches of {flags.batch}, "
+        f"float32, recipe paper. Steps relative to KD's, which took {statistics.median(seconds[0]):.3f} s (median) and "
+        f"{min(seconds[0]):.3f} s (least) of {flags.rounds} rounds in turns, after one that is not counted.\n"
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in results.versions().items())
+    print(f"Machine: {platform.processor() or platform.machine()}, {jax.device_count()} device(s); {versions}")
+
+
+if __name__ == "__main__":
+    main()
