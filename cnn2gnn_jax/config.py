@@ -125,8 +125,6 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
         config.student.kind = method.student
     _choice("student.kind", config.student.kind, ("graph", "cnn"))
     hyper = distillers.hyperparameters(config.method, config.teacher.network, config.student.network, config.data.name)
-    if method.distiller == "kd":
-        hyper["tau_squared"] = True
     for field in list(config.distill):
         if config.distill[field] is None:
             # What this method does not use is not part of its config, so that it cannot change its fingerprint.

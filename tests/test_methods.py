@@ -89,7 +89,7 @@ def test_killed_in_either_stage_a_staged_method_ends_identical_to_the_bit(progra
     assert broken == whole
 
 
-@pytest.mark.parametrize("method", ["rkd", "pkt", "dkd"])
+@pytest.mark.parametrize("method", ["rkd", "pkt", "crd", "dkd"])
 @pytest.mark.slow
 def test_a_method_of_logits_or_pooled_features_teaches_the_graph_student(cache, tmp_path, method):
     fields = {"student.kind": "graph", "student.sparsity": 20, "evaluate.graph_off": False}

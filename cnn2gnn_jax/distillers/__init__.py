@@ -56,14 +56,14 @@ class Method(NamedTuple):
     graph: str | None = None  # of a graph student; None: the config's
 
 
-_EQ6 = {"temperature": 48.0, "ce_weight": 1.0, "kd_weight": 1.0}
+_EQ6 = {"temperature": 48.0, "ce_weight": 1.0, "kd_weight": 1.0, "tau_squared": True}
 
 METHODS: dict[str, Method] = {
     "cnn2gnn": Method("graph", "kd", _EQ6),
     "cnn2gnn_off": Method("graph", "kd", _EQ6, graph="off"),
     "gnn": Method("graph", "none", {}),
     "ce": Method("cnn", "none", {}),
-    "kd": Method("cnn", "kd", {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9}),
+    "kd": Method("cnn", "kd", {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9, "tau_squared": True}),
     "kd_tau48": Method("cnn", "kd", _EQ6),
     "fitnets": Method("cnn", "fitnets", {"ce_weight": 1.0, "weight": 100.0}),
     "at": Method("cnn", "at", {"ce_weight": 1.0, "weight": 1000.0}),

@@ -9,7 +9,7 @@ from cnn2gnn_jax.distillers import strong_view
 from cnn2gnn_jax.errors import UserError
 
 FIXED = {
-    "kd": {"temperature": 4, "ce_weight": 0.1, "kd_weight": 0.9},
+    "kd": {"temperature": 4, "ce_weight": 0.1, "kd_weight": 0.9, "tau_squared": True},
     "fitnets": {"ce_weight": 1, "weight": 100},
     "at": {"ce_weight": 1, "weight": 1000},
     "sp": {"ce_weight": 1, "weight": 3000},
@@ -46,7 +46,7 @@ def test_every_row_of_the_tables_is_there():
 
 def test_the_controls_differ_from_the_graph_student_in_student_and_graph_alone():
     graph, off, cnn = (distillers.METHODS[name] for name in ("cnn2gnn", "cnn2gnn_off", "kd_tau48"))
-    assert graph.hyper == {"temperature": 48, "ce_weight": 1, "kd_weight": 1}
+    assert graph.hyper == {"temperature": 48, "ce_weight": 1, "kd_weight": 1, "tau_squared": True}
     assert off == graph._replace(graph="off")
     assert cnn == graph._replace(student="cnn")
 

@@ -16,12 +16,12 @@ RNG_SEED = 3
 
 # (method, maps)
 CASES = [
-    *((method, "alike") for method in ("sp", "rkd", "pkt", "crd", "ccd", "dkd")),
+    *((method, "alike") for method in ("kd", "sp", "rkd", "pkt", "crd", "ccd", "dkd")),
     *(("fitnets", maps) for maps in ("alike", "larger_student", "larger_teacher", "odd")),
     *((method, maps) for method in ("at", "vid", "ab") for maps in ("larger_student", "larger_teacher", "more_stages")),
     *(("ft", maps) for maps in ("alike", "larger_student", "larger_teacher")),
 ]
-METHODS = ("fitnets", "at", "sp", "vid", "rkd", "pkt", "ab", "ft", "crd", "ccd", "dkd")
+METHODS = ("kd", "fitnets", "at", "sp", "vid", "rkd", "pkt", "ab", "ft", "crd", "ccd", "dkd")
 
 
 # The formulas, in NumPy ----------------------------------------------------------------------------------------------
@@ -108,6 +108,10 @@ def stages(student, teacher):
     """f1, f2, ... of both; the last ones where the numbers differ."""
     n = min(len(student), len(teacher)) - 1
     return list(zip(student[-n:], teacher[-n:], strict=True))
+
+
+def kd(e):
+    return 16 * kl(softmax(e.teacher.logits / 4), softmax(e.student.logits / 4)).mean()
 
 
 def fitnets(e):
@@ -262,6 +266,8 @@ def expected(method, stage, e):
     if method == "ab":
         return ce, None
     extra = globals()[method](e)
+    if method == "kd":
+        return 0.1 * ce + 0.9 * extra, extra
     return ce + WEIGHTS.get(method, 1) * extra, extra
 
 

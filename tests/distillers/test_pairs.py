@@ -25,8 +25,6 @@ def shapes(network, rows=BATCH):
 
 def create(method, teacher="resnet34", student="resnet18"):
     hyper = distillers.hyperparameters(method, teacher, student)
-    if method in ("kd", "kd_tau48"):
-        hyper["tau_squared"] = True  # a field of the config's own
     return distillers.create(distillers.METHODS[method].distiller, hyper | {"training_labels": LABELS})
 
 
