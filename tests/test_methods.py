@@ -14,12 +14,10 @@ from configs import digits
 
 BASELINES = [name for name, method in distillers.METHODS.items() if method.student == "cnn"]
 IN_THE_SUITE = ("kd", "crd", "ft")
-# What a method needs to learn digits in few epochs, beside the common setting.
 FIELDS = {
     # Its loss is a mean over the pixels of unit vectors, so at 8x8 it is 16 times as large as at 32x32, and the
     # published weight of 1000 is too much for the common rate.
     "at": {"student.train.learning_rate": 0.01, "student.train.epochs": 20},
-    "dkd": {"distill.warmup": 0},  # a weight that grows over 20 epochs would hide that the loss falls
 }
 
 

@@ -21,7 +21,8 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
     """`ce_weight` * cross-entropy + `weight` * min(epoch / `warmup`, 1) * T^2 * (KL_target + `beta` * KL_others).
 
     At temperature T, KL_target is the teacher's divergence from the student over (the image's class, any other), and
-    KL_others over the other classes among themselves. Epochs count from 0.
+    KL_others over the other classes among themselves. Epochs count from 0. The metric `distillation` is the loss before
+    the factor that grows with the epochs.
     """
 
     def divergence(student: jax.Array, teacher: jax.Array, labels: jax.Array) -> jax.Array:
@@ -34,10 +35,11 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
 
     def loss(params, memory, student, teacher, batch, epoch, rng):
         del params, rng
-        part = jnp.minimum(epoch / hyper["warmup"], 1) if hyper["warmup"] else jnp.ones(())
-        each = part.astype(student.logits.dtype) * divergence(student.logits, teacher.logits, batch["label"])
+        each = divergence(student.logits, teacher.logits, batch["label"])
         extra = losses.batch_mean(each, batch["mask"], axis_name)
-        total, metrics = weighted(hyper, cross_entropy(student, batch, axis_name), extra)
+        part = jnp.minimum(epoch / hyper["warmup"], 1) if hyper["warmup"] else jnp.ones(())
+        now = {**hyper, "weight": hyper["weight"] * part.astype(extra.dtype)}
+        total, metrics = weighted(now, cross_entropy(student, batch, axis_name), extra)
         return total, memory, metrics
 
     return Distiller(("logits",), nothing, (Stage("train", loss),))

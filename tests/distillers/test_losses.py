@@ -241,17 +241,20 @@ def ccd(e):
 
 
 def dkd(e):
-    labels, part = e.batch["label"], min(EPOCH / 20, 1)
+    labels = e.batch["label"]
     s, t = softmax(e.student.logits / 4), softmax(e.teacher.logits / 4)
     total = 0
     for i, own in enumerate(labels):
         a, b = np.delete(t[i], own), np.delete(s[i], own)
         target = kl(np.array([t[i, own], a.sum()]), np.array([s[i, own], b.sum()]))
         total += target + 6 * kl(a / a.sum(), b / b.sum())
-    return part * 16 * total / len(labels)
+    return 16 * total / len(labels)
 
 
-WEIGHTS = {"fitnets": 100, "at": 1000, "sp": 3000, "vid": 1, "rkd": 1, "pkt": 30000, "ft": 200, "crd": 0.8}
+WEIGHTS = {
+    **{"fitnets": 100, "at": 1000, "sp": 3000, "vid": 1, "rkd": 1, "pkt": 30000, "ft": 200, "crd": 0.8, "ccd": 1},
+    "dkd": min(EPOCH / 20, 1),
+}
 
 
 def expected(method, stage, e):
@@ -268,7 +271,7 @@ def expected(method, stage, e):
     extra = globals()[method](e)
     if method == "kd":
         return 0.1 * ce + 0.9 * extra, extra
-    return ce + WEIGHTS.get(method, 1) * extra, extra
+    return ce + WEIGHTS[method] * extra, extra
 
 
 # The losses, compiled ------------------------------------------------------------------------------------------------
