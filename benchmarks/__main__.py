@@ -6,14 +6,12 @@ Each runs in a process of its own, one after another; leave the machine alone me
 import argparse
 import importlib
 import json
-import os
 import pathlib
-import platform
 import subprocess
 import sys
 
-from benchmarks.timing import Row
-from cnn2gnn_jax import results, storage
+from benchmarks.timing import Row, machine
+from cnn2gnn_jax import storage
 
 NAMES = ("head", "mechanisms", "loop", "seeds", "torch_steps", "compilation", "teacher", "epochs")
 
@@ -48,19 +46,10 @@ def main() -> None:
 
 def table(rows: list[Row], names: list[str]) -> list[str]:
     """The lines of the Markdown page."""
-    lines = ["# Benchmarks", "", f"`python -m benchmarks{''.join(f' {name}' for name in names)}`", "", _machine(), ""]
+    lines = ["# Benchmarks", "", f"`python -m benchmarks{''.join(f' {name}' for name in names)}`", "", machine(), ""]
     lines += ["| what | ratio | target | behind it |", "|---|---:|---|---|"]
     lines += [f"| {row.what} | {row.ratio:.2f} | {row.target} | {row.detail} |" for row in rows]
     return [*lines, ""]
-
-
-def _machine() -> str:
-    """The machine and the versions, in words."""
-    info = pathlib.Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = ", ".join(f"{name} {version}" for name, version in results.versions().items())
-    return f"{models[0] if models else platform.processor()}, {cores} cores; {versions}."
 
 
 if __name__ == "__main__":

@@ -4,25 +4,23 @@
 
 Steps are those of the CIFAR-100 config at 32x32 with 50,000 training images (random ones: no image is read), the recipe
 `paper` and so no augmentation: what of the teacher can come from disk comes with the batch, otherwise the teacher runs
-in the step. All steps are compiled first and then taken in turns, so that whatever slows the machine down slows all.
+in the step. All steps are compiled first and then taken in turns; times are medians.
 """
 
 import argparse
 import math
 import pathlib
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import timing
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax import distillers, networks, pipeline, results, train
+from cnn2gnn_jax import distillers, networks, pipeline, train
 from cnn2gnn_jax.data import Dataset, Split
 from cnn2gnn_jax.distillers import maps
 from cnn2gnn_jax.task import Task, with_stage
@@ -56,8 +54,12 @@ def _dataset() -> Dataset:
 def _task(method: str, pair: str, batch: int, augment: bool) -> Task:
     config = cifar100.get_config(pair)
     config.method, config.student.train.batch_size, config.student.train.augment = method, batch, augment
+    # The teacher is not a trained one, and its maps are large: at the usual rates some losses would overflow.
+    config.student.train.learning_rate = 1e-9
+    if "pretrain_learning_rate" in distillers.METHODS[method].hyper:
+        config.distill.pretrain_learning_rate = 1e-9
     nowhere = pathlib.Path()
-    return pipeline.student_task(pipeline.Run(configs.resolve(config), _dataset(), nowhere, nowhere, ""), 0, "")
+    return pipeline.student_tasks(pipeline.Run(configs.resolve(config), _dataset(), nowhere, nowhere, ""), "")[0]
 
 
 def _bytes(tree: Any) -> int:
@@ -105,10 +107,10 @@ def prepare(method: str, pair: str, batch: int, teacher_variables: Any, augment:
         now = with_stage(task, stage)
         shapes = train.teacher_shapes(now, data)
         held = [jax.jit(lambda now=now, shapes=shapes: train.init_state(now, data["input"], shapes))()]
-        run = jax.jit(train.make_step(now), donate_argnums=0).lower(held[0], data, variables).compile()
+        run = jax.jit(train.make_step(now), donate_argnums=0).lower(held[0], data, variables, 0).compile()
 
         def step(held=held, run=run):
-            held[0], metrics = run(held[0], data, variables)
+            held[0], metrics = run(held[0], data, variables, 0)
             jax.block_until_ready(held[0])
             assert math.isfinite(float(metrics["loss"]))
 
@@ -117,32 +119,15 @@ def prepare(method: str, pair: str, batch: int, teacher_variables: Any, augment:
     return costs
 
 
-def measure(costs: Sequence[Cost], rounds: int) -> list[list[float]]:
-    """Seconds of each row's step, (rows, rounds), the rows in turns; a round before them is not counted."""
-    seconds: list[list[float]] = [[] for _ in costs]
-    for turn in range(rounds + 1):
-        for row, cost in zip(seconds, costs, strict=True):
-            start = time.perf_counter()
-            cost.step()
-            if turn:
-                row.append(time.perf_counter() - start)
-        print(f"round {turn} of {rounds}", file=sys.stderr, flush=True)
-    return seconds
-
-
-def table(costs: Sequence[Cost], seconds: Sequence[Sequence[float]]) -> str:
-    """The rows in Markdown; times are relative to the first row's."""
+def table(costs: Sequence[Cost], seconds: Mapping[str, float]) -> str:
+    """The rows in Markdown; times are relative to KD's."""
     lines = [
-        "| method | takes of the teacher | extra parameters | memory, MB | on disk, MB | step (medians) | (minima) |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| method | takes of the teacher | extra parameters | memory, MB | on disk, MB | step over KD's |",
+        "|---|---|---:|---:|---:|---:|",
     ]
-    for cost, own in zip(costs, seconds, strict=True):
-        median = statistics.median(own) / statistics.median(seconds[0])
-        least = min(own) / min(seconds[0])
-        lines.append(
-            f"| {cost.name} | {cost.teacher} | {cost.parameters:,} | {cost.memory / 1e6:.1f} | {cost.disk / 1e6:.1f} "
-            f"| {median:.2f} | {least:.2f} |"
-        )
+    for cost in costs:
+        sizes = f"{cost.parameters:,} | {cost.memory / 1e6:.1f} | {cost.disk / 1e6:.1f}"
+        lines.append(f"| {cost.name} | {cost.teacher} | {sizes} | {seconds[cost.name] / seconds[REFERENCE]:.2f} |")
     return "\n".join(lines)
 
 
@@ -161,15 +146,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     costs += [cost._replace(name=f"{cost.name}, with augmentation") for cost in live]
     for method in flags.methods:
         costs += [] if method == REFERENCE else prepare(method, flags.pair, flags.batch, variables)
-    seconds = measure(costs, flags.rounds)
-    print(table(costs, seconds))
+    seconds = timing.take_turns({cost.name: cost.step for cost in costs}, flags.rounds)
+    command = " ".join(["python -m benchmarks.method_costs", *(sys.argv[1:] if arguments is None else arguments)])
+    print(f"# What each method costs\n\n`{command}`\n\n{timing.machine()}\n\n{table(costs, seconds)}\n")
     print(
-        f"\n{flags.pair} at {SIDE}x{SIDE}, {CLASSES} classes, {IMAGES:,} training images, batches of {flags.batch}, "
-        f"float32, recipe paper. Steps relative to KD's, which took {statistics.median(seconds[0]):.3f} s (median) and "
-        f"{min(seconds[0]):.3f} s (least) of {flags.rounds} rounds in turns, after one that is not counted.\n"
+        f"{flags.pair} at {SIDE}x{SIDE}, {CLASSES} classes, {IMAGES:,} training images, batches of {flags.batch}, "
+        f"float32, recipe paper: KD's step took {timing.milliseconds({'': seconds[REFERENCE]}).strip()}, the median of "
+        f"{flags.rounds}. Memory is the method's own state; what is on disk is also read into memory in training."
     )
-    versions = ", ".join(f"{name} {version}" for name, version in results.versions().items())
-    print(f"Machine: {platform.processor() or platform.machine()}, {jax.device_count()} device(s); {versions}")
 
 
 if __name__ == "__main__":

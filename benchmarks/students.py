@@ -24,7 +24,9 @@ def recipe(**fields: Any) -> Any:
 
 def student(backbone: str, rows: int, classes: int = 100, method: str = "gnn", **fields: Any) -> Task:
     """The task of a graph student over `backbone` with `rows` training images."""
-    distiller = distillers.create(distillers.METHODS[method].distiller, hyper(method))
+    distiller = distillers.create(
+        distillers.METHODS[method].distiller, distillers.hyperparameters(method, "resnet34", "resnet18")
+    )
     features = gnn.create_backbone(
         backbone, stem_widths=(32, 64, 128), image_stem="cifar", dtype=jnp.float32, axis_name=None
     )
@@ -47,12 +49,6 @@ def network(name: str, rows: int, batch: int = BATCH, dtype: Any = jnp.float32) 
     module = networks.create(name, 100, dtype=dtype)
     section = recipe(batch_size=batch)
     return Task(module, distiller, distiller.stages[0], section, rows // batch, rows, seed=0, mean=MEAN, std=STD)
-
-
-def hyper(method: str) -> dict[str, Any]:
-    """The method's hyperparameters as a resolved config holds them."""
-    found = distillers.hyperparameters(method, "resnet34", "resnet18")
-    return {**found, "tau_squared": True} if distillers.METHODS[method].distiller == "kd" else found
 
 
 def images(count: int, size: int = 32, classes: int = 100) -> dict[str, jax.Array]:

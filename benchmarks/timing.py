@@ -1,11 +1,16 @@
 """Timing that a busy machine disturbs little: what is compared takes turns, and ratios are of medians."""
 
+import os
+import pathlib
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+
+from cnn2gnn_jax import results
 
 
 class Row(NamedTuple):
@@ -38,3 +43,12 @@ def take_turns(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[
 def milliseconds(seconds: Mapping[str, float], per: int = 1) -> str:
     """Medians as text, each over `per` units."""
     return ", ".join(f"{name} {1000 * value / per:.3g} ms" for name, value in seconds.items())
+
+
+def machine() -> str:
+    """The machine and the versions, in words."""
+    info = pathlib.Path("/proc/cpuinfo")
+    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = ", ".join(f"{name} {version}" for name, version in results.versions().items())
+    return f"{models[0] if models else platform.processor()}, {cores} cores; {versions}."
