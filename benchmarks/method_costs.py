@@ -151,8 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"# What each method costs\n\n`{command}`\n\n{timing.machine()}\n\n{table(costs, seconds)}\n")
     print(
         f"{flags.pair} at {SIDE}x{SIDE}, {CLASSES} classes, {IMAGES:,} training images, batches of {flags.batch}, "
-        f"float32, recipe paper: KD's step took {timing.milliseconds({'': seconds[REFERENCE]}).strip()}, the median of "
-        f"{flags.rounds}. Memory is the method's own state; what is on disk is also read into memory in training."
+        f"float32, recipe paper: KD's step took {seconds[REFERENCE]:.2f} s, the median of {flags.rounds}. Memory is "
+        "the method's own state; what is on disk is also read into memory in training."
     )
 
 
