@@ -91,6 +91,10 @@ def test_killed_in_either_stage_a_staged_method_ends_identical_to_the_bit(progra
 @pytest.mark.slow
 def test_a_method_of_logits_or_pooled_features_teaches_the_graph_student(cache, tmp_path, method):
     fields = {"student.kind": "graph", "student.sparsity": 20, "evaluate.graph_off": False}
+    if (
+        method == "crd"
+    ):  # its loss, a sum over thousands of negatives, makes the graph student stumble at the common rate
+        fields |= {"student.train.learning_rate": 0.01, "student.train.epochs": 30}
     results = pipeline.run(config_of(cache, method, epochs=20, **fields), tmp_path / "run")
     assert results["accuracies"][0]["mechanism"] == "one_by_one"
     assert results["accuracies"][0]["accuracy"] > 80
