@@ -11,32 +11,20 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax import data, distillers, evaluate, gnn, networks, report, results, storage, teacher_logits, train
-from cnn2gnn_jax.data import Dataset
+from cnn2gnn_jax import distillers, evaluate, gnn, networks, report, results, runs, scoring, storage, teacher_logits
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.fit import Job, Load, fit_on_disk
 from cnn2gnn_jax.metrics import say, training_seconds
+from cnn2gnn_jax.runs import Run
 from cnn2gnn_jax.task import Task
 from cnn2gnn_jax.train import TrainState
 
 STAGES = ("teacher", "logits", "student", "evaluate", "report")
 CACHED = ("logits", "pooled")  # the teacher's outputs that can come from disk
-EXAMPLES = 10  # test images whose neighbours are recorded
-
-
-class Run(NamedTuple):
-    """What every stage reads: the complete config, the data, and the places on disk."""
-
-    config: FrozenConfigDict
-    dataset: Dataset
-    teacher_folder: pathlib.Path
-    workdir: pathlib.Path
-    fingerprint: str
 
 
 def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = STAGES[-1]) -> dict[str, Any] | None:
@@ -55,32 +43,12 @@ def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = ST
     """
     if stage not in STAGES:
         raise UserError(f"stage {stage!r} is unknown: choose one of {', '.join(STAGES)}")
-    complete = configs.resolve(config)
-    cache = pathlib.Path(complete.cache_dir).expanduser()
-    if complete.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(cache / "compilation"))
-        # By default JAX keeps only what took a second, and a run compiles dozens of smaller programs.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    dataset = data.load(complete.data, cache)
-    configs.check_data(complete, dataset)
-    fingerprint = configs.student_fingerprint(complete, dataset.fingerprint)
-    folder = pathlib.Path("runs") / f"{complete.name}-{fingerprint}" if workdir is None else workdir
-    _refuse_another(folder, fingerprint)
-    teacher_folder = cache / "teachers" / configs.teacher_fingerprint(complete, dataset.fingerprint)
-    with storage.lock(folder / ".lock", wait=False):
-        facts = {"fingerprint": fingerprint, "dataset_fingerprint": dataset.fingerprint, "config": complete.to_dict()}
-        storage.write_json(folder / "config.json", facts)
-        say(f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images; workdir {folder}")
-        return _stages(Run(complete, dataset, teacher_folder, folder, fingerprint), STAGES.index(stage))
-
-
-def _refuse_another(workdir: pathlib.Path, fingerprint: str) -> None:
-    path = workdir / "config.json"
-    if path.exists() and (found := storage.read_json(path).get("fingerprint")) != fingerprint:
-        raise UserError(
-            f"{workdir} holds a run of another config (fingerprint {found}, this one's is {fingerprint}): "
-            "choose another --workdir, or none for one of its own"
-        )
+    begun = runs.begin(config, workdir)
+    with storage.lock(begun.workdir / ".lock", wait=False):
+        runs.record(begun)
+        counts = f"{len(begun.dataset.train)} training and {len(begun.dataset.test)} test images"
+        say(f"{begun.dataset.name}: {counts}; workdir {begun.workdir}")
+        return _stages(begun, STAGES.index(stage))
 
 
 def _stages(run: Run, last: int) -> dict[str, Any] | None:
@@ -99,7 +67,8 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
     ]
     if last < STAGES.index("evaluate"):
         return None
-    entries = [evaluate_student(run, task, load, cached) for task, load in students]
+    inputs = student_inputs(run, cached)
+    entries = [scoring.evaluate_student(run, task, student_name(task), load, inputs) for task, load in students]
     found = _results(run, cached, entries)
     storage.write_json(run.workdir / "results.json", found)
     if last >= STAGES.index("report"):
@@ -275,7 +244,9 @@ def train_students(
 
     def score(task: Task, state: TrainState) -> float:
         assert run.dataset.holdout is not None
-        return _score(run, task, state, inputs["train"], inputs["holdout"], run.dataset.holdout.labels)
+        return scoring.held_out_accuracy(
+            run, task, state, inputs["train"], inputs["holdout"], run.dataset.holdout.labels
+        )
 
     outputs = {}
     if cached is not None:
@@ -303,18 +274,6 @@ def student_inputs(run: Run, cached: CachedOutputs | None) -> dict[str, np.ndarr
     return {name: split.images for name, split in splits.items() if split is not None}
 
 
-def _score(
-    run: Run, task: Task, state: TrainState, train_inputs: np.ndarray, inputs: np.ndarray, labels: np.ndarray
-) -> float:
-    variables = state.variables
-    if not isinstance(task.module, gnn.GraphStudent):
-        return evaluate.accuracy(
-            evaluate.network_outputs(task.module, variables, inputs, task.mean, task.std)[0], labels
-        )
-    anchors, _ = _anchors(run, task, state, train_inputs)
-    return evaluate.one_by_one_accuracy(task.module, variables, anchors, inputs, labels, task.mean, task.std)
-
-
 def _fit(run: Run, jobs: Sequence[Job], **arguments: Any) -> list[Load]:
     return fit_on_disk(
         jobs,
@@ -325,84 +284,7 @@ def _fit(run: Run, jobs: Sequence[Job], **arguments: Any) -> list[Load]:
     )
 
 
-# Evaluation ---------------------------------------------------------------------------------------------------------
-
-
-def _anchors(
-    run: Run, task: Task, state: TrainState, train_inputs: np.ndarray
-) -> tuple[evaluate.Anchors, list[np.ndarray]]:
-    """The anchors of the protocol, and their training indices."""
-    assert isinstance(task.module, gnn.GraphStudent)
-    section = run.config.evaluate
-    labels = run.dataset.train.labels
-    indices = evaluate.anchor_sets(labels, section.anchors, section.anchor_batches, section.anchor_seed)
-    columns = [
-        evaluate.anchor_columns(
-            task.module,
-            state.variables,
-            train_inputs[index],
-            train.head_rows(task, state, index),
-            task.mean,
-            task.std,
-        )
-        for index in indices
-    ]
-    return evaluate.Anchors(columns, [labels[index] for index in indices]), indices
-
-
-def evaluate_student(run: Run, task: Task, load: Load, cached: CachedOutputs | None) -> dict[str, Any]:
-    """A student's accuracies under every protocol, computed unless they are on disk."""
-    path = run.workdir / "evaluations" / f"{student_name(task)}.json"
-    fingerprint = storage.fingerprint([run.fingerprint, configs.plain(run.config.evaluate)])
-    if path.exists():
-        found = storage.read_json(path)
-        if found.get("fingerprint") == fingerprint:
-            return found
-    say(f"evaluating {student_name(task)}")
-    start, state = time.monotonic(), load()
-    inputs, dataset, section = student_inputs(run, cached), run.dataset, run.config.evaluate
-    variables = state.variables
-    common = {"method": run.config.method, "seed": task.seed, "epoch": task.recipe.epoch}
-    entries: list[dict[str, Any]] = []
-    examples: list[dict[str, Any]] = []
-    if isinstance(task.module, gnn.GraphStudent):
-        anchors, indices = _anchors(run, task, state, inputs["train"])
-        settings = [(task.module.graph, task.module)]
-        if task.module.graph != "off":
-            settings.append(("off_at_test", task.module.clone(graph="off")))
-            if task.module.graph in gnn.SPARSE_GRAPHS:
-                examples = evaluate.neighbor_examples(
-                    task.module,
-                    variables,
-                    anchors.columns[0],
-                    indices[0],
-                    inputs["test"],
-                    evaluate.one_of_each_class(dataset.test.labels, EXAMPLES),
-                    task.mean,
-                    task.std,
-                )
-        for graph, module in settings:
-            found_entries = evaluate.graph_protocols(
-                module,
-                variables,
-                anchors,
-                inputs["test"],
-                dataset.test.labels,
-                task.mean,
-                task.std,
-                batch_size=section.batch_size,
-                order_seed=section.order_seed,
-                reading=section.reading,
-            )
-            entries += [{**common, "graph": graph, **entry} for entry in found_entries]
-    else:
-        logits, _ = evaluate.network_outputs(task.module, variables, inputs["test"], task.mean, task.std)
-        accuracy = evaluate.accuracy(logits, dataset.test.labels)
-        entries = [{**common, "graph": None, "mechanism": None, "batch_order": None, "accuracy": accuracy}]
-    seconds = round(time.monotonic() - start, 3)
-    result = {"fingerprint": fingerprint, "accuracies": entries, "examples": examples, "seconds": seconds}
-    storage.write_json(path, result)
-    return result
+# Results --------------------------------------------------------------------------------------------------------------
 
 
 def _results(run: Run, cached: CachedOutputs | None, evaluated: list[dict[str, Any]]) -> dict[str, Any]:
