@@ -21,6 +21,8 @@ NUMBERS = {
     "checkpoint.every_seconds": ([0.0, 60.0, 1e12], [-1.0]),
     "data.holdout": ([0.0, 0.1], [-0.1, 1.0, HUGE]),
     "data.holdout_seed": ([0, 3], [-1, HUGE_INT]),
+    "data.split_seed": ([0, 3], [-1, HUGE_INT]),
+    "data.test_fraction": ([0.1, 0.5], [-0.1, 0.0, 1.0, HUGE]),
     "data.image_size": ([0, 32], [-1, HUGE_INT]),
     "data.limit": ([0, 50, HUGE_INT], [-1]),
     "evaluate.anchor_batches": ([1, 3], [-1, 0, HUGE_INT]),
