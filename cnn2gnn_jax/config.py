@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from cnn2gnn_jax import distillers, gnn, inference, networks, storage
-from cnn2gnn_jax.data import Dataset
+from cnn2gnn_jax.data import Dataset, batches
 from cnn2gnn_jax.errors import UserError
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -228,6 +228,11 @@ def check_data(config: FrozenConfigDict, dataset: Dataset) -> None:
             raise UserError(
                 f"{field} is {size}, but {dataset.name} has {train} training images here: choose at most that"
             )
+    if config.student.kind == "graph":
+        try:
+            batches.balanced_batch(dataset.train.labels, config.evaluate.anchors, 0)
+        except UserError as error:
+            raise UserError(f"evaluate.anchors is {config.evaluate.anchors}: {error}") from None
     if config.student.kind == "graph" and config.student.graph in gnn.SPARSE_GRAPHS:
         per_batch = test // -(-test // config.evaluate.batch_size)
         if config.student.sparsity + 1 > per_batch:

@@ -53,9 +53,10 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(100 * np.mean(np.argmax(logits, axis=-1) == labels))
 
 
-def anchor_sets(labels: np.ndarray, size: int, count: int, seed: int) -> list[np.ndarray]:
-    """`count` class-balanced, seeded batches of `size` training indices each."""
-    return [batches.balanced_batch(labels, size, seed + k) for k in range(count)]
+def anchor_sets(labels: np.ndarray, protocol: Any) -> list[np.ndarray]:
+    """The class-balanced, seeded batches of training indices that an `evaluate` section of a config asks for."""
+    seeds = range(protocol.anchor_seed, protocol.anchor_seed + protocol.anchor_batches)
+    return [batches.balanced_batch(labels, protocol.anchors, seed) for seed in seeds]
 
 
 @functools.lru_cache(maxsize=8)

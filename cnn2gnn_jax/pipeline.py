@@ -11,8 +11,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import distillers, evaluate, gnn, networks, report, results, runs, scoring, storage, teacher_logits
@@ -84,9 +85,7 @@ def teacher_task(run: Run) -> Task:
     config, dataset = run.config, run.dataset
     distiller = distillers.create("none", {})
     return Task(
-        module=networks.create(
-            config.teacher.network, len(dataset.classes), stem=config.teacher.stem, dtype=config.compute_dtype
-        ),
+        module=teacher_module(config, len(dataset.classes)),
         distiller=distiller,
         stage=distiller.stages[0],
         recipe=config.teacher.train,
@@ -183,31 +182,12 @@ def student_tasks(run: Run, graph: str) -> list[Task]:
 
 def _student_task(run: Run, graph: str) -> Task:
     config, dataset = run.config, run.dataset
-    student, classes, dtype = config.student, len(dataset.classes), config.compute_dtype
+    student = config.student
     features = student.kind == "graph" and student.backbone == "teacher"
-    if student.kind == "cnn":
-        module = networks.create(student.network, classes, stem=student.stem, dtype=dtype)
-    else:
-        module = gnn.GraphStudent(
-            num_classes=classes,
-            backbone=gnn.create_backbone(
-                student.backbone,
-                stem_widths=student.stem_widths,
-                image_stem=student.stem,
-                dtype=dtype,
-                axis_name=None,
-            ),
-            graph=graph,
-            sparsity=student.sparsity,
-            hidden=student.hidden,
-            head_widths=student.head_widths,
-            self_loops=student.self_loops,
-            threshold=student.threshold,
-        )
     distiller = _distiller(run)
     live = bool(distiller.teacher) and not _cached_fields(run)
     return Task(
-        module=module,
+        module=student_module(config, len(dataset.classes), graph),
         distiller=distiller,
         stage=distiller.stages[-1],
         recipe=student.train,
@@ -218,6 +198,34 @@ def _student_task(run: Run, graph: str) -> Task:
         std=() if features else dataset.std,
         teacher=teacher_task(run).module if live else None,
     )
+
+
+def student_module(config: FrozenConfigDict, classes: int, graph: str) -> nn.Module:
+    """The student's network: a CNN, or a graph network with the graph setting `graph`."""
+    student, dtype = config.student, config.compute_dtype
+    if student.kind == "cnn":
+        return networks.create(student.network, classes, stem=student.stem, dtype=dtype)
+    return gnn.GraphStudent(
+        num_classes=classes,
+        backbone=gnn.create_backbone(
+            student.backbone,
+            stem_widths=student.stem_widths,
+            image_stem=student.stem,
+            dtype=dtype,
+            axis_name=None,
+        ),
+        graph=graph,
+        sparsity=student.sparsity,
+        hidden=student.hidden,
+        head_widths=student.head_widths,
+        self_loops=student.self_loops,
+        threshold=student.threshold,
+    )
+
+
+def teacher_module(config: FrozenConfigDict, classes: int) -> nn.Module:
+    """The teacher's network."""
+    return networks.create(config.teacher.network, classes, stem=config.teacher.stem, dtype=config.compute_dtype)
 
 
 def student_name(task: Task) -> str:

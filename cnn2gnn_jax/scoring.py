@@ -21,9 +21,8 @@ def anchors_of(
 ) -> tuple[evaluate.Anchors, list[np.ndarray]]:
     """The anchors of the protocol, and their training indices."""
     assert isinstance(task.module, gnn.GraphStudent)
-    section = run.config.evaluate
     labels = run.dataset.train.labels
-    indices = evaluate.anchor_sets(labels, section.anchors, section.anchor_batches, section.anchor_seed)
+    indices = evaluate.anchor_sets(labels, run.config.evaluate)
     columns = [
         evaluate.anchor_columns(
             task.module,

@@ -12,9 +12,10 @@ def get_config(word=""):
     config = base.get_config()
     config.name = config.data.name = "image_folder"
     config.data.image_size = 32
-    config.teacher.network = "resnet20"
+    config.teacher.network = config.student.network = "resnet8"
     config.teacher.train.recipe = "crd"
-    config.teacher.train.epochs = 60
+    config.teacher.train.epochs = 40
+    config.student.train.epochs = 40
     config.student.train.batch_size = 50
     config.student.sparsity = 10
     config.evaluate.batch_size = 50
@@ -24,5 +25,4 @@ def get_config(word=""):
 def _smoke(config):
     """Seconds to a minute: enough to see that a folder is as it should be."""
     config.name += "-smoke"
-    config.teacher.network = "resnet8"
     config.teacher.train.epochs = config.student.train.epochs = 3

@@ -2,8 +2,8 @@
 
     python results/make_image_folder.py MINI_IMAGENET OUT
 
-Ten classes of 100 pictures: sides from 48 to 168 pixels, JPEG, PNG and WebP, some grey, of 16 bits, with alpha or turned
-by their EXIF data; 5 are broken.
+Ten classes of 100 pictures: sides from 48 to 168 pixels, JPEG, PNG and WebP, some grey, of 16 bits, with alpha or
+turned by their EXIF data; 5 are broken.
 """
 
 import pathlib

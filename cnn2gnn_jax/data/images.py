@@ -42,17 +42,15 @@ def decode(encoded: bytes, name: str, channels: int = 3, size: int = 0) -> np.nd
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
-                raise ImageError(
-                    f"{name}: {file.width}x{file.height} pixels, more than {MAX_PIXELS:,}: shrink or remove it"
-                )
+                raise ImageError(f"{name}: {file.width}x{file.height} pixels, more than {MAX_PIXELS:,}")
             if file.mode not in _MODES_OF_8_BITS + _MODES_OF_16_BITS:
-                raise ImageError(f"{name}: pixels of mode {file.mode}: convert it to 8 bits a channel")
+                raise ImageError(f"{name}: pixels of mode {file.mode}")
             image = _opaque(ImageOps.exif_transpose(file))
             return _pixels(image.convert("L" if channels == 1 else "RGB"), size)
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{name}: no JPEG, PNG, BMP or WebP image: replace or remove it") from None
+        raise ImageError(f"{name}: no JPEG, PNG, BMP or WebP image") from None
     except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-        raise ImageError(f"{name}: damaged or too large an image ({error}): replace or remove it") from None
+        raise ImageError(f"{name}: damaged or too large an image ({error})") from None
 
 
 def decode_all(
