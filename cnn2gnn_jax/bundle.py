@@ -39,11 +39,17 @@ def serialize(function: Callable[[jax.Array], jax.Array], image_shape: tuple[int
     return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(images).serialize())
 
 
+def check_free(folder: pathlib.Path) -> None:
+    """Raises UserError where the folder holds anything but a bundle, which may be replaced."""
+    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there and no bundle: choose another --out")
+
+
 def write(folder: pathlib.Path, student: Trained, module: bytes, facts: dict[str, Any]) -> None:
     """Writes a bundle, the whole folder or nothing.
 
     Args:
-      folder: where to; it must not be there, or be a bundle, which is replaced.
+      folder: where to; see `check_free`.
       student: whose module it is.
       module: as `serialize` gives it.
       facts: JSON values to keep in the manifest.
@@ -51,8 +57,7 @@ def write(folder: pathlib.Path, student: Trained, module: bytes, facts: dict[str
     Raises:
       UserError: the folder holds something else.
     """
-    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there and no bundle: choose another --out")
+    check_free(folder)
     recorded = student.recorded
     with storage.atomic_folder(folder) as beside:
         (beside / MODEL).write_bytes(module)
