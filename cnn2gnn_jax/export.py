@@ -25,7 +25,7 @@ _REPEATS = 30
 def teacher_module(student: Trained) -> bytes | None:
     """The module of a student's teacher, None where there is none (any more)."""
     recorded = student.recorded
-    if not config.needs_teacher(recorded.config):
+    if not config.needs_teacher(recorded.config) or recorded.config.teacher.logits_file:
         return None
     try:
         module, variables = trained.open_teacher(recorded)

@@ -54,7 +54,9 @@ def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = ST
 
 def _stages(run: Run, last: int) -> dict[str, Any] | None:
     load_teacher = cached = None
-    if configs.needs_teacher(run.config):
+    if configs.needs_teacher(run.config) and run.config.teacher.logits_file:
+        cached = given_outputs(run)
+    elif configs.needs_teacher(run.config):
         with storage.lock(run.teacher_folder / ".lock", wait=True):
             load_teacher = train_teacher(run)
             if last >= STAGES.index("logits"):
@@ -118,7 +120,10 @@ def train_teacher(run: Run) -> Load:
 
 
 class CachedOutputs(NamedTuple):
-    """The teacher's outputs on disk: arrays by split, and facts: `test_accuracy`, `train_accuracy`, `seconds`."""
+    """The teacher's outputs on disk: arrays by split, and facts: `test_accuracy`, `train_accuracy`, `seconds`.
+
+    Logits that were given are of the training images alone, and of facts there is only the accuracy on these.
+    """
 
     logits: dict[str, np.ndarray]
     pooled: dict[str, np.ndarray] | None
@@ -156,6 +161,14 @@ def teacher_outputs(run: Run, load: Load) -> CachedOutputs:
             run.teacher_folder / "teacher_pooled", fingerprint, rows, lambda: (compute()[1], compute()[2])
         )
     return CachedOutputs(logits, pooled, facts)
+
+
+def given_outputs(run: Run) -> CachedOutputs:
+    """The logits of `teacher.logits_file`."""
+    file, train = run.config.teacher.logits_file, run.dataset.train
+    logits, accuracy = teacher_logits.given(file, train.labels, len(run.dataset.classes))
+    say(f"teacher: the logits of {file}, {accuracy:.2f}% right on the training images")
+    return CachedOutputs({"train": logits}, None, {"train_accuracy": accuracy})
 
 
 # Student ------------------------------------------------------------------------------------------------------------
@@ -303,8 +316,10 @@ def _results(run: Run, cached: CachedOutputs | None, evaluated: list[dict[str, A
     seconds["evaluation"] = round(sum(one["seconds"] for one in evaluated), 3)
     teacher = None
     if cached is not None:
-        seconds["teacher logits"] = cached.facts["seconds"]
-        costs = results.network_costs(teacher_task(run), run.dataset.train.images)
+        costs: dict[str, Any] = {}
+        if not run.config.teacher.logits_file:
+            seconds["teacher logits"] = cached.facts["seconds"]
+            costs = results.network_costs(teacher_task(run), run.dataset.train.images)
         teacher = results.teacher(run.config.teacher, run.teacher_folder.name, cached.facts, costs)
     return {
         "fingerprint": run.fingerprint,

@@ -127,7 +127,7 @@ def read(workdir: pathlib.Path) -> Recorded:
         height, width, channels = dataset["image_shape"]
         anchors = None
         if config.student.kind == "graph":
-            with np.load(path, allow_pickle=False) as arrays:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 anchors = {name: arrays[name] for name in ("index", "labels", "images")}
         return Recorded(
             config,

@@ -57,6 +57,9 @@ def get_config() -> ml_collections.ConfigDict:
     teacher.network = "resnet34"
     teacher.stem = "cifar"  # cifar (3x3, stride 1) | downsample (7x7, stride 2, and max-pool)
     teacher.seed = 0
+    teacher.logits_file = (
+        ""  # an .npy of (training images, classes) from elsewhere instead; see docs/bring_a_teacher.md
+    )
     teacher.train = _train()
 
     student = config.student = ml_collections.ConfigDict()

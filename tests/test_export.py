@@ -11,22 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn2gnn_jax import bundle, export, pipeline, storage, trained
+from cnn2gnn_jax import bundle, export, predict, storage, trained
 from cnn2gnn_jax.errors import UserError
-from configs import digits
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def made(cache, tmp_path_factory):
-    """A run's student, and its bundle with what was measured."""
-    config = digits.get_config("smoke")
-    config.cache_dir, config.tensorboard, config.evaluate.graph_off = str(cache), False, False
-    config.student.stem_widths, config.student.sparsity, config.student.train.epochs = (8, 16), 20, 2
-    folder = tmp_path_factory.mktemp("export")
-    pipeline.run(config, folder / "run")
-    return trained.open_student(folder / "run"), folder / "bundle", export.write(folder / "run", folder / "bundle")
+def made(finished_run, tmp_path_factory):
+    """A run's student, its bundle and what was measured."""
+    workdir, _ = finished_run
+    folder = tmp_path_factory.mktemp("export") / "bundle"
+    return trained.open_student(workdir), folder, export.write(workdir, folder)
 
 
 @pytest.mark.parametrize("count", [1, 3, 100])
@@ -78,8 +74,6 @@ def test_the_readmes_ten_lines_answer_without_this_package(made, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    from cnn2gnn_jax import predict
-
     pictures = predict.read_pictures(sorted(tmp_path.glob("*.png")), student.recorded.image_shape)
     expected = trained.answer(student, pictures.pixels).probabilities
     np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), expected, atol=1e-5)

@@ -12,30 +12,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn2gnn_jax import bundle, data, evaluate, export, pipeline, predict, storage, trained
+from cnn2gnn_jax import bundle, data, export, pipeline, predict, storage, trained
 from cnn2gnn_jax.errors import UserError
 from configs import digits
 
 ROOT = pathlib.Path(__file__).parent.parent
-FIELDS = {
-    "student.stem_widths": (8, 16),
-    "student.sparsity": 20,
-    "student.train.epochs": 2,
-    "evaluate.graph_off": False,
-    "tensorboard": False,
-}
 
 
 def finished(cache, workdir, **fields):
     config = digits.get_config("smoke")
-    config.cache_dir = str(cache)
-    config.update_from_flattened_dict(FIELDS | fields)
+    config.cache_dir, config.tensorboard, config.evaluate.graph_off = str(cache), False, False
+    config.student.stem_widths, config.student.sparsity, config.student.train.epochs = (8, 16), 20, 2
+    config.update_from_flattened_dict(fields)
     return workdir, pipeline.run(config, workdir)
 
 
 @pytest.fixture(scope="module")
-def done(cache, tmp_path_factory):
-    return finished(cache, tmp_path_factory.mktemp("runs") / "run")
+def done(finished_run):
+    return finished_run
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +54,8 @@ def folder(dataset, tmp_path_factory):
     return folder
 
 
-def number(row):
-    return int(pathlib.Path(row["image"]).stem)
+def change(path, **fields):
+    storage.write_json(path, storage.read_json(path) | fields)
 
 
 def test_every_test_image_is_answered_as_the_evaluation_did(done, student, dataset):
@@ -175,15 +169,12 @@ def test_every_kind_of_student_answers_and_exports(cache, tmp_path, fields):
     if not opened.is_graph:
         with pytest.raises(UserError, match="without a graph"):
             predict.by_student(opened, pictures, neighbors=1)
-
-
-def test_a_student_over_a_teacher_that_is_gone_is_refused(cache, tmp_path):
-    own = tmp_path / "cache"
-    shutil.copytree(cache, own, ignore=shutil.ignore_patterns("compilation"))
-    workdir, _ = finished(own, tmp_path / "run", **{"student.backbone": "teacher"})
-    shutil.rmtree(own / "teachers")
-    with pytest.raises(UserError, match=r"the teacher of .*run is not there .*: run the run's own command again"):
+    change(workdir / "config.json", teacher_folder="/nowhere")
+    if opened.features is None:
         trained.open_student(workdir)
+    else:
+        with pytest.raises(UserError, match=r"the teacher of .*run is not there .*run the run's own command again"):
+            trained.open_student(workdir)
 
 
 def test_a_workdir_needs_no_data_set(done, tmp_path):
@@ -193,10 +184,6 @@ def test_a_workdir_needs_no_data_set(done, tmp_path):
     facts["config"]["cache_dir"] = facts["teacher_folder"] = "/nowhere"
     storage.write_json(moved / "config.json", facts)
     assert export.teacher_module(trained.open_student(moved)) is None
-
-
-def change(path, **fields):
-    storage.write_json(path, storage.read_json(path) | fields)
 
 
 DAMAGE = {
@@ -280,4 +267,3 @@ def test_unreadable_images_are_left_out_only_if_asked(student, folder, tmp_path)
     with pytest.raises(UserError, match=rf"1 of {count + 1} files cannot be read \(.*broken.png: no JPEG"):
         predict.read_pictures([pictures], student.recorded.image_shape)
     assert len(predict.read_pictures([pictures], student.recorded.image_shape, True).names) == count
-    assert evaluate.ORDERS[0] == "shuffled"
