@@ -75,7 +75,7 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
     found = _results(run, cached, entries)
     storage.write_json(run.workdir / "results.json", found)
     if last >= STAGES.index("report"):
-        report.write(run.workdir, found, run.dataset)
+        report.write(run.workdir, found, run.dataset, np.array(entries[0]["predicted"]))
     return found
 
 

@@ -14,6 +14,7 @@ from cnn2gnn_jax.task import Task
 from cnn2gnn_jax.train import TrainState
 
 EXAMPLES = 10  # test images whose neighbours are recorded
+_FORMAT = 2  # raised when other things are recorded
 
 
 def anchors_of(
@@ -53,10 +54,10 @@ def held_out_accuracy(
 def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """A student's accuracies under every protocol, computed unless they are on disk under `name`.
 
-    `inputs` are its raw inputs, by split.
+    `inputs` are its raw inputs, by split. `predicted` are the classes of the test images, one by one of a graph.
     """
     path = run.workdir / "evaluations" / f"{name}.json"
-    fingerprint = storage.fingerprint([run.fingerprint, configs.plain(run.config.evaluate)])
+    fingerprint = storage.fingerprint([_FORMAT, run.fingerprint, configs.plain(run.config.evaluate)])
     if path.exists():
         found = storage.read_json(path)
         if found.get("fingerprint") == fingerprint:
@@ -68,6 +69,7 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
     common = {"method": run.config.method, "seed": task.seed, "epoch": task.recipe.epoch}
     entries: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
+    predicted: list[np.ndarray] = []
     if isinstance(task.module, gnn.GraphStudent):
         anchors, indices = anchors_of(run, task, state, inputs["train"])
         settings = [(task.module.graph, task.module)]
@@ -97,12 +99,20 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
                 order_seed=section.order_seed,
                 reading=section.reading,
             )
+            predicted += [entry.pop("predicted") for entry in found_entries]
             entries += [{**common, "graph": graph, **entry} for entry in found_entries]
     else:
         logits, _ = evaluate.network_outputs(task.module, variables, inputs["test"], task.mean, task.std)
         accuracy = evaluate.accuracy(logits, dataset.test.labels)
+        predicted.append(np.argmax(logits, axis=-1))
         entries = [{**common, "graph": None, "mechanism": None, "batch_order": None, "accuracy": accuracy}]
     seconds = round(time.monotonic() - start, 3)
-    result = {"fingerprint": fingerprint, "accuracies": entries, "examples": examples, "seconds": seconds}
+    result = {
+        "fingerprint": fingerprint,
+        "accuracies": entries,
+        "examples": examples,
+        "predicted": predicted[0].tolist(),
+        "seconds": seconds,
+    }
     storage.write_json(path, result)
     return result

@@ -15,6 +15,7 @@ def get_config(word=""):
     config.teacher.network = config.student.network = "resnet8"
     config.teacher.train.recipe = "crd"
     config.teacher.train.epochs = 40
+    config.student.stem_widths = (32, 64, 128, 128)
     config.student.train.epochs = 40
     config.student.train.batch_size = 50
     config.student.sparsity = 10

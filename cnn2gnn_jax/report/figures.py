@@ -1,6 +1,7 @@
-"""Figures of a run: training curves, and the neighbours that the graph head gives to test images (Figure 3)."""
+"""Figures of a run: training curves, confusions, and the neighbours that the head gives to test images (Figure 3)."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from cnn2gnn_jax import storage
 from cnn2gnn_jax.data import Dataset
 
 _SAME, _OTHER = "#1a7f37", "#b0b0b0"
+_MOST_NAMED = 30  # classes whose names and counts fit
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
@@ -32,6 +34,32 @@ def curves(records: list[dict[str, Any]]) -> Figure:
         axis.set_ylabel(label)
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """How many images of class i were taken for class j, (classes, classes)."""
+    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+    """The confusion matrix: a row for each true class, coloured by parts of its images, with counts where they fit."""
+    size = len(classes)
+    named = size <= _MOST_NAMED
+    side = max(3.0, 0.42 * size) if named else 8.0
+    figure = Figure(figsize=(side + 2, side + 1), layout="constrained")
+    axis = figure.subplots()
+    parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shown = axis.imshow(100 * parts, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(shown, ax=axis, label="of the true class (%)", shrink=0.7)
+    axis.set(xlabel="answer", ylabel="true class")
+    if named:
+        axis.set_xticks(range(size), classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+        axis.set_yticks(range(size), classes, fontsize=8)
+        for i, j in np.argwhere(counts > 0):
+            color = "white" if parts[i, j] > 0.5 else "black"
+            axis.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=7, color=color)
+    axis.spines[:].set_visible(False)
     return figure
 
 

@@ -1,7 +1,7 @@
 """The table of a run."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _GRAPHS = {
@@ -107,8 +107,8 @@ def table(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """The same in Markdown, with costs and times."""
+def markdown(results: dict[str, Any], look: Sequence[str]) -> str:
+    """The same in Markdown, with what to look at, costs and times."""
     header = _HEADER if results["student"]["kind"] == "graph" else ("", "accuracy", "", "")
     lines = ["# Results", "", "| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in _rows(results)]
@@ -117,6 +117,10 @@ def markdown(results: dict[str, Any]) -> str:
     lines += [
         "",
         *(note.replace("*", r"\*") for note in _notes(results)),
+        "",
+        "## What to look at",
+        "",
+        *(f"- {line}" for line in look),
         "",
         "## Costs",
         "",
