@@ -139,13 +139,8 @@ def test_formats_hold_the_same_and_a_formula_is_text():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"method": "ce", "student.network": "resnet8"},
-        {
-            "student.backbone": "teacher",
-            "evaluate.anchor_batches": 2,
-            "data.holdout": 0.2,
-            "student.train.epoch": "best",
-        },
+        {"method": "ce", "student.network": "resnet8", "data.holdout": 0.2, "student.train.epoch": "best"},
+        {"student.backbone": "teacher", "evaluate.anchor_batches": 2},
         {
             "method": "gnn",
             "student.graph": "inner_product",
