@@ -60,7 +60,7 @@ def test_the_readmes_ten_lines_answer_without_this_package(made, tmp_path):
     student, folder, _ = made
     [block] = [b for b in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if "BUNDLE" in b]
     assert len([line for line in block.splitlines() if line.strip()]) <= 10
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 13, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 13, 4), np.uint8)  # with alpha
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     program = (
