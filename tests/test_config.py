@@ -90,6 +90,7 @@ for _role in ("teacher", "student"):
 ANYTHING = {  # true or false, and free text; data.name is refused where it is looked up, see tests/data
     *("compilation_cache", "tensorboard", "evaluate.graph_off", "student.self_loops", "distill.tau_squared"),
     *("teacher.train.augment", "student.train.augment", "name", "cache_dir", "data.manual_dir", "data.name"),
+    *("data.skip_unreadable", "teacher.logits_file"),
 }
 
 METHODS = {  # the fields of `distill` and a method that uses them; the others' is cnn2gnn
