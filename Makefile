@@ -1,6 +1,7 @@
 # make demo    digits, from images to a distilled graph student, in under 3 minutes
 # make test    the tests; make test-slow: also those that take minutes
 # make lint    format, rules, types
+# make docs    the reference page, from the docstrings
 # make install only the environment, in $(VENV)
 
 VENV ?= .venv
@@ -15,7 +16,7 @@ REQUIREMENTS ?= $(shell if nvidia-smi -L 2>/dev/null | grep -q GPU; then echo re
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(REQUIREMENTS)
 
-.PHONY: demo test test-slow lint format install
+.PHONY: demo test test-slow lint format docs install
 demo: install
 	$(BIN)/python -m cnn2gnn_jax.main --config=configs/digits.py
 
@@ -33,6 +34,9 @@ lint: install
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: install
+	$(BIN)/python docs/make_reference.py
 
 install: $(STAMP)
 

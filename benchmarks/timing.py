@@ -48,7 +48,8 @@ def milliseconds(seconds: Mapping[str, float], per: int = 1) -> str:
 def machine() -> str:
     """The machine and the versions, in words."""
     info = pathlib.Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     versions = ", ".join(f"{name} {version}" for name, version in results.versions().items())
     return f"{models[0] if models else platform.processor()}, {cores} cores; {versions}."

@@ -1,13 +1,14 @@
 """From the user's config to a complete one: what recipe and method leave to say is filled in, everything is checked."""
 
 import math
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from cnn2gnn_jax import distillers, gnn, inference, networks, storage
-from cnn2gnn_jax.data import Dataset
+from cnn2gnn_jax import distillers, gnn, inference, networks, storage, teacher_logits
+from cnn2gnn_jax.data import Dataset, batches
 from cnn2gnn_jax.errors import UserError
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -143,6 +144,8 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
         config.teacher.train.head_update = "auto"
     _resolve_student(config)
     _check_distill(config)
+    if config.teacher.logits_file:
+        _check_logits_file(config)
     _choice("data.residency", config.data.residency, ("auto", "device", "host"))
     _choice("compute_dtype", config.compute_dtype, ("float32", "bfloat16"))
     _choice("evaluate.reading", config.evaluate.reading, inference.READINGS)
@@ -160,6 +163,22 @@ def _check_distill(config: ConfigDict) -> None:
             raise UserError(
                 f"the method {config.method} needs {what}, which a graph student has not: set student.kind to cnn"
             )
+
+
+def _check_logits_file(config: ConfigDict) -> None:
+    distiller = distillers.create(distillers.METHODS[config.method].distiller, config.distill)
+    features = config.student.kind == "graph" and config.student.backbone == "teacher"
+    if tuple(distiller.teacher) != ("logits",) or distiller.second_view is not None or features:
+        needs = "features for student.backbone=teacher" if features else ", ".join(distiller.teacher) or "nothing"
+        raise UserError(
+            f"teacher.logits_file holds logits, but the method {config.method} takes {needs} of the teacher: "
+            "choose a method that takes logits alone (cnn2gnn, kd, dkd), or leave teacher.logits_file out"
+        )
+    if config.student.train.augment:
+        raise UserError(
+            "teacher.logits_file holds the answers to the images as they are, but student.train.augment is True: "
+            "set it to False"
+        )
 
 
 def _resolve_train(section: str, train: ConfigDict) -> None:
@@ -233,6 +252,13 @@ def check_data(config: FrozenConfigDict, dataset: Dataset) -> None:
             raise UserError(
                 f"{field} is {size}, but {dataset.name} has {train} training images here: choose at most that"
             )
+    if config.teacher.logits_file:
+        teacher_logits.given(config.teacher.logits_file, dataset.train.labels, len(dataset.classes))
+    if config.student.kind == "graph":
+        try:
+            batches.balanced_batch(dataset.train.labels, config.evaluate.anchors, 0)
+        except UserError as error:
+            raise UserError(f"evaluate.anchors is {config.evaluate.anchors}: {error}") from None
     if config.student.kind == "graph" and config.student.graph in gnn.SPARSE_GRAPHS:
         per_batch = test // -(-test // config.evaluate.batch_size)
         if config.student.sparsity + 1 > per_batch:
@@ -274,9 +300,17 @@ def _what(section: ConfigDict, *without: str) -> dict[str, Any]:
 
 
 def teacher_fingerprint(config: FrozenConfigDict, data: str) -> str:
-    """Names a teacher: the data set's fingerprint and every field that changes its weights."""
+    """Names a teacher: the data set's fingerprint and every field that changes its weights, or its logits."""
+    if config.teacher.logits_file:
+        logits = storage.sha256(pathlib.Path(config.teacher.logits_file).expanduser())
+        return storage.fingerprint({"format": FORMAT, "data": data, "logits": logits})
     return storage.fingerprint(
-        {"format": FORMAT, "data": data, "compute_dtype": config.compute_dtype, "teacher": _what(config.teacher)}
+        {
+            "format": FORMAT,
+            "data": data,
+            "compute_dtype": config.compute_dtype,
+            "teacher": _what(config.teacher, "logits_file"),
+        }
     )
 
 

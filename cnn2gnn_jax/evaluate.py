@@ -90,9 +90,10 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(100 * np.mean(np.argmax(logits, axis=-1) == labels))
 
 
-def anchor_sets(labels: np.ndarray, size: int, count: int, seed: int) -> list[np.ndarray]:
-    """`count` class-balanced, seeded batches of `size` training indices each."""
-    return [batches.balanced_batch(labels, size, seed + k) for k in range(count)]
+def anchor_sets(labels: np.ndarray, protocol: Any) -> list[np.ndarray]:
+    """The class-balanced, seeded batches of training indices that an `evaluate` section of a config asks for."""
+    seeds = range(protocol.anchor_seed, protocol.anchor_seed + protocol.anchor_batches)
+    return [batches.balanced_batch(labels, protocol.anchors, seed) for seed in seeds]
 
 
 @functools.lru_cache(maxsize=8)
@@ -156,7 +157,7 @@ def graph_protocols(
     order_seed: int,
     reading: str,
 ) -> list[dict[str, Any]]:
-    """One entry for each mechanism and batch order: `accuracy` in percent and the graph `diagnostics`.
+    """One entry for each mechanism and batch order, with what `graph_accuracy` gives.
 
     Args:
       module: the student; with `graph="off"` every protocol gives the same answers.
@@ -214,8 +215,12 @@ def graph_accuracy(
     order: np.ndarray,
     batch_size: int,
 ) -> dict[str, Any]:
-    """`accuracy` in percent over all images, batches taken in `order`, and the `diagnostics` as means over images."""
-    right, totals = 0, collections.defaultdict[str, float](float)
+    """What comes out over all N images, batches taken in `order`.
+
+    Returns:
+      `accuracy` in percent, the `diagnostics` as means over images, and the classes `predicted`, (N,).
+    """
+    predicted, totals = np.zeros(len(order), np.int32), collections.defaultdict[str, float](float)
     indices, masks = batches.evaluation_batches(len(order), min(batch_size, len(order)), order)
     for index, mask in zip(indices, masks, strict=True):
         probabilities = np.zeros(())
@@ -225,8 +230,9 @@ def graph_accuracy(
             distinct = len(np.unique(np.asarray(nearest)[mask]))
             for name, value in {**facts, "distinct_anchors": distinct}.items():
                 totals[name] += float(value) * int(mask.sum()) / len(order) / len(anchors.columns)
-        right += int(np.sum((np.argmax(probabilities, -1) == labels[index])[mask]))
-    return {"accuracy": 100 * right / len(order), "diagnostics": dict(totals)}
+        predicted[index[mask]] = np.argmax(probabilities, -1)[mask]
+    right = int(np.sum(predicted == labels))
+    return {"accuracy": 100 * right / len(order), "diagnostics": dict(totals), "predicted": predicted}
 
 
 def neighbor_examples(

@@ -129,6 +129,14 @@ class GraphStudent(nn.Module):
       self_loops: whether I is added to A before normalisation.
       threshold: smallest weight kept in the `inner_product` and `euclidean` graphs.
       axis_name: the batch axis of the devices; the graph is that of the global batch.
+
+    >>> student = GraphStudent(num_classes=3, backbone=Flatten(), sparsity=4)
+    >>> images = jax.random.normal(jax.random.key(0), (20, 8, 8, 1))
+    >>> rows = HeadRows(jax.random.normal(jax.random.key(1), (20, 256)), jnp.zeros(20))
+    >>> variables = student.init(jax.random.key(2), images, rows)
+    >>> outputs, adjacency = student.apply(variables, images, rows)
+    >>> outputs.logits.shape, adjacency.shape
+    ((20, 3), (20, 20))
     """
 
     num_classes: int

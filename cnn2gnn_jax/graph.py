@@ -78,7 +78,11 @@ def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None
 
 
 def symmetrize(weights: jax.Array) -> jax.Array:
-    """The undirected graph A_ij = (p_ij + p_ji) / 2 of (..., B, B) neighbour weights."""
+    """The undirected graph A_ij = (p_ij + p_ji) / 2 of (..., B, B) neighbour weights.
+
+    >>> symmetrize(jnp.array([[1.0, 0.0], [0.5, 0.5]])).tolist()
+    [[1.0, 0.25], [0.25, 0.5]]
+    """
     return (weights + jnp.swapaxes(weights, -1, -2)) / 2
 
 
@@ -98,6 +102,9 @@ def normalize(adjacency: jax.Array, self_loops: bool = True, mask: jax.Array | N
 
     Returns:
       (..., B, B); rows and columns of nodes without any edge are zero.
+
+    >>> normalize(jnp.array([[0.0, 1.0], [1.0, 0.0]])).round(3).tolist()
+    [[0.5, 0.5], [0.5, 0.5]]
     """
     a = _at_least_f32(adjacency)
     if mask is not None:

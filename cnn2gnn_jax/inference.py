@@ -3,9 +3,17 @@
 Both take `anchors`, a batch of training images. The head has neurons for training images alone, so an unseen image
 has distances *to* anchors, and nobody has a distance to it.
 
-    module, variables = ...            # a gnn.GraphStudent and its parameters
-    anchors = inference.anchors(module, variables, train_inputs_AxHxWxC, head_rows_A)
-    logits = inference.one_by_one(module, variables, anchors, test_inputs_BxHxWxC).logits
+>>> from cnn2gnn_jax import gnn
+>>> student = gnn.GraphStudent(num_classes=3, backbone=gnn.Flatten(), sparsity=4)
+>>> train_AxHxWxC = jax.random.normal(jax.random.key(0), (20, 8, 8, 1))
+>>> rows = HeadRows(jax.random.normal(jax.random.key(1), (20, 256)), jnp.zeros(20))
+>>> variables = student.init(jax.random.key(2), train_AxHxWxC, rows)
+>>> columns = anchors(student, variables, train_AxHxWxC, rows)
+>>> test_BxHxWxC = jax.random.normal(jax.random.key(3), (7, 8, 8, 1))
+>>> one_by_one(student, variables, columns, test_BxHxWxC).logits.shape
+(7, 3)
+>>> batch_by_batch(student, variables, columns, test_BxHxWxC).adjacency.shape
+(7, 7)
 """
 
 from typing import Any, NamedTuple

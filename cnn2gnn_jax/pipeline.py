@@ -18,27 +18,16 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax import data, distillers, evaluate, gnn, networks, report, results, storage, teacher_logits, train
-from cnn2gnn_jax.data import Dataset
+from cnn2gnn_jax import distillers, evaluate, gnn, networks, report, results, runs, scoring, storage, teacher_logits
 from cnn2gnn_jax.distillers import maps
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.fit import Job, Load, fit_on_disk
 from cnn2gnn_jax.metrics import say, training_seconds
+from cnn2gnn_jax.runs import Run
 from cnn2gnn_jax.task import Task
 from cnn2gnn_jax.train import TrainState
 
 STAGES = ("teacher", "logits", "student", "evaluate", "report")
-EXAMPLES = 10  # test images whose neighbours are recorded
-
-
-class Run(NamedTuple):
-    """What every stage reads: the complete config, the data, and the places on disk."""
-
-    config: FrozenConfigDict
-    dataset: Dataset
-    teacher_folder: pathlib.Path
-    workdir: pathlib.Path
-    fingerprint: str
 
 
 def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = STAGES[-1]) -> dict[str, Any] | None:
@@ -57,37 +46,19 @@ def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = ST
     """
     if stage not in STAGES:
         raise UserError(f"stage {stage!r} is unknown: choose one of {', '.join(STAGES)}")
-    complete = configs.resolve(config)
-    cache = pathlib.Path(complete.cache_dir).expanduser()
-    if complete.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(cache / "compilation"))
-        # By default JAX keeps only what took a second, and a run compiles dozens of smaller programs.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    dataset = data.load(complete.data, cache)
-    configs.check_data(complete, dataset)
-    fingerprint = configs.student_fingerprint(complete, dataset.fingerprint)
-    folder = pathlib.Path("runs") / f"{complete.name}-{fingerprint}" if workdir is None else workdir
-    _refuse_another(folder, fingerprint)
-    teacher_folder = cache / "teachers" / configs.teacher_fingerprint(complete, dataset.fingerprint)
-    with storage.lock(folder / ".lock", wait=False):
-        facts = {"fingerprint": fingerprint, "dataset_fingerprint": dataset.fingerprint, "config": complete.to_dict()}
-        storage.write_json(folder / "config.json", facts)
-        say(f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images; workdir {folder}")
-        return _stages(Run(complete, dataset, teacher_folder, folder, fingerprint), STAGES.index(stage))
-
-
-def _refuse_another(workdir: pathlib.Path, fingerprint: str) -> None:
-    path = workdir / "config.json"
-    if path.exists() and (found := storage.read_json(path).get("fingerprint")) != fingerprint:
-        raise UserError(
-            f"{workdir} holds a run of another config (fingerprint {found}, this one's is {fingerprint}): "
-            "choose another --workdir, or none for one of its own"
-        )
+    begun = runs.begin(config, workdir)
+    with storage.lock(begun.workdir / ".lock", wait=False):
+        runs.record(begun)
+        counts = f"{len(begun.dataset.train)} training and {len(begun.dataset.test)} test images"
+        say(f"{begun.dataset.name}: {counts}; workdir {begun.workdir}")
+        return _stages(begun, STAGES.index(stage))
 
 
 def _stages(run: Run, last: int) -> dict[str, Any] | None:
     load_teacher = cached = None
-    if configs.needs_teacher(run.config):
+    if configs.needs_teacher(run.config) and run.config.teacher.logits_file:
+        cached = given_outputs(run)
+    elif configs.needs_teacher(run.config):
         with storage.lock(run.teacher_folder / ".lock", wait=True):
             load_teacher = train_teacher(run)
             if last >= STAGES.index("logits"):
@@ -101,20 +72,16 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
     ]
     if last < STAGES.index("evaluate"):
         return None
-    entries = [evaluate_student(run, task, load, cached) for task, load in students]
+    inputs = student_inputs(run, cached)
+    entries = [scoring.evaluate_student(run, task, student_name(task), load, inputs) for task, load in students]
     found = _results(run, cached, entries)
     storage.write_json(run.workdir / "results.json", found)
     if last >= STAGES.index("report"):
-        report.write(run.workdir, found, run.dataset)
+        report.write(run.workdir, found, run.dataset, np.array(entries[0]["predicted"]))
     return found
 
 
 # Teacher ------------------------------------------------------------------------------------------------------------
-
-
-def _cnn(run: Run, section: Any) -> nn.Module:
-    """The network of the config's section `teacher` or `student`."""
-    return networks.create(section.network, len(run.dataset.classes), stem=section.stem, dtype=run.config.compute_dtype)
 
 
 def teacher_task(run: Run) -> Task:
@@ -122,7 +89,7 @@ def teacher_task(run: Run) -> Task:
     config, dataset = run.config, run.dataset
     distiller = distillers.create("none", {})
     return Task(
-        module=_cnn(run, config.teacher),
+        module=teacher_module(config, len(dataset.classes)),
         distiller=distiller,
         stage=distiller.stages[0],
         recipe=config.teacher.train,
@@ -158,6 +125,7 @@ class CachedOutputs(NamedTuple):
     """The teacher's outputs on disk: arrays by split, and facts: `test_accuracy`, `train_accuracy`, `seconds`.
 
     The attention maps are those of the training images, by stage: `train_1`, `train_2`, ...
+    Logits that were given are of the training images alone, and of facts there is only the accuracy on these.
     """
 
     logits: dict[str, np.ndarray]
@@ -211,6 +179,14 @@ def teacher_outputs(run: Run, load: Load) -> CachedOutputs:
     return CachedOutputs(logits, pooled, attention, facts)
 
 
+def given_outputs(run: Run) -> CachedOutputs:
+    """The logits of `teacher.logits_file`."""
+    file, train = run.config.teacher.logits_file, run.dataset.train
+    logits, accuracy = teacher_logits.given(file, train.labels, len(run.dataset.classes))
+    say(f"teacher: the logits of {file}, {accuracy:.2f}% right on the training images")
+    return CachedOutputs({"train": logits}, None, None, {"train_accuracy": accuracy})
+
+
 # Student ------------------------------------------------------------------------------------------------------------
 
 
@@ -227,8 +203,9 @@ def _cached_fields(run: Run) -> tuple[str, ...]:
         return ()
     stored = {"logits", "pooled"}
     if distiller.attention:
-        shape = run.dataset.train.images.shape[1:]
-        student, teacher = (_feature_shapes(_cnn(run, run.config[role]), shape) for role in ("student", "teacher"))
+        shape, classes = run.dataset.train.images.shape[1:], len(run.dataset.classes)
+        student = _feature_shapes(student_module(run.config, classes, ""), shape)
+        teacher = _feature_shapes(teacher_module(run.config, classes), shape)
         stored |= {"features"} if maps.none_larger(student, teacher) else set()
     return distiller.teacher if set(distiller.teacher) <= stored else ()
 
@@ -252,31 +229,12 @@ def student_tasks(run: Run, graph: str) -> list[Task]:
 
 def _student_task(run: Run, graph: str) -> Task:
     config, dataset = run.config, run.dataset
-    student, classes, dtype = config.student, len(dataset.classes), config.compute_dtype
+    student = config.student
     features = student.kind == "graph" and student.backbone == "teacher"
-    if student.kind == "cnn":
-        module: nn.Module = _cnn(run, student)
-    else:
-        module = gnn.GraphStudent(
-            num_classes=classes,
-            backbone=gnn.create_backbone(
-                student.backbone,
-                stem_widths=student.stem_widths,
-                image_stem=student.stem,
-                dtype=dtype,
-                axis_name=None,
-            ),
-            graph=graph,
-            sparsity=student.sparsity,
-            hidden=student.hidden,
-            head_widths=student.head_widths,
-            self_loops=student.self_loops,
-            threshold=student.threshold,
-        )
     distiller = _distiller(run)
     live = bool(distiller.teacher) and not _cached_fields(run)
     return Task(
-        module=module,
+        module=student_module(config, len(dataset.classes), graph),
         distiller=distiller,
         stage=distiller.stages[-1],
         recipe=student.train,
@@ -287,6 +245,34 @@ def _student_task(run: Run, graph: str) -> Task:
         std=() if features else dataset.std,
         teacher=teacher_task(run).module if live else None,
     )
+
+
+def student_module(config: FrozenConfigDict, classes: int, graph: str) -> nn.Module:
+    """The student's network: a CNN, or a graph network with the graph setting `graph`."""
+    student, dtype = config.student, config.compute_dtype
+    if student.kind == "cnn":
+        return networks.create(student.network, classes, stem=student.stem, dtype=dtype)
+    return gnn.GraphStudent(
+        num_classes=classes,
+        backbone=gnn.create_backbone(
+            student.backbone,
+            stem_widths=student.stem_widths,
+            image_stem=student.stem,
+            dtype=dtype,
+            axis_name=None,
+        ),
+        graph=graph,
+        sparsity=student.sparsity,
+        hidden=student.hidden,
+        head_widths=student.head_widths,
+        self_loops=student.self_loops,
+        threshold=student.threshold,
+    )
+
+
+def teacher_module(config: FrozenConfigDict, classes: int) -> nn.Module:
+    """The teacher's network."""
+    return networks.create(config.teacher.network, classes, stem=config.teacher.stem, dtype=config.compute_dtype)
 
 
 def student_name(task: Task) -> str:
@@ -313,7 +299,9 @@ def train_students(
 
     def score(task: Task, state: TrainState) -> float:
         assert run.dataset.holdout is not None
-        return _score(run, task, state, inputs["train"], inputs["holdout"], run.dataset.holdout.labels)
+        return scoring.held_out_accuracy(
+            run, task, state, inputs["train"], inputs["holdout"], run.dataset.holdout.labels
+        )
 
     outputs: dict[str, np.ndarray] = {}
     for field in _cached_fields(run):
@@ -345,18 +333,6 @@ def student_inputs(run: Run, cached: CachedOutputs | None) -> dict[str, np.ndarr
     return {name: split.images for name, split in splits.items() if split is not None}
 
 
-def _score(
-    run: Run, task: Task, state: TrainState, train_inputs: np.ndarray, inputs: np.ndarray, labels: np.ndarray
-) -> float:
-    variables = state.variables
-    if not isinstance(task.module, gnn.GraphStudent):
-        return evaluate.accuracy(
-            evaluate.network_outputs(task.module, variables, inputs, task.mean, task.std)[0], labels
-        )
-    anchors, _ = _anchors(run, task, state, train_inputs)
-    return evaluate.one_by_one_accuracy(task.module, variables, anchors, inputs, labels, task.mean, task.std)
-
-
 def _fit(run: Run, jobs: Sequence[Job], **arguments: Any) -> list[Load]:
     return fit_on_disk(
         jobs,
@@ -367,84 +343,7 @@ def _fit(run: Run, jobs: Sequence[Job], **arguments: Any) -> list[Load]:
     )
 
 
-# Evaluation ---------------------------------------------------------------------------------------------------------
-
-
-def _anchors(
-    run: Run, task: Task, state: TrainState, train_inputs: np.ndarray
-) -> tuple[evaluate.Anchors, list[np.ndarray]]:
-    """The anchors of the protocol, and their training indices."""
-    assert isinstance(task.module, gnn.GraphStudent)
-    section = run.config.evaluate
-    labels = run.dataset.train.labels
-    indices = evaluate.anchor_sets(labels, section.anchors, section.anchor_batches, section.anchor_seed)
-    columns = [
-        evaluate.anchor_columns(
-            task.module,
-            state.variables,
-            train_inputs[index],
-            train.head_rows(task, state, index),
-            task.mean,
-            task.std,
-        )
-        for index in indices
-    ]
-    return evaluate.Anchors(columns, [labels[index] for index in indices]), indices
-
-
-def evaluate_student(run: Run, task: Task, load: Load, cached: CachedOutputs | None) -> dict[str, Any]:
-    """A student's accuracies under every protocol, computed unless they are on disk."""
-    path = run.workdir / "evaluations" / f"{student_name(task)}.json"
-    fingerprint = storage.fingerprint([run.fingerprint, configs.plain(run.config.evaluate)])
-    if path.exists():
-        found = storage.read_json(path)
-        if found.get("fingerprint") == fingerprint:
-            return found
-    say(f"evaluating {student_name(task)}")
-    start, state = time.monotonic(), load()
-    inputs, dataset, section = student_inputs(run, cached), run.dataset, run.config.evaluate
-    variables = state.variables
-    common = {"method": run.config.method, "seed": task.seed, "epoch": task.recipe.epoch}
-    entries: list[dict[str, Any]] = []
-    examples: list[dict[str, Any]] = []
-    if isinstance(task.module, gnn.GraphStudent):
-        anchors, indices = _anchors(run, task, state, inputs["train"])
-        settings = [(task.module.graph, task.module)]
-        if task.module.graph != "off":
-            settings.append(("off_at_test", task.module.clone(graph="off")))
-            if task.module.graph in gnn.SPARSE_GRAPHS:
-                examples = evaluate.neighbor_examples(
-                    task.module,
-                    variables,
-                    anchors.columns[0],
-                    indices[0],
-                    inputs["test"],
-                    evaluate.one_of_each_class(dataset.test.labels, EXAMPLES),
-                    task.mean,
-                    task.std,
-                )
-        for graph, module in settings:
-            found_entries = evaluate.graph_protocols(
-                module,
-                variables,
-                anchors,
-                inputs["test"],
-                dataset.test.labels,
-                task.mean,
-                task.std,
-                batch_size=section.batch_size,
-                order_seed=section.order_seed,
-                reading=section.reading,
-            )
-            entries += [{**common, "graph": graph, **entry} for entry in found_entries]
-    else:
-        logits, _ = evaluate.network_outputs(task.module, variables, inputs["test"], task.mean, task.std)
-        accuracy = evaluate.accuracy(logits, dataset.test.labels)
-        entries = [{**common, "graph": None, "mechanism": None, "batch_order": None, "accuracy": accuracy}]
-    seconds = round(time.monotonic() - start, 3)
-    result = {"fingerprint": fingerprint, "accuracies": entries, "examples": examples, "seconds": seconds}
-    storage.write_json(path, result)
-    return result
+# Results --------------------------------------------------------------------------------------------------------------
 
 
 def _results(run: Run, cached: CachedOutputs | None, evaluated: list[dict[str, Any]]) -> dict[str, Any]:
@@ -455,8 +354,10 @@ def _results(run: Run, cached: CachedOutputs | None, evaluated: list[dict[str, A
     seconds["evaluation"] = round(sum(one["seconds"] for one in evaluated), 3)
     teacher = None
     if cached is not None:
-        seconds["teacher logits"] = cached.facts["seconds"]
-        costs = results.network_costs(teacher_task(run), run.dataset.train.images)
+        costs: dict[str, Any] = {}
+        if not run.config.teacher.logits_file:
+            seconds["teacher logits"] = cached.facts["seconds"]
+            costs = results.network_costs(teacher_task(run), run.dataset.train.images)
         teacher = results.teacher(run.config.teacher, run.teacher_folder.name, cached.facts, costs)
     return {
         "fingerprint": run.fingerprint,

@@ -1,6 +1,7 @@
 """What a run reports beside its accuracies: data, networks, parameters, FLOPs, versions."""
 
 import importlib.metadata
+import pathlib
 import platform
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -42,6 +43,12 @@ def dataset(found: Dataset) -> dict[str, Any]:
 
 def teacher(section: Any, fingerprint: str, facts: Mapping[str, Any], costs: Mapping[str, Any]) -> dict[str, Any]:
     """The teacher of a resolved config section, with the accuracies that are kept beside its logits."""
+    if section.logits_file:
+        return {
+            "network": pathlib.Path(section.logits_file).name,
+            "fingerprint": fingerprint,
+            "train_accuracy": facts["train_accuracy"],
+        }
     return {
         "network": section.network,
         "fingerprint": fingerprint,

@@ -1,6 +1,10 @@
-"""The teacher's logits (pooled features, attention maps) on disk: computed once, verified whenever they are opened."""
+"""The teacher's logits (pooled features, attention maps) on disk: computed once, verified whenever they are opened.
+
+Or logits of a teacher from elsewhere, in a file of the user's.
+"""
 
 import collections
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -109,3 +113,44 @@ def ensure(
     if not (folder / MANIFEST).exists():
         write(folder, fingerprint, rows, *compute())
     return read(folder, fingerprint, rows)
+
+
+def given(path: str, labels: np.ndarray, classes: int) -> tuple[np.ndarray, float]:
+    """Logits from elsewhere for the training images, (N, C) float32, and their accuracy in percent.
+
+    Args:
+      path: an .npy file.
+      labels: (N,), in the order of the data set.
+      classes: C.
+
+    Raises:
+      UserError: it is no array of (N, C) finite real numbers, or no better at the labels than chance, as it would be in
+        another order.
+    """
+    what = f"teacher.logits_file={path}"
+    expected = f"expected an .npy of {len(labels)} x {classes} floats"
+    try:
+        array = np.load(pathlib.Path(path).expanduser(), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{what} cannot be read ({' '.join(str(error).split())}): {expected}") from None
+    if not isinstance(array, np.ndarray) or array.shape != (len(labels), classes) or array.dtype.kind != "f":
+        found = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
+        raise UserError(f"{what} holds {found}: {expected}, a row for each training image in the data set's order")
+    with np.errstate(over="ignore"):
+        logits = np.array(array, np.float32)
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise UserError(
+            f"{what}: row {row} is not finite in float32, and {int(np.sum(~finite))} rows in all: {expected}"
+        )
+    accuracy = float(np.mean(np.argmax(logits, axis=1) == labels))
+    chance = float(np.bincount(labels).max() / len(labels))
+    luck = 3 * math.sqrt(chance * (1 - chance) / len(labels))  # three standard errors of guessing
+    if accuracy <= chance + luck:
+        raise UserError(
+            f"{what} gives {100 * accuracy:.2f}% of the training images their class, no better than guessing "
+            f"({100 * chance:.2f}%, by luck up to {100 * (chance + luck):.2f}%): are its rows in the data set's order, "
+            "and its columns in the order of the classes?"
+        )
+    return logits, 100 * accuracy

@@ -41,18 +41,25 @@ def get_config() -> ml_collections.ConfigDict:
     config.compute_dtype = "float32"  # of convolutions: float32 | bfloat16
 
     data = config.data = ml_collections.ConfigDict()
-    data.name = "digits"  # digits | cifar10 | cifar100 | stl10 | mini_imagenet | a TFDS name prepared as array_record
+    # digits | cifar10 | cifar100 | stl10 | mini_imagenet | image_folder | a TFDS name prepared as array_record
+    data.name = "digits"
     data.image_size = 0  # images are resized to this square on the way into the cache; 0 leaves them as published
     data.manual_dir = ""  # where the data set's own files are, if they are not to be downloaded
     data.residency = "auto"  # the training set in training: device | host (gathered a chunk ahead) | auto (by its size)
     data.limit = 0  # images of each class kept in each split; 0 keeps all
     data.holdout = 0.0  # part of the training images of each class kept aside for choosing
     data.holdout_seed = 0
+    data.skip_unreadable = False  # leave out images that cannot be read, with a warning each, instead of refusing
+    data.test_fraction = 0.2  # of an image folder without test/: the part of each class that is tested on
+    data.split_seed = 0  # chooses it
 
     teacher = config.teacher = ml_collections.ConfigDict()
     teacher.network = "resnet34"
     teacher.stem = "cifar"  # cifar (3x3, stride 1) | downsample (7x7, stride 2, and max-pool)
     teacher.seed = 0
+    teacher.logits_file = (
+        ""  # an .npy of (training images, classes) from elsewhere instead; see docs/bring_a_teacher.md
+    )
     teacher.train = _train()
 
     student = config.student = ml_collections.ConfigDict()

@@ -21,6 +21,8 @@ NUMBERS = {
     "checkpoint.every_seconds": ([0.0, 60.0, 1e12], [-1.0]),
     "data.holdout": ([0.0, 0.1], [-0.1, 1.0, HUGE]),
     "data.holdout_seed": ([0, 3], [-1, HUGE_INT]),
+    "data.split_seed": ([0, 3], [-1, HUGE_INT]),
+    "data.test_fraction": ([0.1, 0.5], [-0.1, 0.0, 1.0, HUGE]),
     "data.image_size": ([0, 32], [-1, HUGE_INT]),
     "data.limit": ([0, 50, HUGE_INT], [-1]),
     "evaluate.anchor_batches": ([1, 3], [-1, 0, HUGE_INT]),
@@ -88,6 +90,7 @@ for _role in ("teacher", "student"):
 ANYTHING = {  # true or false, and free text; data.name is refused where it is looked up, see tests/data
     *("compilation_cache", "tensorboard", "evaluate.graph_off", "student.self_loops", "distill.tau_squared"),
     *("teacher.train.augment", "student.train.augment", "name", "cache_dir", "data.manual_dir", "data.name"),
+    *("data.skip_unreadable", "teacher.logits_file"),
 }
 
 METHODS = {  # the fields of `distill` and a method that uses them; the others' is cnn2gnn

@@ -4,11 +4,12 @@ import doctest
 import importlib
 import pathlib
 import re
+import runpy
 
 import pytest
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax import distillers, graph, networks
+from cnn2gnn_jax import distillers, gnn, graph, inference, losses, networks
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -22,20 +23,27 @@ def test_the_three_requirements_differ_in_jax_alone():
 
 
 def test_the_readmes_example_runs():
-    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [block] = [block for block in blocks if "sparse_neighbors" in block]
     names = {}
     exec(block, names)
     assert names["logits"].shape == (7, 10)
     assert names["adjacency"].shape == (32, 32)
 
 
-def test_the_docstrings_examples_are_right():
-    found = doctest.testmod(graph)
+@pytest.mark.parametrize("module", [graph, gnn, inference, losses, distillers, networks], ids=lambda m: m.__name__)
+def test_the_docstrings_examples_are_right(module):
+    found = doctest.testmod(module)
     assert found.failed == 0
     assert found.attempted > 0
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "stl10", "mini_imagenet"])
+def test_the_reference_page_is_what_the_docstrings_say():
+    made = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))
+    assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "stl10", "mini_imagenet", "image_folder"])
 def test_every_config_resolves(name):
     module = importlib.import_module(f"configs.{name}")
     sizes = ["", "smoke"]

@@ -62,9 +62,14 @@ def test_results_are_complete_and_far_above_chance(done):
     assert student["head_table_parameters"] == 1438 * 257
     assert student["inference_flops"]["one_by_one"] > student["inference_flops"]["batch_by_batch"] > 0
     assert results["teacher"]["training_flops"] > 2 * results["teacher"]["inference_flops"]
-    assert {"teacher resnet8", "teacher logits", "graph_learned-seed0", "graph_off-seed0", "evaluation"} == set(
-        results["seconds"]
-    )
+    assert {
+        "teacher resnet8",
+        "teacher logits",
+        "graph_learned-seed0",
+        "graph_off-seed0",
+        "evaluation",
+        "compilation",
+    } == set(results["seconds"])
     assert results["versions"]["jax"] == jax.__version__
 
 
@@ -224,6 +229,43 @@ def test_logits_of_another_teacher_or_damaged_are_refused(done, cache, tmp_path)
     finally:
         (folder / "manifest.json").write_bytes(manifest)
         (folder / "train.npy").write_bytes(array)
+
+
+def test_logits_from_elsewhere_teach_as_the_teachers_own(done, cache, tmp_path):
+    config, _, results = done
+    logits = np.load(cache / "teachers" / results["teacher"]["fingerprint"] / "teacher_logits" / "train.npy")
+    np.save(tmp_path / "mine.npy", logits.astype(np.float64))
+    given = config.copy_and_resolve_references()
+    given.teacher.logits_file, given.cache_dir = str(tmp_path / "mine.npy"), str(tmp_path / "cache")
+    found = pipeline.run(given, tmp_path / "run")
+
+    def accuracies(results):
+        return [(e["graph"], e["mechanism"], e["batch_order"], e["accuracy"]) for e in results["accuracies"]]
+
+    assert accuracies(found) == accuracies(results)
+    assert found["teacher"]["network"] == "mine.npy" and found["teacher"]["train_accuracy"] > 70
+    assert "The teacher's logits are those of mine.npy" in (tmp_path / "run" / "report" / "results.md").read_text()
+    assert not (tmp_path / "cache" / "teachers").exists()
+    np.save(tmp_path / "mine.npy", logits + 1e-3)
+    with pytest.raises(UserError, match="another config"):
+        pipeline.run(given, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "gnn"}, "the method gnn takes nothing of the teacher"),
+        ({"method": "crd"}, "the method crd takes"),
+        ({"student.backbone": "teacher"}, "features for student.backbone=teacher"),
+        ({"student.train.recipe": "crd"}, "student.train.augment is True"),
+        ({}, "nowhere.npy cannot be read"),
+    ],
+)
+def test_logits_from_elsewhere_that_cannot_teach_are_refused(cache, tmp_path, fields, message):
+    config = tiny(cache, **fields, **{"teacher.logits_file": str(tmp_path / "nowhere.npy")})
+    with pytest.raises(UserError, match=message):
+        pipeline.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 WRONG = {  # the fields one by one are in test_config.py

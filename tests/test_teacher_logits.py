@@ -93,3 +93,57 @@ def test_another_manifest_is_refused(folder, change, message):
 def test_arrays_of_other_data_are_refused(folder):
     with pytest.raises(UserError, match="for 8 images"):
         teacher_logits.read(folder, "abc", {"train": 8, "test": 3})
+
+
+LABELS = np.repeat(np.arange(4), 25)
+GOOD = np.eye(4)[LABELS] + np.random.default_rng(0).normal(size=(100, 4)) / 2
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
+def test_logits_from_elsewhere_are_read_as_float32(tmp_path, dtype):
+    np.save(tmp_path / "x.npy", GOOD.astype(dtype))
+    logits, accuracy = teacher_logits.given(str(tmp_path / "x.npy"), LABELS, 4)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, GOOD, rtol=2e-3, atol=1e-3)
+    assert accuracy == 100 * np.mean(GOOD.argmax(1) == LABELS)
+
+
+def with_value(value):
+    changed = GOOD.copy()
+    changed[7, 2] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (GOOD[:-1], r"float64\[99, 4\]: expected an .npy of 100 x 4 floats"),
+        (GOOD.T, r"float64\[4, 100\]"),
+        (GOOD.astype(int), r"int64\[100, 4\]"),
+        (GOOD + 0j, "complex128"),
+        (GOOD.astype(object), "cannot be read .*Python objects"),
+        (with_value(np.nan), "row 7 is not finite in float32, and 1 rows in all"),
+        (with_value(1e300), "row 7 is not finite"),
+        (np.random.default_rng(1).permutation(GOOD), "no better than guessing .*in the data set's order"),
+        (-GOOD, "no better than guessing"),
+        (np.zeros((100, 4)), "gives 25.00% .*no better than guessing"),
+    ],
+)
+def test_logits_from_elsewhere_that_cannot_be_right_are_refused(tmp_path, array, message):
+    np.save(tmp_path / "x.npy", array, allow_pickle=True)
+    with pytest.raises(UserError, match=message) as raised:
+        teacher_logits.given(str(tmp_path / "x.npy"), LABELS, 4)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"x,y\n1,2\n", b"\x93NUMPY\x01\x00"])
+def test_a_file_that_is_no_array_is_refused(tmp_path, content):
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        teacher_logits.given(str(tmp_path / "x.npy"), LABELS, 4)
+
+
+def test_an_archive_of_arrays_is_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", GOOD)
+    with pytest.raises(UserError, match="holds an archive"):
+        teacher_logits.given(str(tmp_path / "x.npz"), LABELS, 4)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cnn2gnn_jax import storage
-from cnn2gnn_jax.data import cache, ingest, selection
+from cnn2gnn_jax.data import cache, ingest, selection, sources
 from cnn2gnn_jax.errors import UserError
 
 LARGEST_SIDE = 4096  # pixels: such an image is 50 MB in the cache
@@ -61,14 +61,24 @@ def load(config: Any, cache_dir: pathlib.Path) -> Dataset:
           is made they need not be there;
         limit: 0 (all) or how many images of each class are kept in each split, the first in order;
         holdout: 0, or the fraction of each class's training images (after `limit`) that `holdout` gets instead;
-        holdout_seed: chooses those.
+        holdout_seed: chooses those;
+        skip_unreadable: whether images that cannot be read are left out, with a warning each;
+        test_fraction, split_seed: of an image folder without a test folder, the part of each class that is tested on
+          and what chooses it.
       cache_dir: where caches are kept; runs at the same time may share it.
 
     Raises:
       UserError: a setting is out of range, the data set is unknown or not at hand, or its files are wrong.
     """
     check(config)
-    arrays = ingest.arrays(config.name, config.image_size, config.manual_dir, pathlib.Path(cache_dir))
+    arrays = ingest.arrays(
+        config.name,
+        config.image_size,
+        config.manual_dir,
+        pathlib.Path(cache_dir),
+        config.skip_unreadable,
+        sources.FolderSplit(config.test_fraction, config.split_seed),
+    )
     manifest = arrays.manifest
     if not min(manifest["std"]) > 0:
         raise UserError(f"{config.name}: a channel is the same in all training images: they cannot be normalised")
@@ -113,8 +123,11 @@ def check(config: Any) -> None:
         raise UserError(f"data.limit={config.limit}: expected 0 (all) or a number of images of each class")
     if not 0 <= config.holdout < 1:
         raise UserError(f"data.holdout={config.holdout}: expected a fraction from 0 up to, but not including, 1")
-    if not 0 <= config.holdout_seed < 2**31:
-        raise UserError(f"data.holdout_seed={config.holdout_seed}: expected a number from 0 to {2**31 - 1}")
+    for field in ("holdout_seed", "split_seed"):
+        if not 0 <= getattr(config, field) < 2**31:
+            raise UserError(f"data.{field}={getattr(config, field)}: expected a number from 0 to {2**31 - 1}")
+    if not 0 < config.test_fraction < 1:
+        raise UserError(f"data.test_fraction={config.test_fraction}: expected a fraction between 0 and 1")
 
 
 def _split(arrays: cache.Arrays, split: str, selected: np.ndarray | None) -> Split:

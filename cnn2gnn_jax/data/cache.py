@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from cnn2gnn_jax import storage
+from cnn2gnn_jax.data.images import ImageError
 from cnn2gnn_jax.errors import UserError
 
-VERSION = 1  # to be raised whenever the same original files would give other arrays
+VERSION = 2  # to be raised whenever the same original files would give other arrays
 _SPLITS = ("train", "test")
 _ARRAYS = tuple(f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels"))
 _CHUNK = 1024
+_NAMED = 5  # unreadable images in an error
 
 
 class Damaged(Exception):
@@ -25,10 +27,13 @@ class Damaged(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """The images of a split, (H, W, C) uint8 each, with their labels, one after another; names are for errors."""
+    """The images of a split, (H, W, C) uint8 each, with their labels, one after another; names are for errors.
+
+    An image that cannot be read is there as its error.
+    """
 
     count: int
-    triples: Iterable[tuple[np.ndarray, int, str]]
+    triples: Iterable[tuple[np.ndarray | ImageError, int, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +46,12 @@ class Arrays:
 
 
 def write(
-    folder: pathlib.Path, name: str, classes: Sequence[str], splits: Mapping[str, Examples], source: Mapping[str, str]
+    folder: pathlib.Path,
+    name: str,
+    classes: Sequence[str],
+    splits: Mapping[str, Examples],
+    source: Mapping[str, str],
+    skip_unreadable: bool = False,
 ) -> None:
     """Writes a data set to `folder`, replacing what is there; call it under the folder's lock.
 
@@ -51,14 +61,24 @@ def write(
       classes: class names; labels index them.
       splits: `train` and `test`.
       source: what the arrays were made from, for the manifest.
+      skip_unreadable: whether images that cannot be read are left out; the manifest lists them.
 
     Raises:
-      UserError: a split is empty, images differ in shape, or a label has no class.
+      UserError: a split is empty, images differ in shape, a label has no class, or images cannot be read.
     """
     with storage.atomic_folder(folder) as beside:
         shape: tuple[int, ...] = ()
+        unreadable: list[str] = []
         for split in _SPLITS:
-            shape = _write_split(beside, f"{name}: {split}", split, splits[split], len(classes), shape)
+            shape = _write_split(beside, f"{name}: {split}", split, splits[split], len(classes), shape, unreadable)
+        if not skip_unreadable:
+            refuse_unreadable(name, unreadable)
+        if unreadable:
+            left = np.bincount(np.load(beside / "train_labels.npy", allow_pickle=False), minlength=len(classes))
+            if not left.all():
+                raise UserError(
+                    f"{name}: no training image of class {classes[int(left.argmin())]} can be read: replace them"
+                )
         mean, std = _mean_and_std(_histogram(_map(beside / "train_images.npy")))
         manifest = {
             "version": VERSION,
@@ -67,10 +87,21 @@ def write(
             "mean": mean,
             "std": std,
             "source": dict(source),
+            "unreadable": unreadable,
             "arrays": {key: _describe(beside / f"{key}.npy") for key in _ARRAYS},
         }
         manifest["fingerprint"] = storage.fingerprint(manifest)
         storage.write_json(beside / "manifest.json", manifest)
+
+
+def refuse_unreadable(name: str, unreadable: Sequence[str]) -> None:
+    """Raises UserError where there are any, naming the first of them."""
+    if unreadable:
+        more = f"; and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
+        raise UserError(
+            f"{name}: {len(unreadable)} images cannot be read ({'; '.join(unreadable[:_NAMED])}{more}): "
+            "replace or remove them, or set data.skip_unreadable=True to leave them out"
+        )
 
 
 def read(folder: pathlib.Path) -> Arrays | None:
@@ -101,15 +132,28 @@ def read(folder: pathlib.Path) -> Arrays | None:
 
 
 def _write_split(
-    folder: pathlib.Path, what: str, split: str, examples: Examples, classes: int, shape: tuple[int, ...]
+    folder: pathlib.Path,
+    what: str,
+    split: str,
+    examples: Examples,
+    classes: int,
+    shape: tuple[int, ...],
+    unreadable: list[str],
 ) -> tuple[int, ...]:
-    """Writes one split, whose images must be of `shape` where that is not (), and returns the shape they have."""
+    """Writes one split, whose images must be of `shape` where that is not (), and returns the shape they have.
+
+    Adds to `unreadable` what each of its images that cannot be read suffers from.
+    """
     if not examples.count:
         raise UserError(f"{what} has no images: expected some of every class")
     labels = np.empty(examples.count, np.int32)
     images: np.ndarray | None = None
     written = 0
+    missing = len(unreadable)
     for image, label, name in examples.triples:
+        if isinstance(image, ImageError):
+            unreadable.append(str(image))
+            continue
         if images is None:
             shape = shape or image.shape
             images = np.lib.format.open_memmap(folder / f"{split}_images.npy", "w+", np.uint8, (examples.count, *shape))
@@ -122,9 +166,17 @@ def _write_split(
             raise UserError(f"{name} has label {label}, expected 0 to {classes - 1}")
         images[written], labels[written] = image, label
         written += 1
-    assert images is not None and written == examples.count, (what, written, examples.count)
-    np.save(folder / f"{split}_labels.npy", labels, allow_pickle=False)
+    missing = len(unreadable) - missing
+    assert written + missing == examples.count, (what, written, missing, examples.count)
+    if images is None:
+        refuse_unreadable(what, unreadable)
+    assert images is not None
+    np.save(folder / f"{split}_labels.npy", labels[:written], allow_pickle=False)
     images.flush()  # type: ignore[attr-defined]
+    if missing:
+        path = folder / f"{split}_images.npy"
+        np.save(folder / "whole.npy", images[:written], allow_pickle=False)
+        (folder / "whole.npy").replace(path)
     return shape
 
 

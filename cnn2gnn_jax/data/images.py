@@ -1,15 +1,21 @@
 """Encoded image files to uint8 arrays of one size, and back to PNG."""
 
+import concurrent.futures
 import io
+import os
+import struct
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cnn2gnn_jax.errors import UserError
 
 MAX_PIXELS = 50_000_000
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
-_MODES_OF_8_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+_MODES_OF_8_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+_MODES_OF_16_BITS = ("I;16", "I;16L", "I;16B")
 
 
 class ImageError(UserError):
@@ -20,7 +26,9 @@ def decode(encoded: bytes, name: str, channels: int = 3, size: int = 0) -> np.nd
     """Decodes an image file.
 
     Args:
-      encoded: the file's bytes: JPEG, PNG, BMP or WebP, grey, palette, colour or with alpha (which is dropped).
+      encoded: the file's bytes: JPEG, PNG, BMP or WebP, grey, palette or colour. It is turned upright where its EXIF
+        data say how, laid on white where it is transparent, and cut to the upper 8 bits where it has 16 (as Pillow
+        does with 16 bits of colour).
       name: what to call it in errors.
       channels: 3 (RGB) or 1 (grey): whatever the file holds is converted.
       size: 0, or the side to which it is resized (see `resize`).
@@ -29,23 +37,37 @@ def decode(encoded: bytes, name: str, channels: int = 3, size: int = 0) -> np.nd
       (H, W, channels) uint8.
 
     Raises:
-      ImageError: it is damaged, larger than 50 megapixels, of another format or of more than 8 bits a channel.
+      ImageError: it is damaged, larger than 50 megapixels or of another format.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
-                raise ImageError(
-                    f"{name}: {file.width}x{file.height} pixels, more than {MAX_PIXELS:,}: shrink or remove it"
-                )
-            if file.mode not in _MODES_OF_8_BITS:
-                raise ImageError(f"{name}: pixels of mode {file.mode}: convert it to 8 bits a channel")
-            # Straight to RGB, Pillow would warn of a palette's transparency that is dropped.
-            image = file.convert("RGBA") if file.mode in ("P", "PA") else file
+                raise ImageError(f"{name}: {file.width}x{file.height} pixels, more than {MAX_PIXELS:,}")
+            if file.mode not in _MODES_OF_8_BITS + _MODES_OF_16_BITS:
+                raise ImageError(f"{name}: pixels of mode {file.mode}")
+            image = _opaque(ImageOps.exif_transpose(file))
             return _pixels(image.convert("L" if channels == 1 else "RGB"), size)
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{name}: no JPEG, PNG, BMP or WebP image: replace or remove it") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name}: damaged or too large an image ({error}): replace or remove it") from None
+        raise ImageError(f"{name}: no JPEG, PNG, BMP or WebP image") from None
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        raise ImageError(f"{name}: damaged or too large an image ({error})") from None
+
+
+def decode_all(
+    encoded: Sequence[bytes], names: Sequence[str], channels: int, size: int
+) -> list[np.ndarray | ImageError]:
+    """`decode` of many files at once; what cannot be used is there as its error."""
+
+    def decoded(content: bytes, name: str) -> np.ndarray | ImageError:
+        try:
+            return decode(content, name, channels, size)
+        except ImageError as error:
+            return error
+
+    with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        # Pillow's own limit lies above ours, and its other warnings are of metadata.
+        warnings.simplefilter("ignore")
+        return list(pool.map(decoded, encoded, names))
 
 
 def resize(image_HxWxC: np.ndarray, size: int) -> np.ndarray:
@@ -61,6 +83,15 @@ def encode_png(image_HxWxC: np.ndarray) -> bytes:
     # Level 1 is several times faster than the default and hardly larger on small photographs.
     Image.fromarray(image_HxWxC[..., 0] if grey else image_HxWxC).save(out, "PNG", compress_level=1)
     return out.getvalue()
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if image.mode in _MODES_OF_16_BITS:
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 def _pixels(image: Image.Image, size: int) -> np.ndarray:

@@ -18,21 +18,46 @@ from cnn2gnn_jax.data import cache, sources
 from cnn2gnn_jax.errors import UserError
 
 
-def arrays(name: str, image_size: int, manual_dir: str, cache_dir: pathlib.Path) -> cache.Arrays:
+def arrays(
+    name: str,
+    image_size: int,
+    manual_dir: str,
+    cache_dir: pathlib.Path,
+    skip_unreadable: bool = False,
+    split: sources.FolderSplit = sources.DEFAULT_SPLIT,
+) -> cache.Arrays:
     """The decoded data set, from its cache if that is sound, otherwise made anew; safe to call in many processes.
+
+    Args:
+      name: of the data set.
+      image_size: 0, or the side that images are resized to.
+      manual_dir: '' or where the original files are.
+      cache_dir: where caches are kept.
+      skip_unreadable: whether images that cannot be read are left out.
+      split: of an image folder without a test folder.
 
     Raises:
       UserError: the data set is unknown, or not at hand, or its files are wrong.
     """
     try:
-        return _arrays(name, image_size, manual_dir, cache_dir)
+        found = _arrays(name, image_size, manual_dir, cache_dir, skip_unreadable, split)
     except OSError as error:
         raise UserError(f"{name}: {error}") from error
+    if not skip_unreadable:
+        cache.refuse_unreadable(name, found.manifest["unreadable"])
+    return found
 
 
-def _arrays(name: str, image_size: int, manual_dir: str, cache_dir: pathlib.Path) -> cache.Arrays:
+def _arrays(
+    name: str,
+    image_size: int,
+    manual_dir: str,
+    cache_dir: pathlib.Path,
+    skip_unreadable: bool,
+    split: sources.FolderSplit,
+) -> cache.Arrays:
     downloads = cache_dir / "downloads"
-    source = sources.find(name, manual_dir, downloads)
+    source = sources.find(name, manual_dir, downloads, split)
     key = source.key if source else _only_key(name, image_size, cache_dir)
     if key is None:
         source = _fetch(name, manual_dir, downloads)
@@ -53,9 +78,11 @@ def _arrays(name: str, image_size: int, manual_dir: str, cache_dir: pathlib.Path
         if source is None and key == sources.published_key(name) and not _records_folder(name, key, cache_dir).exists():
             source = _fetch(name, manual_dir, downloads)
         logging.info("preparing %s in %s", name, folder)
-        _build(name, image_size, source, key, folder, cache_dir)
+        _build(name, image_size, source, key, folder, cache_dir, skip_unreadable)
         found = cache.read(folder)
         assert found is not None, folder
+        for reason in found.manifest["unreadable"]:
+            logging.warning("left out: %s", reason)
         return found
 
 
@@ -76,19 +103,20 @@ def _build(
     key: str,
     folder: pathlib.Path,
     cache_dir: pathlib.Path,
+    skip_unreadable: bool,
 ) -> None:
     if name == sources.DIGITS:
         _write_digits(folder, image_size)
         return
     # Imported here: TFDS costs a second, and most runs find the cache.
-    from cnn2gnn_jax.data import images, records
+    from cnn2gnn_jax.data import records
 
     origin = {"key": key, "path": str(source.path.absolute()) if source and source.path else ""}
 
     def write(version: pathlib.Path) -> None:
         classes, splits = records.examples(name, version, image_size)
         _check_classes(name, classes)
-        cache.write(folder, name, classes, splits, origin)
+        cache.write(folder, name, classes, splits, origin, skip_unreadable)
 
     if source and name not in sources.NAMES:
         assert source.path is not None
@@ -112,9 +140,9 @@ def _build(
             )
         sources.verify(name, source)
         try:
-            write(records.prepare(name, source.path, prepared_folder))
-        except images.ImageError:
-            shutil.rmtree(prepared_folder)  # or a mended file of the same size would not be read
+            write(records.prepare(name, source.path, prepared_folder, source.options))
+        except UserError:
+            shutil.rmtree(prepared_folder, ignore_errors=True)  # or a mended file of the same size would not be read
             raise
 
 

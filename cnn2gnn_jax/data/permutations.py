@@ -16,6 +16,7 @@ class Stream(enum.IntEnum):
     BATCH_ORDER = 3
     BATCH_CLASSES = 4
     DIGITS_SPLIT = 5
+    FOLDER_SPLIT = 6
 
 
 def permutation(n: int, stream: Stream, seed: int, part: int = 0) -> np.ndarray:

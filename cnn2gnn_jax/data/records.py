@@ -1,15 +1,12 @@
 """Data sets as TFDS stores them in array_record: preparing our own and reading any, without TensorFlow."""
 
-import concurrent.futures
 import contextlib
 import importlib
 import io
-import os
 import pathlib
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,13 +31,14 @@ class Damaged(UserError):
     """Records that cannot be read back."""
 
 
-def prepare(name: str, original: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+def prepare(name: str, original: pathlib.Path, folder: pathlib.Path, options: Mapping[str, Any]) -> pathlib.Path:
     """Writes one of our own data sets to `folder` as array_record, whole or not at all; call it under a lock.
 
     Args:
       name: a key of the builders.
       original: the folder or archive that holds the original files.
       folder: TFDS's data_dir, replaced.
+      options: the builder's own arguments.
 
     Returns:
       the folder of the prepared version, for `examples`.
@@ -50,7 +48,7 @@ def prepare(name: str, original: pathlib.Path, folder: pathlib.Path) -> pathlib.
         manual_dir=original if original.is_dir() else original.parent, try_download_gcs=False
     )
     with storage.atomic_folder(folder) as beside, tempfile.TemporaryDirectory() as unused, _quiet():
-        builder = builder_class(data_dir=beside, file_format="array_record")
+        builder = builder_class(data_dir=beside, file_format="array_record", **options)
         builder.download_and_prepare(download_dir=unused, download_config=config)
     return _version_folder(builder_class, folder)
 
@@ -71,7 +69,7 @@ def examples(name: str, version: pathlib.Path, image_size: int) -> tuple[list[st
 
     Raises:
       UserError: it is not in array_record, has no such splits or no image and label.
-      Damaged, images.ImageError: while the images are read.
+      Damaged: while the images are read.
     """
     with _quiet():
         builder = tfds.builder_from_directory(version)
@@ -110,26 +108,20 @@ def _version_folder(builder_class: type[tfds.core.GeneratorBasedBuilder], folder
 
 def _triples(
     builder: Any, what: str, split: str, channels: int, image_size: int
-) -> Iterator[tuple[np.ndarray, int, str]]:
+) -> Iterator[tuple[np.ndarray | images.ImageError, int, str]]:
     count = builder.info.splits[split].num_examples
     with _reading(builder, what):
         # Encoded: TFDS would decode with OpenCV or Pillow, whichever it finds, and their JPEG pixels differ.
         source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, count, _CHUNK):
-            with _reading(builder, what):
-                rows = source.__getitems__(list(range(start, min(start + _CHUNK, count))))
-            names = [
-                row["file_name"].decode() if "file_name" in row else f"{what} image {start + i}"
-                for i, row in enumerate(rows)
-            ]
-            encoded = [row["image"] for row in rows]
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", images.Image.DecompressionBombWarning)
-                decoded = list(
-                    pool.map(images.decode, encoded, names, [channels] * len(rows), [image_size] * len(rows))
-                )
-            yield from zip(decoded, (int(row["label"]) for row in rows), names, strict=True)
+    for start in range(0, count, _CHUNK):
+        with _reading(builder, what):
+            rows = source.__getitems__(list(range(start, min(start + _CHUNK, count))))
+        names = [
+            row["file_name"].decode() if "file_name" in row else f"{what} image {start + i}"
+            for i, row in enumerate(rows)
+        ]
+        decoded = images.decode_all([row["image"] for row in rows], names, channels, image_size)
+        yield from zip(decoded, (int(row["label"]) for row in rows), names, strict=True)
 
 
 @contextlib.contextmanager

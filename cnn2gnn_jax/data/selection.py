@@ -1,4 +1,4 @@
-"""Which images of a split are used: the first of each class, and a stratified part held out."""
+"""Which images of a split are used: the first of each class, and a class-balanced part held out."""
 
 import numpy as np
 
@@ -11,10 +11,18 @@ def first_of_each_class(labels: np.ndarray, limit: int) -> np.ndarray:
     return np.flatnonzero(rank_in_class(labels) < limit)
 
 
-def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(
+    labels: np.ndarray, fraction: float, seed: int, stream: Stream = Stream.HOLDOUT
+) -> tuple[np.ndarray, np.ndarray]:
     """Splits positions in two, class by class, at random: what stays and what is held out, each in order, int64.
 
     Of n images of a class, round(fraction * n) are held out, but at least 1 and at most n - 1.
+
+    Args:
+      labels: (n,).
+      fraction: of each class.
+      seed: chooses the images.
+      stream: the use it is for.
 
     Raises:
       UserError: a class has a single image.
@@ -26,7 +34,7 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
             "data.holdout to 0 or raise data.limit"
         )
     quota = np.clip(np.rint(fraction * counts).astype(np.int64), 1, counts - 1)
-    order = permutation(len(labels), Stream.HOLDOUT, seed)
+    order = permutation(len(labels), stream, seed)
     held = np.zeros(len(labels), bool)
     held[order] = rank_in_class(class_of[order]) < quota[class_of[order]]
     return np.flatnonzero(~held), np.flatnonzero(held)

@@ -9,9 +9,12 @@ import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from cnn2gnn_jax import storage
 from cnn2gnn_jax.data import download
+from cnn2gnn_jax.errors import UserError
 
 DIGITS = "digits"
 IMAGE_FOLDER = "image_folder"
@@ -41,10 +44,25 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Original files: a folder or archive (None for what scikit-learn brings along), and their key."""
+    """Original files: a folder or archive (None for what scikit-learn brings along), and their key.
+
+    `options` are arguments of the builder that reads them.
+    """
 
     path: pathlib.Path | None
     key: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSplit:
+    """What an image folder without a test folder is tested on: this part of each class, chosen with this seed."""
+
+    test_fraction: float = 0.2
+    split_seed: int = 0
+
+
+DEFAULT_SPLIT = FolderSplit()
 
 
 PUBLISHED = {
@@ -90,7 +108,7 @@ PUBLISHED = {
 NAMES = (DIGITS, *PUBLISHED, IMAGE_FOLDER)
 
 
-def find(name: str, manual_dir: str, downloads: pathlib.Path) -> Source | None:
+def find(name: str, manual_dir: str, downloads: pathlib.Path, split: FolderSplit = DEFAULT_SPLIT) -> Source | None:
     """The original files of a data set, or None where they are not at hand.
 
     Args:
@@ -98,12 +116,12 @@ def find(name: str, manual_dir: str, downloads: pathlib.Path) -> Source | None:
       manual_dir: '' or a folder of the user's: it may be the data set's own folder, its parent, or hold its archive;
         for a TFDS data set it is TFDS's data_dir.
       downloads: where `fetch` puts archives.
+      split: of an image folder without a test folder.
     """
     if name == DIGITS:
         return Source(None, storage.fingerprint(DIGITS))
     if name == IMAGE_FOLDER:
-        folder = pathlib.Path(manual_dir).expanduser()
-        return _folder_source(folder, ("train", test)) if manual_dir and (test := _test_folder(folder)) else None
+        return _image_folder_source(pathlib.Path(manual_dir).expanduser(), split) if manual_dir else None
     if name not in PUBLISHED:
         return _tfds_source(name, manual_dir)
     for place in [pathlib.Path(manual_dir).expanduser()] if manual_dir else [downloads]:
@@ -158,8 +176,9 @@ def wanted(name: str, manual_dir: str, downloads: pathlib.Path) -> str:
         return f"{name}: data.manual_dir={manual_dir} is no folder: set it to the one that holds the data set"
     if name == IMAGE_FOLDER:
         return (
-            f"{name}: found no train/ and test/ in {f'data.manual_dir={manual_dir}' if manual_dir else 'any folder'}: "
-            "set data.manual_dir to a folder that holds train/<class>/<image> and test/<class>/<image>"
+            f"{name}: {f'{manual_dir} holds no folder of images' if manual_dir else 'data.manual_dir is not set'}: "
+            "set data.manual_dir to a folder that holds <class>/<image>, or train/<class>/<image> and "
+            "test/<class>/<image>"
         )
     if name not in PUBLISHED:
         return (
@@ -204,9 +223,37 @@ def _missing(folder: pathlib.Path, files: tuple[str, ...]) -> list[str]:
     return [name for name in files if not (folder / name).exists()]
 
 
-def _test_folder(folder: pathlib.Path) -> str | None:
-    found = [name for name in TEST_FOLDERS if (folder / name).is_dir()]
-    return found[0] if found and (folder / "train").is_dir() else None
+def split_folders(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
+    """The folders of an image folder that hold one folder a class: to train on, and to test on where there is one.
+
+    Raises:
+      UserError: there is one to test on, and none to train on.
+    """
+    test = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
+    if (folder / "train").is_dir():
+        return folder / "train", test
+    if test is not None:
+        raise UserError(f"{folder} holds {test.name}/ but no train/: add train/<class>/<image>, or rename {test.name}/")
+    return folder, None
+
+
+def class_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folders in a folder, sorted by name; hidden ones are passed over."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _image_folder_source(folder: pathlib.Path, split: FolderSplit) -> Source | None:
+    if not folder.is_dir():
+        return None
+    train, test = split_folders(folder)
+    found = [path.relative_to(folder) for place in (train, test) if place for path in class_folders(place)]
+    if not found:
+        return None
+    source = _folder_source(folder, tuple(map(str, found)))
+    if test is not None:
+        return source
+    options = dataclasses.asdict(split)
+    return Source(folder, storage.fingerprint([source.key, options]), options)
 
 
 def _folder_source(folder: pathlib.Path, files: tuple[str, ...]) -> Source:

@@ -127,6 +127,9 @@ def create(name: str, hyper: Mapping[str, Any], axis_name: str | None = None) ->
 
     Raises:
       UserError: unknown name.
+
+    >>> create("kd", hyperparameters("kd", "resnet34", "resnet18")).teacher
+    ('logits',)
     """
     if name not in _REGISTRY:
         raise UserError(f"distiller {name!r} is unknown: choose one of {', '.join(sorted(_REGISTRY))}")

@@ -85,6 +85,12 @@ def create(
 
     Raises:
         UserError: unknown name or stem.
+
+    >>> import jax
+    >>> network, images = create("resnet8", 10), jnp.zeros((2, 32, 32, 3))
+    >>> outputs = network.apply(network.init(jax.random.key(0), images), images)
+    >>> outputs.logits.shape, outputs.pooled.shape
+    ((2, 10), (2, 64))
     """
     network = _find(name)
     if stem not in STEMS:
@@ -97,6 +103,9 @@ def parse_pair(word: str) -> tuple[str, str]:
 
     Raises:
         UserError: not two names joined by '-', or an unknown name.
+
+    >>> parse_pair("wrn_40_2-wrn_16_2")
+    ('wrn_40_2', 'wrn_16_2')
     """
     names = word.split("-")
     if len(names) != 2:

@@ -1,6 +1,7 @@
-"""Figures of a run: training curves, and the neighbours that the graph head gives to test images (Figure 3)."""
+"""Figures of a run: training curves, confusions, and the neighbours that the head gives to test images (Figure 3)."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,13 @@ from cnn2gnn_jax import storage
 from cnn2gnn_jax.data import Dataset
 
 _SAME, _OTHER = "#1a7f37", "#b0b0b0"
+_LONGEST = 18  # signs of a class name
+_MOST_NAMED = 30  # classes whose names and counts fit
+
+
+def _short(name: str) -> str:
+    """A class name that fits over a picture; `$` would begin a formula."""
+    return (name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…").replace("$", r"\$")
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
@@ -35,6 +43,33 @@ def curves(records: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """How many images of class i were taken for class j, (classes, classes)."""
+    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+    """The confusion matrix: a row for each true class, coloured by parts of its images, with counts where they fit."""
+    size = len(classes)
+    named = size <= _MOST_NAMED
+    side = max(3.0, 0.42 * size) if named else 8.0
+    figure = Figure(figsize=(side + 2, side + 1), layout="constrained")
+    axis = figure.subplots()
+    parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shown = axis.imshow(100 * parts, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(shown, ax=axis, label="of the true class (%)", shrink=0.7)
+    axis.set(xlabel="answer", ylabel="true class")
+    if named:
+        names = [_short(name) for name in classes]
+        axis.set_xticks(range(size), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+        axis.set_yticks(range(size), names, fontsize=8)
+        for i, j in np.argwhere(counts > 0):
+            color = "white" if parts[i, j] > 0.5 else "black"
+            axis.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=7, color=color)
+    axis.spines[:].set_visible(False)
+    return figure
+
+
 def neighbors(examples: list[dict[str, Any]], dataset: Dataset) -> Figure:
     """A row for each test image: the image, then its learned neighbours with their weights, strongest first.
 
@@ -46,14 +81,14 @@ def neighbors(examples: list[dict[str, Any]], dataset: Dataset) -> Figure:
     for row, example in zip(axes, examples, strict=True):
         label = int(dataset.test.labels[example["test_index"]])
         predicted = dataset.classes[example["predicted"]]
-        title = f"{dataset.classes[label]}\nanswer {predicted}\nself {example['self_weight']:.2f}"
+        title = f"{_short(dataset.classes[label])}\nanswer {_short(predicted)}\nself {example['self_weight']:.2f}"
         _picture(row[0], dataset.test.images[example["test_index"]], title, "black")
         for axis in row[1:]:
             axis.set_axis_off()
         for axis, (index, weight) in zip(row[1:], example["neighbors"], strict=False):
             same = int(dataset.train.labels[index]) == label
             name = dataset.classes[int(dataset.train.labels[index])]
-            _picture(axis, dataset.train.images[index], f"{name}\n{weight:.2f}", _SAME if same else _OTHER)
+            _picture(axis, dataset.train.images[index], f"{_short(name)}\n{weight:.2f}", _SAME if same else _OTHER)
     return figure
 
 

@@ -1,7 +1,7 @@
 """The table of a run."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _GRAPHS = {
@@ -30,7 +30,9 @@ def _mean_and_deviation(values: Iterable[float]) -> str:
 def _rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     if teacher := results["teacher"]:
-        rows.append((f"teacher {teacher['network']}", f"{teacher['accuracy']:.2f}", "", ""))
+        # Of given logits there are none for the test images.
+        accuracy = f"{teacher['accuracy']:.2f}" if "accuracy" in teacher else ""
+        rows.append((f"teacher {teacher['network']}", accuracy, "", ""))
     entries = results["accuracies"]
     for graph in dict.fromkeys(entry["graph"] for entry in entries):
         mine = [entry for entry in entries if entry["graph"] == graph]
@@ -72,6 +74,11 @@ def _notes(results: dict[str, Any]) -> list[str]:
         f"Accuracy in percent on all {results['dataset']['test_images']} test images of {results['dataset']['name']}; "
         f"recipe {student['recipe']}, {student['epoch']} epoch, seeds {', '.join(map(str, seeds))}."
     ]
+    if results["teacher"] and "accuracy" not in results["teacher"]:
+        notes.append(
+            f"The teacher's logits are those of {results['teacher']['network']}, "
+            f"{results['teacher']['train_accuracy']:.2f}% right on the training images."
+        )
     if student["kind"] == "graph":
         notes.append(
             "*Class-sorted batches leak labels through the graph: an audit, not an accuracy. "
@@ -100,8 +107,8 @@ def table(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """The same in Markdown, with costs and times."""
+def markdown(results: dict[str, Any], look: Sequence[str]) -> str:
+    """The same in Markdown, with what to look at, costs and times."""
     header = _HEADER if results["student"]["kind"] == "graph" else ("", "accuracy", "", "")
     lines = ["# Results", "", "| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in _rows(results)]
@@ -111,12 +118,18 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         *(note.replace("*", r"\*") for note in _notes(results)),
         "",
+        "## What to look at",
+        "",
+        *(f"- {line}" for line in look),
+        "",
         "## Costs",
         "",
         "| network | parameters | FLOPs to classify one image |",
         "|---|---:|---:|",
     ]
     for network in filter(None, (results["teacher"], results["student"])):
+        if "inference_flops" not in network:
+            continue
         flops = network["inference_flops"]
         flops = flops if isinstance(flops, dict) else {"": flops}
         for mechanism, count in flops.items():

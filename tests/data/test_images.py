@@ -33,19 +33,55 @@ def test_any_8_bit_image_becomes_rgb_or_grey(mode):
     assert images.decode(data, "x", channels=1).shape == (8, 8, 1)
 
 
-def test_grey_is_repeated_and_alpha_is_dropped():
+def on_white(rgb, alpha):
+    return rgb * (alpha / 255) + 255 * (1 - alpha / 255)
+
+
+def test_grey_is_repeated_and_what_is_transparent_lies_on_white():
     grey = noise(4, 4)
     np.testing.assert_array_equal(images.decode(encoded(grey), "x"), np.stack([grey] * 3, -1))
     rgba = noise(4, 4, 4)
-    np.testing.assert_array_equal(images.decode(encoded(rgba), "x"), rgba[..., :3])
+    np.testing.assert_allclose(images.decode(encoded(rgba), "x"), on_white(rgba[..., :3], rgba[..., 3:]), atol=1)
+    grey_and_alpha = noise(4, 4, 2)
+    found = images.decode(encoded(Image.fromarray(grey_and_alpha, "LA")), "x", channels=1)
+    np.testing.assert_allclose(found, on_white(grey_and_alpha[..., :1], grey_and_alpha[..., 1:]), atol=1)
 
 
-def test_a_palette_with_transparency_gives_its_colours():
+def test_a_palette_with_transparency_lies_on_white():
     palette = Image.fromarray(noise(4, 4)).convert("P")
+    alpha = np.arange(256)[np.asarray(palette)][..., None]
     data = encoded(palette, transparency=bytes(range(0, 256)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        np.testing.assert_array_equal(images.decode(data, "x"), np.asarray(palette.convert("RGB")))
+        found = images.decode(data, "x")
+    np.testing.assert_allclose(found, on_white(np.asarray(palette.convert("RGB")), alpha), atol=1)
+
+
+def test_sixteen_bits_keep_the_upper_eight():
+    deep = np.random.default_rng(0).integers(0, 1 << 16, (5, 6), np.uint16)
+    np.testing.assert_array_equal(images.decode(encoded(deep), "x", channels=1)[..., 0], deep >> 8)
+    np.testing.assert_array_equal(images.decode(encoded(deep), "x")[..., 2], deep >> 8)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [(1, lambda x: x), (3, lambda x: x[::-1, ::-1]), (6, lambda x: np.rot90(x, -1)), (8, np.rot90), (2, np.fliplr)],
+)
+def test_a_photograph_is_turned_upright(orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = noise(4, 6, 3)
+    np.testing.assert_array_equal(images.decode(encoded(image, exif=exif), "x"), upright(image))
+
+
+def test_many_are_decoded_in_order_and_errors_keep_their_place():
+    good = [noise(3, 3 + i, 3) for i in range(5)]
+    data = [encoded(image) for image in good]
+    data[2] = data[2][:40]
+    found = images.decode_all(data, [f"{i}.png" for i in range(5)], 3, 0)
+    assert str(found[2]).startswith("2.png: ")
+    for i in (0, 1, 3, 4):
+        np.testing.assert_array_equal(found[i], good[i])
 
 
 @pytest.mark.parametrize(
@@ -56,7 +92,6 @@ def test_a_palette_with_transparency_gives_its_colours():
         (encoded(noise(30, 30, 3))[:-200], "damaged"),
         (encoded(noise(30, 30, 3), "JPEG")[:-200], "damaged"),
         (encoded(Image.new("RGB", (4, 4)), "TIFF"), "no JPEG, PNG"),
-        (encoded(np.zeros((4, 4), np.uint16)), "mode I;16: convert it to 8 bits"),
         (encoded(Image.new("1", (10_000, 6_000))), "10000x6000 pixels, more than 50,000,000"),
         (encoded(Image.new("1", (20_000, 10_000))), "damaged or too large"),
     ],

@@ -288,8 +288,68 @@ def test_wrong_folders_of_images_are_refused(tmp_path, config, image_folder):
     shutil.rmtree(image_folder / "val" / "wasp")
     for split in ("train", "val"):
         shutil.rmtree(image_folder / split / "bee")
-    with pytest.raises(UserError, match="image_folder: 1 class, expected at least 2"):
+    with pytest.raises(UserError, match=r"train holds 1 class \(ant\)"):
         data.load(settings, tmp_path / "cache")
+    shutil.rmtree(image_folder / "train")
+    with pytest.raises(UserError, match=r"holds val/ but no train/"):
+        data.load(settings, tmp_path / "cache")
+    shutil.rmtree(image_folder / "val")
+    with pytest.raises(UserError, match=r"mine holds no folder of images: set data.manual_dir"):
+        data.load(settings, tmp_path / "cache")
+
+
+def flat(image_folder):
+    """The same images in one folder a class."""
+    for name in ("ant", "bee"):
+        for i, path in enumerate(sorted(image_folder.glob(f"*/{name}/*.png"))):
+            (image_folder / name).mkdir(exist_ok=True)
+            path.rename(image_folder / name / f"{i}.png")
+    for split in ("train", "val"):
+        shutil.rmtree(image_folder / split)
+
+
+def test_without_a_test_folder_each_class_is_split_by_a_seed(tmp_path, config, image_folder):
+    flat(image_folder)
+
+    def load(**fields):
+        return data.load(config(name="image_folder", manual_dir=image_folder, **fields), tmp_path / "cache")
+
+    def pictures(split):
+        return {image.tobytes() for image in split.images}
+
+    first, again, other = load(test_fraction=0.3), load(test_fraction=0.3), load(test_fraction=0.3, split_seed=1)
+    assert first.train.labels.tolist() == [0] * 4 + [1] * 4 and first.test.labels.tolist() == [0] * 2 + [1] * 2
+    everything = {np.asarray(Image.open(path)).tobytes() for path in image_folder.rglob("*.png")}
+    assert pictures(first.train) | pictures(first.test) == everything
+    assert not pictures(first.train) & pictures(first.test)
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    with pytest.raises(UserError, match="data.test_fraction"):
+        load(test_fraction=1.0)
+    for path in sorted((image_folder / "bee").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(UserError, match=r"class bee has 1 image \(.*0.png\)"):
+        load()
+
+
+def test_unreadable_images_are_listed_and_left_out_only_if_asked(tmp_path, config, image_folder, caplog):
+    settings = config(name="image_folder", manual_dir=image_folder, image_size=8)
+    whole = data.load(settings, tmp_path / "cache")
+    (image_folder / "train" / "ant" / "1.png").write_bytes(b"no image")
+    broken = image_folder / "val" / "bee" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:-30])
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"2 images cannot be read \(ant/1.png: no JPEG.*; bee/0.png: damaged"):
+            data.load(settings, tmp_path / "cache")
+        with caplog.at_level("WARNING", logger="absl"):
+            left = data.load(config(**vars(settings) | {"skip_unreadable": True}), tmp_path / "cache")
+    assert [line for line in caplog.messages if "ant/1.png" in line and "left out" in line]
+    np.testing.assert_array_equal(left.train.images, np.delete(whole.train.images, 1, axis=0))
+    np.testing.assert_array_equal(left.test.images, np.delete(whole.test.images, 2, axis=0))
+    assert left.test.labels.tolist() == [0, 0, 1]
+    for path in (image_folder / "train" / "bee").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="no training image of class bee can be read"):
+        data.load(config(**vars(settings) | {"skip_unreadable": True}), tmp_path / "cache")
 
 
 def test_what_tfds_has_prepared_is_read(tmp_path, config, image_folder):

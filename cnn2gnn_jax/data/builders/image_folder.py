@@ -1,21 +1,34 @@
-"""A folder of the user's own images: train/<class>/<image> and test/<class>/<image>."""
+"""A folder of the user's own images: <class>/<image>, or train/<class>/<image> and test/<class>/<image>."""
 
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from cnn2gnn_jax.data import sources
+from cnn2gnn_jax.data import selection, sources
+from cnn2gnn_jax.data.permutations import Stream
 from cnn2gnn_jax.errors import UserError
+
+Files = dict[str, list[pathlib.Path]]  # by class
 
 
 class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Classes are the sub-folders of train/, sorted by name; images are sorted by name within a class."""
+    """Classes are the sub-folders, sorted by name; images are sorted by name within a class.
+
+    Without a folder to test on, `test_fraction` and `split_seed` choose what is tested on.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir must hold train/<class>/<image> and test/ (or val/) likewise."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "manual_dir must hold <class>/<image>, or such folders in train/ and test/ (or val/)."
+    )
+
+    def __init__(self, *, test_fraction: float = 0.2, split_seed: int = 0, **arguments: Any) -> None:
+        self._split = sources.FolderSplit(test_fraction, split_seed)
+        super().__init__(**arguments)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -33,34 +46,60 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
-        root = pathlib.Path(dl_manager.manual_dir)
-        test_folder = next(root / name for name in sources.TEST_FOLDERS if (root / name).is_dir())
-        train, test = files_by_class(root / "train"), files_by_class(test_folder)
+        train_folder, test_folder = sources.split_folders(pathlib.Path(dl_manager.manual_dir))
+        train = files_by_class(train_folder)
+        if len(train) < 2:
+            raise UserError(f"{train_folder} holds 1 class ({next(iter(train))}): expected 2 or more folders of images")
+        if test_folder is None:
+            train, test = divide(train, self._split)
+        else:
+            test = files_by_class(test_folder)
         if unknown := sorted(set(test) - set(train)):
-            raise UserError(f"{test_folder}: class {unknown[0]} is not in {root / 'train'}: add or remove it")
+            raise UserError(f"{test_folder}: class {unknown[0]} is not in {train_folder}: add or remove it")
         self.info.features["label"].names = sorted(train)
         return {"train": self._generate_examples(train, train), "test": self._generate_examples(test, train)}
 
-    def _generate_examples(
-        self, files: dict[str, list[pathlib.Path]], classes: dict[str, list[pathlib.Path]]
-    ) -> Iterator[Any]:
+    def _generate_examples(self, files: Files, classes: Files) -> Iterator[Any]:
         examples = ((k, path) for k, name in enumerate(sorted(classes)) for path in files.get(name, ()))
         for i, (label, path) in enumerate(examples):
             yield i, {"image": path.read_bytes(), "label": label, "file_name": f"{path.parent.name}/{path.name}"}
 
 
-def files_by_class(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+def files_by_class(folder: pathlib.Path) -> Files:
     """The image files in each sub-folder of `folder`, sorted by name; hidden ones are passed over.
 
     Raises:
-      UserError: a sub-folder holds no image.
+      UserError: there is no sub-folder, or one holds no image.
     """
-    files: dict[str, list[pathlib.Path]] = {}
-    for sub in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    files: Files = {}
+    for sub in sources.class_folders(folder):
         visible = sorted(path for path in sub.iterdir() if path.is_file() and not path.name.startswith("."))
         files[sub.name] = [path for path in visible if path.suffix.lower() in sources.IMAGE_SUFFIXES]
         if not files[sub.name]:
             raise UserError(f"{sub} holds no image ({', '.join(sources.IMAGE_SUFFIXES)}): add some or remove it")
         if len(visible) > len(files[sub.name]):
             logging.warning("%s: %d files are no images and not read", sub, len(visible) - len(files[sub.name]))
+    if not files:
+        raise UserError(f"{folder} holds no folder of images: expected one for each class")
     return files
+
+
+def divide(files: Files, split: sources.FolderSplit) -> tuple[Files, Files]:
+    """Files to train and to test on, class by class.
+
+    Raises:
+      UserError: a class has a single image.
+    """
+    for name, paths in files.items():
+        if len(paths) < 2:
+            raise UserError(f"class {name} has 1 image ({paths[0]}): expected 2 or more, to train and to test on")
+    pairs = [(name, path) for name in sorted(files) for path in files[name]]
+    labels = np.unique([name for name, _ in pairs], return_inverse=True)[1]
+    train: Files = {name: [] for name in files}
+    test: Files = {name: [] for name in files}
+    parts = selection.hold_out(labels, split.test_fraction, split.split_seed, Stream.FOLDER_SPLIT)
+    for found, positions in zip((train, test), parts, strict=True):
+        for position in positions:
+            name, path = pairs[position]
+            found[name].append(path)
+    return train, test

@@ -1,0 +1,278 @@
+"""Classes of new images, by a trained student or by an exported bundle.
+
+python -m cnn2gnn_jax.predict --workdir=DIR IMAGE_OR_FOLDER... [--format=table|json|csv] [--neighbors=K]
+"""
+
+import csv
+import functools
+import io
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cnn2gnn_jax import bundle, cli, gnn, trained
+from cnn2gnn_jax.data import batches, images, sources
+from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.metrics import say
+from cnn2gnn_jax.trained import Trained
+
+FORMATS = ("table", "json", "csv")
+_BATCH = 50  # images in a call of Mechanism 1, whose answers do not depend on it
+_NAMED = 5  # unreadable images in an error
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+class Pictures(NamedTuple):
+    """Images as the student takes them: their files, and (N, H, W, C) uint8."""
+
+    names: list[str]
+    pixels: np.ndarray
+
+
+def read_pictures(
+    paths: Sequence[pathlib.Path], image_shape: tuple[int, int, int], skip_unreadable: bool = False
+) -> Pictures:
+    """Image files, prepared as those of the data set were.
+
+    Args:
+      paths: files, and folders, of which all image files at any depth are taken in the order of their names.
+      image_shape: (H, W, C) of the data set.
+      skip_unreadable: whether to leave out, with a line each, what cannot be read.
+
+    Raises:
+      UserError: there is no image, or one cannot be read.
+    """
+    height, width, channels = image_shape
+    files = [file for path in paths for file in _files(path)]
+    names, pixels, unreadable = [], [], []
+    for start in range(0, len(files), 100):
+        part = files[start : start + 100]
+        content = [_content(file) for file in part]
+        decoded = images.decode_all(content, [str(file) for file in part], channels, height if height == width else 0)
+        for file, image in zip(part, decoded, strict=True):
+            if isinstance(image, images.ImageError):
+                unreadable.append(str(image))
+            elif image.shape != image_shape:
+                found = "x".join(map(str, image.shape[1::-1]))
+                unreadable.append(f"{file}: {found} pixels, and the student takes {width}x{height}")
+            else:
+                names.append(str(file))
+                pixels.append(image)
+    if unreadable and not skip_unreadable:
+        more = f"; and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
+        raise UserError(
+            f"{len(unreadable)} of {len(files)} files cannot be read ({'; '.join(unreadable[:_NAMED])}{more}): "
+            "replace or remove them, or leave them out with --skip_unreadable"
+        )
+    for reason in unreadable:
+        say(f"left out: {_plain(reason)}")
+    if not pixels:
+        raise UserError(f"no image to classify: none of {len(files)} files can be read")
+    return Pictures(names, np.stack(pixels))
+
+
+def _content(file: pathlib.Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _files(path: pathlib.Path) -> list[pathlib.Path]:
+    if path.is_dir():
+        found = [file for file in path.rglob("*") if file.suffix.lower() in sources.IMAGE_SUFFIXES and file.is_file()]
+        visible = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        if not visible:
+            raise UserError(f"{path} holds no image ({', '.join(sources.IMAGE_SUFFIXES)}): give a folder that does")
+        return sorted(visible)
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give an image, or a folder of images")
+    return [path]
+
+
+def by_student(
+    student: Trained, pictures: Pictures, mechanism: str = trained.MECHANISMS[0], neighbors: int = 0
+) -> list[dict[str, Any]]:
+    """A student's answers: `image`, `class` and `probability`, and the `neighbors` if asked for.
+
+    Args:
+      student: as opened.
+      pictures: N images, more than the sparsity for batch_by_batch, which takes them in batches in a seeded order.
+      mechanism: see `trained.answer`.
+      neighbors: how many, strongest first. Under one_by_one they are anchors, each with its `class`, the `index` of
+        the training image and its `weight`; under batch_by_batch the other images of the batch, with the class and
+        index of their nearest anchor. Weights are the image's row of A, its self-loop included, scaled to sum to 1.
+
+    Raises:
+      UserError: too few images, or neighbours of a student without a graph.
+    """
+    recorded, module = student.recorded, student.student.module
+    if neighbors and (not isinstance(module, gnn.GraphStudent) or module.graph == "off"):
+        raise UserError(f"{recorded.workdir} holds a student without a graph: ask for no neighbours")
+    count, size, order = len(pictures.names), _BATCH, np.arange(len(pictures.names))
+    if mechanism == "batch_by_batch" and isinstance(module, gnn.GraphStudent):
+        section = recorded.config.evaluate
+        size, order = section.batch_size, batches.shuffled_order(count, section.order_seed)
+        least = count // -(-count // size)
+        if module.graph in gnn.SPARSE_GRAPHS and module.sparsity + 1 > least:
+            raise UserError(
+                f"batch_by_batch links each image to {module.sparsity} others: "
+                f"found {count} images, expected at least {module.sparsity + 1} in each batch of up to {size}"
+            )
+    indices, masks = batches.evaluation_batches(count, size, order)
+    if mechanism == "one_by_one":  # always of one size, so that one program serves
+        indices = np.pad(indices, ((0, 0), (0, _BATCH - indices.shape[1])), mode="edge")
+        masks = np.pad(masks, ((0, 0), (0, _BATCH - masks.shape[1])))
+    ask = jax.jit(functools.partial(trained.answer, student, mechanism=mechanism))
+    rows: list[dict[str, Any]] = [{} for _ in range(count)]
+    for index, mask in zip(indices, masks, strict=True):
+        found = jax.device_get(ask(pictures.pixels[index], mask=mask))
+        for k, position in enumerate(index):
+            if mask[k]:
+                rows[position] = _row(pictures.names[position], found.probabilities[k], recorded.classes)
+                if neighbors:
+                    one_by_one = mechanism == "one_by_one"
+                    links = (_anchors if one_by_one else _batch)(student, pictures, found, index, mask, k)
+                    rows[position] |= {
+                        "self_weight": float(
+                            np.mean([w[-1 if one_by_one else k] for w in (w[k] for w in found.links)])
+                        ),
+                        "neighbors": sorted(links, key=lambda link: -link["weight"])[:neighbors],
+                    }
+    return rows
+
+
+def by_bundle(opened: bundle.Bundle, pictures: Pictures) -> list[dict[str, Any]]:
+    """A bundle's answers, as those of `by_student`."""
+    indices, masks = batches.evaluation_batches(len(pictures.names), min(_BATCH, len(pictures.names)))
+    ask = jax.jit(opened.call)
+    parts = [np.asarray(ask(pictures.pixels[index]))[mask] for index, mask in zip(indices, masks, strict=True)]
+    return [
+        _row(name, found, opened.classes) for name, found in zip(pictures.names, np.concatenate(parts), strict=True)
+    ]
+
+
+def _row(name: str, probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    best = int(np.argmax(probabilities))
+    return {"image": name, "class": classes[best], "probability": float(probabilities[best])}
+
+
+def _anchors(
+    student: Trained, pictures: Pictures, found: trained.Answer, index: np.ndarray, mask: np.ndarray, k: int
+) -> Iterable[dict[str, Any]]:
+    del pictures, index, mask
+    anchors = student.recorded.anchors
+    assert anchors is not None
+    for batch, links in enumerate(found.links):
+        for column in np.flatnonzero(np.asarray(links[k, :-1]) > 0):
+            yield {
+                "class": student.recorded.classes[int(anchors["labels"][batch, column])],
+                "index": int(anchors["index"][batch, column]),
+                "weight": float(links[k, column]) / len(found.links),
+            }
+
+
+def _batch(
+    student: Trained, pictures: Pictures, found: trained.Answer, index: np.ndarray, mask: np.ndarray, k: int
+) -> Iterable[dict[str, Any]]:
+    anchors = student.recorded.anchors
+    assert anchors is not None
+    for column in np.flatnonzero(mask):
+        weight = float(np.mean([links[k, column] for links in found.links]))
+        if column != k and weight > 0:
+            link: dict[str, Any] = {"image": pictures.names[index[column]], "weight": weight}
+            if (nearest := int(found.nearest[0][column])) >= 0:
+                link |= {
+                    "class": student.recorded.classes[int(anchors["labels"][0, nearest])],
+                    "index": int(anchors["index"][0, nearest]),
+                }
+            yield link
+
+
+def _plain(text: str) -> str:
+    """Text without what a terminal would act on."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
+def as_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The answers for a terminal; under each image the neighbours that it was linked to."""
+    width = max(len(_plain(row["image"])) for row in rows)
+    class_width = max(len(_plain(row["class"])) for row in rows)
+    lines = []
+    for row in rows:
+        lines.append(f"{_plain(row['image']):{width}}  {_plain(row['class']):{class_width}}  {row['probability']:.4f}")
+        if "neighbors" in row:
+            lines.append(f"    {row['self_weight']:.4f}  itself")
+        for link in row.get("neighbors", ()):
+            what = [f"training image {link['index']}, {_plain(link['class'])}"] if "index" in link else []
+            if "image" in link:
+                what = [_plain(link["image"]), *(f"nearest to {text}" for text in what)]
+            lines.append(f"    {link['weight']:.4f}  {', '.join(what)}")
+    return "\n".join(lines)
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """The answers as CSV, a line an image; text that a spreadsheet would take for a formula begins with a quote."""
+    most = max(len(row.get("neighbors", ())) for row in rows)
+    fields = ("image", "class", "index", "weight")
+    header = ["image", "class", "probability"]
+    if "self_weight" in rows[0]:
+        header += ["self_weight", *(f"neighbor_{k}_{field}" for k in range(1, most + 1) for field in fields)]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        cells = [row["image"], row["class"], f"{row['probability']:.6f}"]
+        if "self_weight" in row:
+            cells.append(f"{row['self_weight']:.6f}")
+            for link in row["neighbors"]:
+                weight = f"{link['weight']:.6f}"
+                cells += [link.get("image", ""), link.get("class", ""), str(link.get("index", "")), weight]
+        cells += [""] * (len(header) - len(cells))
+        writer.writerow([f"'{cell}" if cell.startswith(_FORMULA) else cell for cell in cells])
+    return out.getvalue().rstrip("\n")
+
+
+_WRITERS: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
+    "table": as_table,
+    "json": lambda rows: json.dumps(rows, indent=1),
+    "csv": as_csv,
+}
+
+
+def main() -> None:
+    """Reads the command line, prints the answers."""
+    parser = cli.Parser(prog="python -m cnn2gnn_jax.predict", description="Classes of new images.")
+    parser.add_argument("paths", nargs="+", metavar="IMAGE_OR_FOLDER", type=pathlib.Path)
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--workdir", type=pathlib.Path, help="of a finished run")
+    place.add_argument("--bundle", type=pathlib.Path, help="made by cnn2gnn_jax.export")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
+    parser.add_argument(
+        "--neighbors", type=int, default=0, metavar="K", help="show the K strongest links of each image"
+    )
+    parser.add_argument("--mechanism", choices=trained.MECHANISMS, default=trained.MECHANISMS[0])
+    parser.add_argument("--skip_unreadable", action="store_true", help="leave out, with a line each, what is no image")
+    given = parser.parse_args()
+    if given.neighbors < 0:
+        raise UserError(f"--neighbors is {given.neighbors}: expected 0 or more")
+    if given.bundle is not None:
+        if given.neighbors or given.mechanism != trained.MECHANISMS[0]:
+            raise UserError("a bundle answers one by one and without its neighbours: give --workdir for these")
+        opened = bundle.read(given.bundle)
+        pictures = read_pictures(given.paths, opened.image_shape, given.skip_unreadable)
+        rows = by_bundle(opened, pictures)
+    else:
+        student = trained.open_student(given.workdir)
+        pictures = read_pictures(given.paths, student.recorded.image_shape, given.skip_unreadable)
+        rows = by_student(student, pictures, given.mechanism, given.neighbors)
+    sys.stdout.write(_WRITERS[given.format](rows) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,145 @@
+"""A run: its complete config, its data and its places on disk, and what its workdir keeps of them.
+
+A workdir holds all that its student needs to answer for new images: the data set need not be there.
+"""
+
+import pathlib
+import zipfile
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from cnn2gnn_jax import config as configs
+from cnn2gnn_jax import data, evaluate, storage
+from cnn2gnn_jax.data import Dataset
+from cnn2gnn_jax.errors import UserError
+
+
+class Run(NamedTuple):
+    """What every stage reads: the complete config, the data, and the places on disk."""
+
+    config: FrozenConfigDict
+    dataset: Dataset
+    teacher_folder: pathlib.Path
+    workdir: pathlib.Path
+    fingerprint: str
+
+
+def begin(config: ConfigDict, workdir: pathlib.Path | None = None) -> Run:
+    """The run of a config as a config file gives it; `workdir` None for `runs/<config.name>-<fingerprint>`.
+
+    Raises:
+      UserError: wrong config, data missing or damaged, a workdir of another config.
+    """
+    complete = configs.resolve(config)
+    cache = pathlib.Path(complete.cache_dir).expanduser()
+    if complete.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(cache / "compilation"))
+        # By default JAX keeps only what took a second, and a run compiles dozens of smaller programs.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    dataset = data.load(complete.data, cache)
+    configs.check_data(complete, dataset)
+    fingerprint = configs.student_fingerprint(complete, dataset.fingerprint)
+    folder = pathlib.Path("runs") / f"{complete.name}-{fingerprint}" if workdir is None else workdir
+    _refuse_another(folder, fingerprint)
+    teacher_folder = cache / "teachers" / configs.teacher_fingerprint(complete, dataset.fingerprint)
+    return Run(complete, dataset, teacher_folder, folder, fingerprint)
+
+
+def _refuse_another(workdir: pathlib.Path, fingerprint: str) -> None:
+    path = workdir / "config.json"
+    if path.exists() and (found := storage.read_json(path).get("fingerprint")) != fingerprint:
+        raise UserError(
+            f"{workdir} holds a run of another config (fingerprint {found}, this one's is {fingerprint}): "
+            "choose another --workdir, or none for one of its own"
+        )
+
+
+def record(run: Run) -> None:
+    """Writes what the run is to its workdir, for `reopen`."""
+    train = run.dataset.train
+    facts = {
+        "format": configs.FORMAT,
+        "fingerprint": run.fingerprint,
+        "teacher_folder": str(run.teacher_folder.absolute()),
+        "dataset_fingerprint": run.dataset.fingerprint,
+        "dataset": {
+            "classes": list(run.dataset.classes),
+            "image_shape": list(train.images.shape[1:]),
+            "train_images": len(train),
+            "mean": list(run.dataset.mean),
+            "std": list(run.dataset.std),
+        },
+        "config": run.config.to_dict(),
+    }
+    storage.write_json(run.workdir / "config.json", facts)
+    if run.config.student.kind == "graph":
+        index = np.stack(evaluate.anchor_sets(train.labels, run.config.evaluate))
+        with storage.atomic_path(run.workdir / "anchors.npz") as beside, open(beside, "wb") as file:
+            np.savez(file, index=index, labels=train.labels[index], images=train.images[index])
+
+
+class Recorded(NamedTuple):
+    """What a workdir tells of its run.
+
+    teacher_folder: of the teacher, which may have gone since.
+    classes: the name of label k at position k.
+    image_shape: (H, W, C).
+    train_images: how many there were.
+    mean, std: of the images.
+    anchors: of a graph student, `index` (K, A), `labels` (K, A) and `images` (K, A, H, W, C) uint8 of K batches.
+    """
+
+    config: FrozenConfigDict
+    workdir: pathlib.Path
+    teacher_folder: pathlib.Path
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    train_images: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    anchors: dict[str, np.ndarray] | None
+
+
+def read(workdir: pathlib.Path) -> Recorded:
+    """What `record` has written.
+
+    Raises:
+      UserError: there is no run, it is of another version, or damaged.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{workdir} is no workdir (it has no config.json): give one that cnn2gnn_jax.main has trained in"
+        )
+    facts = storage.read_json(path)
+    if facts.get("format") != configs.FORMAT:
+        raise UserError(
+            f"{workdir} is of another version (format {facts.get('format')}, expected {configs.FORMAT}): "
+            "run its own command again with this one"
+        )
+    path = workdir / "anchors.npz"
+    try:
+        config = configs.resolve(ConfigDict(facts["config"]))
+        dataset = facts["dataset"]
+        height, width, channels = dataset["image_shape"]
+        anchors = None
+        if config.student.kind == "graph":
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                anchors = {name: arrays[name] for name in ("index", "labels", "images")}
+        return Recorded(
+            config,
+            workdir,
+            pathlib.Path(facts["teacher_folder"]),
+            tuple(dataset["classes"]),
+            (height, width, channels),
+            dataset["train_images"],
+            tuple(dataset["mean"]),
+            tuple(dataset["std"]),
+            anchors,
+        )
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        what = " ".join(str(error).split())
+        raise UserError(f"{workdir} is damaged or of another version ({what}): run its own command again") from None

@@ -1,0 +1,118 @@
+"""What a trained student is worth: its anchors, and its accuracies under every protocol, kept on disk."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from cnn2gnn_jax import config as configs
+from cnn2gnn_jax import evaluate, gnn, storage, train
+from cnn2gnn_jax.fit import Load
+from cnn2gnn_jax.metrics import say
+from cnn2gnn_jax.runs import Run
+from cnn2gnn_jax.task import Task
+from cnn2gnn_jax.train import TrainState
+
+EXAMPLES = 10  # test images whose neighbours are recorded
+_FORMAT = 2  # raised when other things are recorded
+
+
+def anchors_of(
+    run: Run, task: Task, state: TrainState, train_inputs: np.ndarray
+) -> tuple[evaluate.Anchors, list[np.ndarray]]:
+    """The anchors of the protocol, and their training indices."""
+    assert isinstance(task.module, gnn.GraphStudent)
+    labels = run.dataset.train.labels
+    indices = evaluate.anchor_sets(labels, run.config.evaluate)
+    columns = [
+        evaluate.anchor_columns(
+            task.module,
+            state.variables,
+            train_inputs[index],
+            train.head_rows(task, state, index),
+            task.mean,
+            task.std,
+        )
+        for index in indices
+    ]
+    return evaluate.Anchors(columns, [labels[index] for index in indices]), indices
+
+
+def held_out_accuracy(
+    run: Run, task: Task, state: TrainState, train_inputs: np.ndarray, inputs: np.ndarray, labels: np.ndarray
+) -> float:
+    """Percent right on held-out images, for choosing an epoch."""
+    variables = state.variables
+    if not isinstance(task.module, gnn.GraphStudent):
+        return evaluate.accuracy(
+            evaluate.network_outputs(task.module, variables, inputs, task.mean, task.std)[0], labels
+        )
+    anchors, _ = anchors_of(run, task, state, train_inputs)
+    return evaluate.one_by_one_accuracy(task.module, variables, anchors, inputs, labels, task.mean, task.std)
+
+
+def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A student's accuracies under every protocol, computed unless they are on disk under `name`.
+
+    `inputs` are its raw inputs, by split. `predicted` are the classes of the test images, one by one of a graph.
+    """
+    path = run.workdir / "evaluations" / f"{name}.json"
+    fingerprint = storage.fingerprint([_FORMAT, run.fingerprint, configs.plain(run.config.evaluate)])
+    if path.exists():
+        found = storage.read_json(path)
+        if found.get("fingerprint") == fingerprint:
+            return found
+    say(f"evaluating {name}")
+    start, state = time.monotonic(), load()
+    dataset, section = run.dataset, run.config.evaluate
+    variables = state.variables
+    common = {"method": run.config.method, "seed": task.seed, "epoch": task.recipe.epoch}
+    entries: list[dict[str, Any]] = []
+    examples: list[dict[str, Any]] = []
+    predicted: list[np.ndarray] = []
+    if isinstance(task.module, gnn.GraphStudent):
+        anchors, indices = anchors_of(run, task, state, inputs["train"])
+        settings = [(task.module.graph, task.module)]
+        if task.module.graph != "off":
+            settings.append(("off_at_test", task.module.clone(graph="off")))
+            if task.module.graph in gnn.SPARSE_GRAPHS:
+                examples = evaluate.neighbor_examples(
+                    task.module,
+                    variables,
+                    anchors.columns[0],
+                    indices[0],
+                    inputs["test"],
+                    evaluate.one_of_each_class(dataset.test.labels, EXAMPLES),
+                    task.mean,
+                    task.std,
+                )
+        for graph, module in settings:
+            found_entries = evaluate.graph_protocols(
+                module,
+                variables,
+                anchors,
+                inputs["test"],
+                dataset.test.labels,
+                task.mean,
+                task.std,
+                batch_size=section.batch_size,
+                order_seed=section.order_seed,
+                reading=section.reading,
+            )
+            predicted += [entry.pop("predicted") for entry in found_entries]
+            entries += [{**common, "graph": graph, **entry} for entry in found_entries]
+    else:
+        logits, _ = evaluate.network_outputs(task.module, variables, inputs["test"], task.mean, task.std)
+        accuracy = evaluate.accuracy(logits, dataset.test.labels)
+        predicted.append(np.argmax(logits, axis=-1))
+        entries = [{**common, "graph": None, "mechanism": None, "batch_order": None, "accuracy": accuracy}]
+    seconds = round(time.monotonic() - start, 3)
+    result = {
+        "fingerprint": fingerprint,
+        "accuracies": entries,
+        "examples": examples,
+        "predicted": predicted[0].tolist(),
+        "seconds": seconds,
+    }
+    storage.write_json(path, result)
+    return result

@@ -1,0 +1,29 @@
+"""A folder of your own images: DIR/<class>/<image>, or DIR/train/<class>/<image> and DIR/test/<class>/<image>.
+
+python -m cnn2gnn_jax.main --config=configs/image_folder.py --config.data.manual_dir=DIR --workdir=runs/mine
+python -m cnn2gnn_jax.predict --workdir=runs/mine IMAGE_OR_FOLDER...
+python -m cnn2gnn_jax.export --workdir=runs/mine --out=BUNDLE
+"""
+
+from configs import base
+
+
+def get_config(word=""):
+    config = base.get_config()
+    config.name = config.data.name = "image_folder"
+    config.data.image_size = 32
+    config.teacher.network = config.student.network = "resnet8"
+    config.teacher.train.recipe = "crd"
+    config.teacher.train.epochs = 40
+    config.student.stem_widths = (32, 64, 128, 128)
+    config.student.train.epochs = 40
+    config.student.train.batch_size = 50
+    config.student.sparsity = 10
+    config.evaluate.batch_size = 50
+    return base.with_word(config, word, smoke=_smoke)
+
+
+def _smoke(config):
+    """Seconds to a minute: enough to see that a folder is as it should be."""
+    config.name += "-smoke"
+    config.teacher.train.epochs = config.student.train.epochs = 3

@@ -1,0 +1,116 @@
+"""A bundle gives the student's answers, without this package, and is refused unless it is whole."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnn2gnn_jax import bundle, export, predict, storage, trained
+from cnn2gnn_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def made(finished_run, tmp_path_factory):
+    """A run's student, its bundle and what was measured."""
+    workdir, _ = finished_run
+    folder = tmp_path_factory.mktemp("export") / "bundle"
+    return trained.open_student(workdir), folder, export.write(workdir, folder)
+
+
+@pytest.mark.parametrize("count", [1, 3, 100])
+def test_any_number_of_images_is_answered_as_by_the_student(made, count):
+    student, folder, _ = made
+    images = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 1), np.uint8)
+    expected = jax.jit(lambda images: trained.answer(student, images).probabilities)(images)
+    found = bundle.read(folder).call(images)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(np.sum(found, axis=-1), 1, atol=1e-5)
+
+
+def test_it_is_lowered_for_cpus_and_gpus_with_no_row_of_the_table_but_the_anchors(made):
+    student, folder, _ = made
+    module = jax.export.deserialize(bytearray((folder / bundle.MODEL).read_bytes()))
+    assert module.platforms == ("cpu", "cuda")
+    anchors = student.anchors[0]
+    assert anchors.rows.kernel.shape == (100, 256)
+    weights = sum(leaf.size for leaf in jax.tree.leaves((student.student.variables, anchors)))
+    assert len(module.mlir_module_serialized) < 4 * weights * 1.2
+
+
+def test_size_and_latency_stand_beside_the_teachers(made):
+    _, folder, measured = made
+    assert set(measured) == {"student", "teacher"}
+    assert all(set(facts["milliseconds"]) == {"1", "100"} for facts in measured.values())
+    manifest = storage.read_json(folder / bundle.MANIFEST)
+    assert manifest["measured"]["student"] == measured["student"]
+    assert measured["student"]["bytes"] == (folder / bundle.MODEL).stat().st_size
+    assert len(export.table(measured).splitlines()) == 3
+
+
+def test_the_readmes_ten_lines_answer_without_this_package(made, tmp_path):
+    student, folder, _ = made
+    [block] = [b for b in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if "BUNDLE" in b]
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 13, 4), np.uint8)  # with alpha
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    program = (
+        "import sys\n"
+        "for name in ('cnn2gnn_jax', 'flax', 'ml_collections', 'orbax', 'tensorflow_datasets'):\n"
+        "    sys.modules[name] = None\n"
+        + block.replace("BUNDLE", str(folder)).replace('"RGB"', '"L"')  # digits are grey
+        + "\nprint(json.dumps(probabilities.tolist()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    pictures = predict.read_pictures(sorted(tmp_path.glob("*.png")), student.recorded.image_shape)
+    expected = trained.answer(student, pictures.pixels).probabilities
+    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), expected, atol=1e-5)
+
+
+def test_what_is_no_whole_bundle_of_this_version_is_refused(made, tmp_path):
+    _, folder, _ = made
+    other = tmp_path / "bundle"
+    other.mkdir()
+    manifest = storage.read_json(folder / bundle.MANIFEST)
+    module = (folder / bundle.MODEL).read_bytes()
+    (other / bundle.MODEL).write_bytes(module)
+    for changes, message in (
+        ({"format": 2}, r"of another version \(format 2, expected 1\)"),
+        ({"files": {}}, "is damaged"),
+        ({"platforms": ["tpu"]}, "is for tpu, and this is cpu"),
+    ):
+        storage.write_json(other / bundle.MANIFEST, manifest | changes)
+        with pytest.raises(UserError, match=message):
+            bundle.read(other)
+    storage.write_json(other / bundle.MANIFEST, manifest)
+    (other / bundle.MODEL).write_bytes(module[:-1])
+    with pytest.raises(UserError, match="sha256"):
+        bundle.read(other)
+    (other / bundle.MODEL).write_bytes(module[:1000])
+    facts = manifest["files"][bundle.MODEL] | {"sha256": storage.sha256(other / bundle.MODEL)}
+    storage.write_json(other / bundle.MANIFEST, manifest | {"files": {bundle.MODEL: facts}})
+    with pytest.raises(UserError, match="cannot be read by JAX"):
+        bundle.read(other)
+
+
+def test_only_a_bundle_is_replaced(made, tmp_path):
+    student, folder, _ = made
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    for taken in (tmp_path / "mine", tmp_path / "mine" / "letter.txt"):
+        with pytest.raises(UserError, match="is there and no bundle"):
+            export.write(student.recorded.workdir, taken)
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+    bundle.write(tmp_path / "new", student, (folder / bundle.MODEL).read_bytes(), {})
+    bundle.write(tmp_path / "new", student, (folder / bundle.MODEL).read_bytes(), {"again": True})
+    assert bundle.read(tmp_path / "new").manifest["again"]

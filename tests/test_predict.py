@@ -1,0 +1,264 @@
+"""Predictions of a finished run: prepared as the cache was, independent of one another, every mistake one line."""
+
+import csv
+import io
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnn2gnn_jax import bundle, data, export, pipeline, predict, storage, trained
+from cnn2gnn_jax.errors import UserError
+from configs import digits
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def finished(cache, workdir, **fields):
+    config = digits.get_config("smoke")
+    config.cache_dir, config.tensorboard, config.evaluate.graph_off = str(cache), False, False
+    config.student.stem_widths, config.student.sparsity, config.student.train.epochs = (8, 16), 20, 2
+    config.update_from_flattened_dict(fields)
+    return workdir, pipeline.run(config, workdir)
+
+
+@pytest.fixture(scope="module")
+def done(finished_run):
+    return finished_run
+
+
+@pytest.fixture(scope="module")
+def student(done):
+    return trained.open_student(done[0])
+
+
+@pytest.fixture(scope="module")
+def dataset(cache, done):
+    config = trained.open_student(done[0]).recorded.config
+    return data.load(config.data, cache)
+
+
+@pytest.fixture(scope="module")
+def folder(dataset, tmp_path_factory):
+    """Test images as PNG files in folders by class, the hundredth first in order."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(120):
+        path = folder / dataset.classes[dataset.test.labels[i]] / f"{i:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(dataset.test.images[i, ..., 0]).save(path)
+    return folder
+
+
+def change(path, **fields):
+    storage.write_json(path, storage.read_json(path) | fields)
+
+
+def test_every_test_image_is_answered_as_the_evaluation_did(done, student, dataset):
+    pictures = predict.Pictures([str(i) for i in range(len(dataset.test))], dataset.test.images)
+    for mechanism in trained.MECHANISMS:
+        rows = predict.by_student(student, pictures, mechanism)
+        right = [row["class"] == dataset.classes[label] for row, label in zip(rows, dataset.test.labels, strict=True)]
+        expected = [
+            entry["accuracy"]
+            for entry in done[1]["accuracies"]
+            if (entry["graph"], entry["mechanism"]) == ("learned", mechanism)
+            and entry["batch_order"] in (None, "shuffled")
+        ]
+        assert 100 * np.mean(right) == pytest.approx(expected[0], abs=0.3)
+
+
+def test_files_are_prepared_as_the_cache_was(folder, student, dataset):
+    pictures = predict.read_pictures([folder], student.recorded.image_shape)
+    assert len(pictures.names) == 120
+    for name, pixels in zip(pictures.names, pictures.pixels, strict=True):
+        np.testing.assert_array_equal(pixels, dataset.test.images[int(pathlib.Path(name).stem)])
+
+
+def test_one_by_one_an_answer_does_not_depend_on_the_images_beside_it(folder, student):
+    pictures = predict.read_pictures([folder], student.recorded.image_shape)
+    together = predict.by_student(student, pictures, neighbors=4)
+    for position in (0, 57, 119):
+        alone = predict.Pictures([pictures.names[position]], pictures.pixels[position : position + 1])
+        [row] = predict.by_student(student, alone, neighbors=4)
+        assert row["class"] == together[position]["class"]
+        assert row["probability"] == pytest.approx(together[position]["probability"], abs=1e-6)
+        assert [n["index"] for n in row["neighbors"]] == [n["index"] for n in together[position]["neighbors"]]
+
+
+def test_neighbours_are_the_anchors_that_the_report_shows(done, student, dataset):
+    examples = done[1]["examples"]
+    index = [example["test_index"] for example in examples]
+    rows = predict.by_student(
+        student, predict.Pictures([str(i) for i in index], dataset.test.images[index]), neighbors=8
+    )
+    for row, example in zip(rows, examples, strict=True):
+        assert row["class"] == dataset.classes[example["predicted"]]
+        assert row["self_weight"] == pytest.approx(example["self_weight"], abs=1e-5)
+        found = {n["index"]: n["weight"] for n in row["neighbors"]}
+        assert found == pytest.approx(dict(example["neighbors"]), abs=1e-5)
+        for neighbor in row["neighbors"]:
+            assert neighbor["class"] == dataset.classes[dataset.train.labels[neighbor["index"]]]
+
+
+def test_under_batch_by_batch_neighbours_are_images_of_the_batch(folder, student):
+    pictures = predict.read_pictures([folder], student.recorded.image_shape)
+    rows = predict.by_student(student, pictures, "batch_by_batch", neighbors=200)
+    for row in rows:
+        assert {n["image"] for n in row["neighbors"]} < set(pictures.names) - {row["image"]}
+        assert row["self_weight"] + sum(n["weight"] for n in row["neighbors"]) == pytest.approx(1, abs=1e-4)
+    few = predict.Pictures(pictures.names[:20], pictures.pixels[:20])
+    with pytest.raises(UserError, match="found 20 images, expected at least 21"):
+        predict.by_student(student, few, "batch_by_batch")
+
+
+def test_formats_hold_the_same_and_a_formula_is_text():
+    rows = [
+        {"image": "=1+1.png", "class": "@x", "probability": 0.25, "self_weight": 0.5, "neighbors": []},
+        {
+            "image": "b\x1b[2J.png",
+            "class": "-y, z",
+            "probability": 1.0,
+            "self_weight": 0.5,
+            "neighbors": [{"class": "+k", "index": 3, "weight": 0.5}],
+        },
+    ]
+    found = list(csv.DictReader(io.StringIO(predict.as_csv(rows))))
+    assert [row["image"] for row in found] == ["'=1+1.png", "b\x1b[2J.png"]
+    assert [row["class"] for row in found] == ["'@x", "'-y, z"]
+    assert found[1]["neighbor_1_class"] == "'+k" and found[1]["neighbor_1_index"] == "3"
+    assert found[0]["neighbor_1_weight"] == ""
+    table = predict.as_table(rows)
+    assert "\x1b" not in table and "0.2500" in table and "training image 3, +k" in table
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "ce", "student.network": "resnet8", "data.holdout": 0.2, "student.train.epoch": "best"},
+        {"student.backbone": "teacher", "evaluate.anchor_batches": 2},
+        {
+            "method": "gnn",
+            "student.graph": "inner_product",
+            "student.backbone": "pixels",
+            "student.train.optimizer": "adamw",
+        },
+    ],
+)
+def test_every_kind_of_student_answers_and_exports(cache, tmp_path, fields):
+    workdir, results = finished(cache, tmp_path / "run", **fields)
+    opened = trained.open_student(workdir)
+    test = data.load(opened.recorded.config.data, cache).test
+    pictures = predict.Pictures([str(i) for i in range(len(test))], test.images)
+    rows = predict.by_student(opened, pictures)
+    right = [row["class"] == opened.recorded.classes[label] for row, label in zip(rows, test.labels, strict=True)]
+    assert 100 * np.mean(right) == pytest.approx(results["accuracies"][0]["accuracy"], abs=0.3)
+    bundle.write(tmp_path / "bundle", opened, bundle.of_student(opened), {})
+    of_bundle = predict.by_bundle(bundle.read(tmp_path / "bundle"), pictures)
+    for one, other in zip(rows, of_bundle, strict=True):
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
+    if not opened.is_graph:
+        with pytest.raises(UserError, match="without a graph"):
+            predict.by_student(opened, pictures, neighbors=1)
+    change(workdir / "config.json", teacher_folder="/nowhere")
+    if opened.features is None:
+        trained.open_student(workdir)
+    else:
+        with pytest.raises(UserError, match=r"the teacher of .*run is not there .*run the run's own command again"):
+            trained.open_student(workdir)
+
+
+def test_a_workdir_needs_no_data_set(done, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(done[0], moved)
+    facts = storage.read_json(moved / "config.json")
+    facts["config"]["cache_dir"] = facts["teacher_folder"] = "/nowhere"
+    storage.write_json(moved / "config.json", facts)
+    assert export.teacher_module(trained.open_student(moved)) is None
+
+
+DAMAGE = {
+    "another version": (lambda w: change(w / "config.json", format=0), "of another version (format 0, expected 1)"),
+    "no config": (lambda w: (w / "config.json").unlink(), "is no workdir"),
+    "not JSON": (lambda w: (w / "config.json").write_text("{"), "is damaged"),
+    "no such field": (lambda w: change(w / "config.json", config={}), "damaged or of another version"),
+    "anchors cut": (lambda w: (w / "anchors.npz").write_bytes(b"PK\x03\x04"), "damaged or of another version"),
+    "no checkpoints": (lambda w: shutil.rmtree(w / "checkpoints"), "is not there"),
+    "another network": (
+        lambda w: change(
+            w / "config.json",
+            config=(c := storage.read_json(w / "config.json")["config"]) | {"student": c["student"] | {"hidden": 8}},
+        ),
+        "a student of another version",
+    ),
+    "not finished": (
+        lambda w: change(
+            w / "config.json",
+            config=(c := storage.read_json(w / "config.json")["config"])
+            | {"student": c["student"] | {"train": c["student"]["train"] | {"epochs": 9}}},
+        ),
+        "for 28 of 126 steps",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_workdir_that_cannot_be_used_says_why(done, tmp_path, damage):
+    workdir = tmp_path / "run"
+    shutil.copytree(done[0], workdir)
+    action, message = DAMAGE[damage]
+    action(workdir)
+    with pytest.raises(UserError) as raised:
+        trained.open_student(workdir)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def command(*arguments, module="predict"):
+    program = [sys.executable, "-m", f"cnn2gnn_jax.{module}", *map(str, arguments)]
+    return subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_prints_json(done, folder):
+    answered = command(f"--workdir={done[0]}", folder / "3", "--format=json", "--neighbors=2")
+    assert answered.returncode == 0, answered.stderr
+    rows = json.loads(answered.stdout)
+    assert len(rows) == len(list((folder / "3").iterdir()))
+    assert all(len(row["neighbors"]) <= 2 and 0 < row["probability"] <= 1 for row in rows)
+
+
+WRONG = {
+    "no workdir": (["x.png"], "--workdir --bundle is required"),
+    "no such workdir": (["--workdir=/nowhere", "x.png"], "/nowhere is no workdir"),
+    "no such image": (["--workdir={run}", "/nowhere.png"], "/nowhere.png does not exist"),
+    "no image": (["--workdir={run}", "README.md"], "README.md: no JPEG, PNG, BMP or WebP image"),
+    "no folder of images": (["--workdir={run}", "{run}/checkpoints"], "holds no image"),
+    "no such format": (["--workdir={run}", "x.png", "--format=xml"], "xml"),
+    "no bundle": (["--bundle={run}", "x.png"], "is no bundle"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_mistake_is_one_line(done, capsys, monkeypatch, wrong):
+    arguments, message = WRONG[wrong]
+    monkeypatch.setattr(sys, "argv", ["predict", *(argument.format(run=done[0]) for argument in arguments)])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        predict.cli.run(predict.main)
+    found = capsys.readouterr()
+    assert ended.value.code == 2 and found.out == ""
+    [line] = found.err.strip().splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+def test_unreadable_images_are_left_out_only_if_asked(student, folder, tmp_path):
+    pictures = tmp_path / "pictures"
+    shutil.copytree(folder / "3", pictures)
+    count = len(list(pictures.iterdir()))
+    (pictures / "broken.png").write_bytes(b"no")
+    with pytest.raises(UserError, match=rf"1 of {count + 1} files cannot be read \(.*broken.png: no JPEG"):
+        predict.read_pictures([pictures], student.recorded.image_shape)
+    assert len(predict.read_pictures([pictures], student.recorded.image_shape, True).names) == count
