@@ -18,7 +18,20 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax import data, distillers, evaluate, gnn, networks, report, results, storage, teacher_logits, train
+from cnn2gnn_jax import (
+    data,
+    distillers,
+    evaluate,
+    gnn,
+    networks,
+    parallel,
+    processes,
+    report,
+    results,
+    storage,
+    teacher_logits,
+    train,
+)
 from cnn2gnn_jax.data import Dataset
 from cnn2gnn_jax.distillers import maps
 from cnn2gnn_jax.errors import UserError
@@ -32,13 +45,14 @@ EXAMPLES = 10  # test images whose neighbours are recorded
 
 
 class Run(NamedTuple):
-    """What every stage reads: the complete config, the data, and the places on disk."""
+    """What every stage reads: the complete config, the data, the places on disk, and the devices."""
 
     config: FrozenConfigDict
     dataset: Dataset
     teacher_folder: pathlib.Path
     workdir: pathlib.Path
     fingerprint: str
+    devices: parallel.Devices
 
 
 def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = STAGES[-1]) -> dict[str, Any] | None:
@@ -50,7 +64,7 @@ def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = ST
       stage: one of STAGES.
 
     Returns:
-      The results if the chain ran to the evaluation, otherwise None.
+      The results if the chain ran to the evaluation, otherwise None; of several processes, to the first alone.
 
     Raises:
       UserError: wrong config, data missing or damaged, a workdir of another config or in use.
@@ -63,17 +77,18 @@ def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = ST
         jax.config.update("jax_compilation_cache_dir", str(cache / "compilation"))
         # By default JAX keeps only what took a second, and a run compiles dozens of smaller programs.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    dataset = data.load(complete.data, cache)
+    devices = parallel.create(complete.parallel)
+    dataset = processes.first_before_others(lambda: data.load(complete.data, cache))
     configs.check_data(complete, dataset)
     fingerprint = configs.student_fingerprint(complete, dataset.fingerprint)
     folder = pathlib.Path("runs") / f"{complete.name}-{fingerprint}" if workdir is None else workdir
     _refuse_another(folder, fingerprint)
     teacher_folder = cache / "teachers" / configs.teacher_fingerprint(complete, dataset.fingerprint)
-    with storage.lock(folder / ".lock", wait=False):
+    with processes.first_holds(storage.lock(folder / ".lock", wait=False)):
         facts = {"fingerprint": fingerprint, "dataset_fingerprint": dataset.fingerprint, "config": complete.to_dict()}
-        storage.write_json(folder / "config.json", facts)
+        processes.on_first(lambda: storage.write_json(folder / "config.json", facts))
         say(f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images; workdir {folder}")
-        return _stages(Run(complete, dataset, teacher_folder, folder, fingerprint), STAGES.index(stage))
+        return _stages(Run(complete, dataset, teacher_folder, folder, fingerprint, devices), STAGES.index(stage))
 
 
 def _refuse_another(workdir: pathlib.Path, fingerprint: str) -> None:
@@ -88,7 +103,7 @@ def _refuse_another(workdir: pathlib.Path, fingerprint: str) -> None:
 def _stages(run: Run, last: int) -> dict[str, Any] | None:
     load_teacher = cached = None
     if configs.needs_teacher(run.config):
-        with storage.lock(run.teacher_folder / ".lock", wait=True):
+        with processes.first_holds(storage.lock(run.teacher_folder / ".lock", wait=True)):
             load_teacher = train_teacher(run)
             if last >= STAGES.index("logits"):
                 cached = teacher_outputs(run, load_teacher)
@@ -102,11 +117,16 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
     if last < STAGES.index("evaluate"):
         return None
     entries = [evaluate_student(run, task, load, cached) for task, load in students]
-    found = _results(run, cached, entries)
-    storage.write_json(run.workdir / "results.json", found)
-    if last >= STAGES.index("report"):
-        report.write(run.workdir, found, run.dataset)
-    return found
+    found: dict[str, Any] = {}
+
+    def finish() -> None:
+        found.update(_results(run, cached, entries))
+        storage.write_json(run.workdir / "results.json", found)
+        if last >= STAGES.index("report"):
+            report.write(run.workdir, found, run.dataset)
+
+    processes.on_first(finish)
+    return found or None
 
 
 # Teacher ------------------------------------------------------------------------------------------------------------
@@ -141,7 +161,9 @@ def train_teacher(run: Run) -> Load:
     def score(task: Task, state: TrainState) -> float:
         assert dataset.holdout is not None
         variables = state.variables
-        logits, _ = evaluate.network_outputs(task.module, variables, dataset.holdout.images, task.mean, task.std)
+        logits, _ = evaluate.network_outputs(
+            task.module, variables, dataset.holdout.images, task.mean, task.std, devices=run.devices
+        )
         return evaluate.accuracy(logits, dataset.holdout.labels)
 
     [load] = _fit(
@@ -182,7 +204,7 @@ def teacher_outputs(run: Run, load: Load) -> CachedOutputs:
         logits, pooled, facts = {}, {}, {}
         for name, split in splits.items():
             logits[name], pooled[name] = evaluate.network_outputs(
-                task.module, variables, split.images, task.mean, task.std
+                task.module, variables, split.images, task.mean, task.std, devices=run.devices
             )
             facts[f"{name}_accuracy"] = evaluate.accuracy(logits[name], split.labels)
         return logits, pooled, {**facts, "seconds": round(time.monotonic() - start, 3)}
@@ -192,7 +214,9 @@ def teacher_outputs(run: Run, load: Load) -> CachedOutputs:
     def attention_maps() -> tuple[teacher_logits.Blocks, dict[str, Any]]:
         say(f"computing the attention maps of teacher {run.config.teacher.network}")
         variables = load().variables
-        batches = evaluate.attention_maps(task.module, variables, splits["train"].images, task.mean, task.std)
+        batches = evaluate.attention_maps(
+            task.module, variables, splits["train"].images, task.mean, task.std, devices=run.devices
+        )
         return ({f"train_{i}": array for i, array in enumerate(batch, 1)} for batch in batches), {}
 
     logits, facts = teacher_logits.ensure(
@@ -350,11 +374,12 @@ def _score(
 ) -> float:
     variables = state.variables
     if not isinstance(task.module, gnn.GraphStudent):
-        return evaluate.accuracy(
-            evaluate.network_outputs(task.module, variables, inputs, task.mean, task.std)[0], labels
-        )
+        logits, _ = evaluate.network_outputs(task.module, variables, inputs, task.mean, task.std, devices=run.devices)
+        return evaluate.accuracy(logits, labels)
     anchors, _ = _anchors(run, task, state, train_inputs)
-    return evaluate.one_by_one_accuracy(task.module, variables, anchors, inputs, labels, task.mean, task.std)
+    return evaluate.one_by_one_accuracy(
+        task.module, variables, anchors, inputs, labels, task.mean, task.std, run.devices
+    )
 
 
 def _fit(run: Run, jobs: Sequence[Job], **arguments: Any) -> list[Load]:
@@ -363,6 +388,7 @@ def _fit(run: Run, jobs: Sequence[Job], **arguments: Any) -> list[Load]:
         every_seconds=run.config.checkpoint.every_seconds,
         residency=run.config.data.residency,
         tensorboard=run.workdir / "tensorboard" if run.config.tensorboard else None,
+        devices=run.devices,
         **arguments,
     )
 
@@ -383,7 +409,7 @@ def _anchors(
             task.module,
             state.variables,
             train_inputs[index],
-            train.head_rows(task, state, index),
+            train.head_rows(task, state, index, run.devices),
             task.mean,
             task.std,
         )
@@ -396,10 +422,8 @@ def evaluate_student(run: Run, task: Task, load: Load, cached: CachedOutputs | N
     """A student's accuracies under every protocol, computed unless they are on disk."""
     path = run.workdir / "evaluations" / f"{student_name(task)}.json"
     fingerprint = storage.fingerprint([run.fingerprint, configs.plain(run.config.evaluate)])
-    if path.exists():
-        found = storage.read_json(path)
-        if found.get("fingerprint") == fingerprint:
-            return found
+    if processes.agreed(path.exists() and storage.read_json(path).get("fingerprint") == fingerprint):
+        return storage.read_json(path)
     say(f"evaluating {student_name(task)}")
     start, state = time.monotonic(), load()
     inputs, dataset, section = student_inputs(run, cached), run.dataset, run.config.evaluate
@@ -435,15 +459,18 @@ def evaluate_student(run: Run, task: Task, load: Load, cached: CachedOutputs | N
                 batch_size=section.batch_size,
                 order_seed=section.order_seed,
                 reading=section.reading,
+                devices=run.devices,
             )
             entries += [{**common, "graph": graph, **entry} for entry in found_entries]
     else:
-        logits, _ = evaluate.network_outputs(task.module, variables, inputs["test"], task.mean, task.std)
+        logits, _ = evaluate.network_outputs(
+            task.module, variables, inputs["test"], task.mean, task.std, devices=run.devices
+        )
         accuracy = evaluate.accuracy(logits, dataset.test.labels)
         entries = [{**common, "graph": None, "mechanism": None, "batch_order": None, "accuracy": accuracy}]
     seconds = round(time.monotonic() - start, 3)
     result = {"fingerprint": fingerprint, "accuracies": entries, "examples": examples, "seconds": seconds}
-    storage.write_json(path, result)
+    processes.on_first(lambda: storage.write_json(path, result))
     return result
 
 
@@ -467,5 +494,6 @@ def _results(run: Run, cached: CachedOutputs | None, evaluated: list[dict[str, A
         "accuracies": [entry for one in evaluated for entry in one["accuracies"]],
         "examples": evaluated[0]["examples"],
         "seconds": seconds,
+        "devices": run.devices.count,
         "versions": results.versions(),
     }
