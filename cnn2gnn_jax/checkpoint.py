@@ -44,14 +44,18 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def restore(self, like: Any) -> Any:
-        """The newest state, shaped `like` (arrays or their shapes).
+        """The newest state, shaped `like` (shapes with the shardings that say where to put it).
+
+        However many devices wrote it: rows that fill up the head's table for their number are added or dropped.
 
         Raises:
           UserError: it cannot be read, or has other shapes.
         """
         step = self.newest()
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(jax.eval_shape(lambda: like)))
         try:
+            saved = ocp.StandardCheckpointHandler().metadata(self.folder.absolute() / f"step_{step}" / "state")
+            _check_shapes(saved, like)
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(like, strict=False))
             return self._manager.restore(step, args=args).state
         except Exception as error:  # Orbax and its storage raise many kinds
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
@@ -67,3 +71,29 @@ class Checkpoints:
     def facts(self) -> dict[str, Any]:
         """The JSON facts saved with the newest state."""
         return self._manager.restore(self.newest(), args=ocp.args.Composite(facts=ocp.args.JsonRestore())).facts
+
+
+def newest_step(folder: pathlib.Path) -> int | None:
+    """The step of the newest checkpoint in a folder that may be missing, looked up by this process alone."""
+    steps = [int(name) for path in folder.glob("step_*") if (name := path.name.removeprefix("step_")).isdigit()]
+    return max(steps, default=None)
+
+
+def _check_shapes(saved: Any, like: Any) -> None:
+    """Raises ValueError if two states differ in more than the rows of the head's table."""
+    found, expected = ({_name(path): leaf.shape for path, leaf in _leaves(tree)} for tree in (saved, like))
+    if found.keys() != expected.keys():
+        raise ValueError(f"it lacks or adds {sorted(found.keys() ^ expected.keys())[0]}")
+    for name, shape in expected.items():
+        rows = 1 if name.startswith("table/") else 0
+        if found[name][rows:] != shape[rows:]:
+            raise ValueError(f"{name} is {list(found[name])}, expected {list(shape)}")
+
+
+def _leaves(tree: Any) -> list:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _name(path: Any) -> str:
+    """`table/values/kernel`, whether a part is a key, an attribute or a position."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from cnn2gnn_jax import distillers, gnn, inference, networks, storage, teacher_logits
+from cnn2gnn_jax import distillers, gnn, inference, networks, parallel, storage, teacher_logits
 from cnn2gnn_jax.data import Dataset, batches
 from cnn2gnn_jax.errors import UserError
 
@@ -63,6 +63,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "seed": _SEED,
     "seeds": (1, 10_000),
     "checkpoint.every_seconds": (0, math.inf),
+    "parallel.devices": (0, 1e6),
     "teacher.seed": _SEED,
     "student.stem_widths": (1, 100_000),
     "student.head_widths": (1, 100_000),
@@ -146,12 +147,22 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     _check_distill(config)
     if config.teacher.logits_file:
         _check_logits_file(config)
+    _resolve_parallel(config)
     _choice("data.residency", config.data.residency, ("auto", "device", "host"))
     _choice("compute_dtype", config.compute_dtype, ("float32", "bfloat16"))
     _choice("evaluate.reading", config.evaluate.reading, inference.READINGS)
     if not config.evaluate.anchors:
         config.evaluate.anchors = config.student.train.batch_size
     return FrozenConfigDict(config)
+
+
+def _resolve_parallel(config: ConfigDict) -> None:
+    section = config.parallel
+    _choice("parallel.backend", section.backend, parallel.BACKENDS)
+    if section.seeds and section.shard_head:
+        raise UserError("parallel.seeds keeps each student whole on a device: leave parallel.shard_head out")
+    if section.shard_head and config.student.train.head_update != "rows":
+        raise UserError("parallel.shard_head needs student.train.head_update rows, which sgd allows: found dense")
 
 
 def _check_distill(config: ConfigDict) -> None:

@@ -15,6 +15,7 @@ from cnn2gnn_jax.data import augment, batches
 from cnn2gnn_jax.distillers import maps
 from cnn2gnn_jax.gnn import SPARSE_GRAPHS, Columns, GraphStudent, HeadRows
 from cnn2gnn_jax.networks import Outputs
+from cnn2gnn_jax.parallel import ONE, Devices
 
 ORDERS = ("shuffled", "class_sorted")
 
@@ -33,14 +34,17 @@ def _attention_maps(outputs: Outputs) -> list[jax.Array]:
 
 @functools.lru_cache(maxsize=8)  # so that each module is compiled once
 def _network(
-    take: Callable[[Outputs], list[jax.Array]], module: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]
+    take: Callable[[Outputs], list[jax.Array]],
+    module: nn.Module,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    devices: Devices,
 ) -> Callable:
-    @jax.jit
     def outputs(variables, images):
         found: Any = module.apply(variables, _prepare(images, mean, std), train=False)
         return take(found)
 
-    return outputs
+    return devices.batchwise(outputs)
 
 
 def _by_batches(
@@ -51,12 +55,13 @@ def _by_batches(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     batch_size: int,
+    devices: Devices,
 ) -> Iterator[list[np.ndarray]]:
-    """What `take` takes of a CNN's outputs, float32, for all raw inputs in their order, `batch_size` at a time."""
-    indices, masks = batches.evaluation_batches(len(inputs), min(batch_size, len(inputs)))
-    run = _network(take, module, mean, std)
-    for index, mask in zip(indices, masks, strict=True):
-        yield [np.asarray(array, np.float32)[mask] for array in run(variables, inputs[index])]
+    """What `take` takes of a CNN's outputs, float32, for all raw inputs in their order, `batch_size` at most a time."""
+    indices, masks = batches.evaluation_batches(len(inputs), min(batch_size, -(-len(inputs) // devices.count)))
+    found = _network(take, module, mean, std, devices)(variables, lambda k: inputs[indices[k]], len(indices))
+    for arrays, mask in zip(found, masks, strict=True):
+        yield [np.asarray(array, np.float32)[mask] for array in arrays]
 
 
 def network_outputs(
@@ -66,9 +71,10 @@ def network_outputs(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     batch_size: int = 500,
+    devices: Devices = ONE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, C) and pooled features (N, F), float32, of a CNN for all raw inputs, in their order."""
-    parts = _by_batches(_logits_and_pooled, module, variables, inputs, mean, std, batch_size)
+    parts = _by_batches(_logits_and_pooled, module, variables, inputs, mean, std, batch_size, devices)
     logits, pooled = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return logits, pooled
 
@@ -80,9 +86,10 @@ def attention_maps(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     batch_size: int = 500,
+    devices: Devices = ONE,
 ) -> Iterator[list[np.ndarray]]:
     """`maps.one_channel` of each stage's features, (b, H, W, 1) float32, for all raw inputs, batch after batch."""
-    return _by_batches(_attention_maps, module, variables, inputs, mean, std, batch_size)
+    return _by_batches(_attention_maps, module, variables, inputs, mean, std, batch_size, devices)
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -98,14 +105,12 @@ def anchor_sets(labels: np.ndarray, protocol: Any) -> list[np.ndarray]:
 
 @functools.lru_cache(maxsize=8)
 def _mechanism(
-    name: str, module: GraphStudent, mean: tuple[float, ...], std: tuple[float, ...], reading: str
+    name: str, module: GraphStudent, mean: tuple[float, ...], std: tuple[float, ...], reading: str, devices: Devices
 ) -> Callable:
-    """A jitted mechanism on raw images: class probabilities, graph diagnostics, nearest anchors."""
+    """A mechanism on batches of raw images: class probabilities, graph diagnostics, nearest anchors."""
 
-    @jax.jit
-    def run(
-        variables, columns: Columns, column_labels: jax.Array, images: jax.Array, labels: jax.Array, mask: jax.Array
-    ):
+    def run(shared: tuple[Any, Columns, jax.Array], batch: tuple[jax.Array, jax.Array, jax.Array]):
+        (variables, columns, column_labels), (images, labels, mask) = shared, batch
         inputs = _prepare(images, mean, std)
         if name == "one_by_one":
             found = inference.one_by_one(module, variables, columns, inputs)
@@ -117,7 +122,7 @@ def _mechanism(
             facts = graph.diagnostics(found.adjacency, jnp.arange(labels.shape[0]), labels, labels, mask, mask)
         return jax.nn.softmax(found.logits.astype(jnp.float32)), facts, found.nearest
 
-    return run
+    return devices.batchwise(run)
 
 
 class Anchors(NamedTuple):
@@ -156,6 +161,7 @@ def graph_protocols(
     batch_size: int,
     order_seed: int,
     reading: str,
+    devices: Devices = ONE,
 ) -> list[dict[str, Any]]:
     """One entry for each mechanism and batch order, with what `graph_accuracy` gives.
 
@@ -170,6 +176,7 @@ def graph_protocols(
       batch_size: of Mechanism 2.
       order_seed: of the shuffled order.
       reading: of Mechanism 2.
+      devices: each takes whole batches.
     """
     orders = {
         "shuffled": batches.shuffled_order(len(labels), order_seed),
@@ -178,7 +185,7 @@ def graph_protocols(
     entries = []
     for name, order in (("one_by_one", None), *(("batch_by_batch", order) for order in ORDERS)):
         found = graph_accuracy(
-            _mechanism(name, module, mean, std, reading),
+            _mechanism(name, module, mean, std, reading, devices),
             variables,
             anchors,
             inputs,
@@ -200,9 +207,10 @@ def one_by_one_accuracy(
     labels: np.ndarray,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    devices: Devices = ONE,
 ) -> float:
     """Percent right under Mechanism 1, for choosing an epoch."""
-    mechanism = _mechanism("one_by_one", module, mean, std, inference.READINGS[0])
+    mechanism = _mechanism("one_by_one", module, mean, std, inference.READINGS[0], devices)
     return graph_accuracy(mechanism, variables, anchors, inputs, labels, np.arange(len(labels)), 100)["accuracy"]
 
 
@@ -222,12 +230,15 @@ def graph_accuracy(
     """
     predicted, totals = np.zeros(len(order), np.int32), collections.defaultdict[str, float](float)
     indices, masks = batches.evaluation_batches(len(order), min(batch_size, len(order)), order)
-    for index, mask in zip(indices, masks, strict=True):
+    runs = [
+        mechanism((variables, *one), lambda k: (inputs[indices[k]], labels[indices[k]], masks[k]), len(indices))
+        for one in zip(*anchors, strict=True)
+    ]
+    for index, mask, *answers in zip(indices, masks, *runs, strict=True):
         probabilities = np.zeros(())
-        for columns, column_labels in zip(*anchors, strict=True):
-            found, facts, nearest = mechanism(variables, columns, column_labels, inputs[index], labels[index], mask)
-            probabilities = probabilities + np.asarray(found)
-            distinct = len(np.unique(np.asarray(nearest)[mask]))
+        for found, facts, nearest in answers:
+            probabilities = probabilities + found
+            distinct = len(np.unique(nearest[mask]))
             for name, value in {**facts, "distinct_anchors": distinct}.items():
                 totals[name] += float(value) * int(mask.sum()) / len(order) / len(anchors.columns)
         predicted[index[mask]] = np.argmax(probabilities, -1)[mask]

@@ -1,6 +1,7 @@
 """Training that survives: tasks trained from their newest checkpoints on, with their metrics recorded."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
@@ -13,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn2gnn_jax import train
-from cnn2gnn_jax.checkpoint import Checkpoints
+from cnn2gnn_jax import parallel, processes, train
+from cnn2gnn_jax.checkpoint import Checkpoints, newest_step
+from cnn2gnn_jax.errors import Stopped
 from cnn2gnn_jax.metrics import Recorder, say
+from cnn2gnn_jax.parallel import ONE, Devices
 from cnn2gnn_jax.task import Task, with_stage
 from cnn2gnn_jax.train import TrainState
 
@@ -42,6 +45,7 @@ def fit_on_disk(
     residency: str = "auto",
     teacher_variables: Callable[[], Any] = lambda: None,
     tensorboard: pathlib.Path | None = None,
+    devices: Devices = ONE,
 ) -> list[Load]:
     """Trains all stages of each job from its newest checkpoint on; nothing of those whose last one is complete.
 
@@ -55,22 +59,25 @@ def fit_on_disk(
       residency: where the training set is kept: `device`, `host` (gathered a chunk ahead), `auto` by its size.
       teacher_variables: of the teacher in the step.
       tensorboard: folder for events.
+      devices: to train on.
 
     Returns:
-      For each job a function that reads its trained state: the last one, or the best under that rule.
+      For each job a function that reads its trained state: the last one, or the best under that rule. It is on this
+      process's first device but for the head's table, which is where training left it, see `train.head_rows`.
     """
     arrays = functools.cache(load_data)
     last = jobs[0].task.distiller.stages[-1]
 
     def fresh(task: Task, seed: int | jax.Array | None = None) -> TrainState:
-        return train.init_state(task, arrays()["input"], train.teacher_shapes(task, arrays()), seed)
+        rows = devices.padded(task.rows) if devices.shards_head else None
+        return train.init_state(task, arrays()["input"], train.teacher_shapes(task, arrays()), seed, rows)
 
     def reader(job: Job) -> Load:
         @functools.cache
         def load() -> TrainState:
             folder = job.checkpoints / last.name / ("best" if job.task.recipe.epoch == "best" else "last")
             with Checkpoints(folder) as found:
-                return found.restore(jax.eval_shape(lambda: fresh(with_stage(job.task, last))))
+                return _local(found.restore(_shapes(with_stage(job.task, last), fresh, devices)))
 
         return load
 
@@ -81,48 +88,61 @@ def fit_on_disk(
         else:
             unfinished.append(job)
     if unfinished:
-        resident, host = place(arrays(), residency)
-        variables = teacher_variables()
-        recording = functools.partial(Recorder, records, tensorboard=tensorboard)
+        resident, host = place(arrays(), residency, devices)
+        variables = devices.replicate(teacher_variables())
+        recording = functools.partial(Recorder, records if processes.is_first() else None, tensorboard=tensorboard)
         for _, group in itertools.groupby(sorted(unfinished, key=_progress), key=_progress):
-            _train(list(group), fresh, resident, host, variables, recording, score, every_seconds)
+            together = list(group)
+            used = dataclasses.replace(devices, spreads_seeds=devices.spreads_seeds and len(together) > 1)
+            with processes.stopping_between_chunks():
+                _train(together, fresh, resident, host, variables, recording, score, every_seconds, used)
     return [reader(job) for job in jobs]
 
 
-def place(arrays: Mapping[str, np.ndarray], residency: str) -> tuple[dict[str, jax.Array], dict[str, np.ndarray]]:
-    """The training set by place: what is put on the device, and what stays with the host.
+def _shapes(task: Task, fresh: Callable[..., TrainState], devices: Devices) -> TrainState:
+    """What one task's state looks like and where it is kept: the same whether seeds are spread or not."""
+    whole = dataclasses.replace(devices, spreads_seeds=False)
+    return whole.shaped(jax.eval_shape(lambda: fresh(task)), train.state_axes(task, 1, whole))
+
+
+def _local(state: TrainState) -> TrainState:
+    return parallel.local(state.replace(table=None)).replace(table=state.table)
+
+
+def place(
+    arrays: Mapping[str, np.ndarray], residency: str, devices: Devices = ONE
+) -> tuple[dict[str, jax.Array], dict[str, np.ndarray]]:
+    """The training set by place: what is put on each device, and what stays with the host.
 
     Args:
       arrays: (N, ...) each.
       residency: `device`, `host`, or `auto`: the device if it has room.
+      devices: to train on.
     """
     size = sum(array.nbytes for array in arrays.values())
     facts = jax.local_devices()[0].memory_stats() or {}  # None on the CPU
     if "bytes_limit" in facts:
         room = int(_DEVICE_SHARE * facts["bytes_limit"])
     else:
-        room = int(_HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        room = int(_HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / devices.local_count)
     if residency == "auto":
-        residency = "device" if size <= room else "host"
+        residency = "device" if processes.agreed(size <= room) else "host"
     say(f"{size / 1e6:.0f} MB of training data stay on the {residency} (room on the device: {room / 1e6:.0f} MB)")
     if residency == "host":
         return {}, dict(arrays)
-    return {name: jnp.asarray(array) for name, array in arrays.items()}, {}
+    return devices.replicate(dict(arrays)), {}
 
 
-def _newest(job: Job, stage: str) -> int | None:
-    folder = job.checkpoints / stage / "last"
-    if not folder.is_dir():
-        return None
-    with Checkpoints(folder) as checkpoints:
-        return checkpoints.newest()
+def _newest(job: Job, stage: str) -> int:
+    """The steps that are done of a stage, 0 without a checkpoint."""
+    return processes.agreed(newest_step(job.checkpoints / stage / "last") or 0)
 
 
 def _progress(job: Job) -> tuple[int, int]:
     """The stage that a job is in, and the steps of it that are done."""
     newest = [_newest(job, stage.name) for stage in job.task.distiller.stages]
-    begun = max((k for k, step in enumerate(newest) if step is not None), default=0)
-    return begun, newest[begun] or 0
+    begun = max((k for k, step in enumerate(newest) if step), default=0)
+    return begun, newest[begun]
 
 
 def _train(
@@ -134,6 +154,7 @@ def _train(
     recording: Callable[..., Recorder],
     score: Callable[[Task, TrainState], float],
     every_seconds: float,
+    devices: Devices,
 ) -> None:
     """Trains the stages that are left of jobs which are equally far."""
     begun, start = _progress(jobs[0])
@@ -142,17 +163,18 @@ def _train(
     for stage in stages[begun:]:
         tasks = [with_stage(job.task, stage) for job in jobs]
         task = tasks[0]
+        shapes = _shapes(task, fresh, devices)
+        seeds = _Seeds(task, shapes, len(tasks), devices)
         names = [job.name if len(stages) == 1 else f"{job.name} {stage.name}" for job in jobs]
         with contextlib.ExitStack() as opened:
             folders = [job.checkpoints / stage.name for job in jobs]
             newest = [opened.enter_context(Checkpoints(folder / "last")) for folder in folders]
             if start:
                 say(f"{', '.join(names)}: going on after step {start} of {task.total_steps}")
-                shapes = jax.eval_shape(functools.partial(fresh, task))
                 states = [checkpoints.restore(shapes) for checkpoints in newest]
             else:
-                first = jax.jit(functools.partial(fresh, task))
-                states = [first(jnp.int32(task.seed)) for task in tasks]
+                first = jax.jit(functools.partial(fresh, task), out_shardings=seeds.apart_on)
+                states = [first(np.int32(task.seed)) for task in tasks]
                 if before is not None:
                     states = [
                         state.replace(params=old.params, stats=old.stats, memory=old.memory)
@@ -163,37 +185,102 @@ def _train(
             )
             if task.recipe.epoch == "best" and stage is stages[-1]:
                 best = [opened.enter_context(Checkpoints(folder / "best", keep=1)) for folder in folders]
-                saver: _Saver = _BestSaver(tasks, newest, every_seconds, best, score)
+                saver: _Saver = _BestSaver(tasks, newest, every_seconds, seeds, start, best, score)
             else:
-                saver = _Saver(tasks, newest, every_seconds)
-            state = train.fit(tasks, _stack(states), resident, teacher_variables, recorder.chunk, saver, host)
-            before = _unstack(state, len(tasks))
+                saver = _Saver(tasks, newest, every_seconds, seeds, start)
+            # Where seeds are spread, copies of the last one fill up what some devices lack; nothing of them is kept.
+            copies = devices.padded(len(tasks)) - len(tasks) if devices.spreads_seeds else 0
+            state = train.fit(
+                tasks + tasks[-1:] * copies,
+                seeds.stack(states + states[-1:] * copies),
+                resident,
+                teacher_variables,
+                functools.partial(_record, recorder, copies),
+                saver,
+                host,
+                devices,
+            )
+            before = seeds.apart(state)
         start = 0
 
 
-def _stack(states: Sequence[TrainState]) -> TrainState:
-    return states[0] if len(states) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+def _record(recorder: Recorder, copies: int, first: int, metrics: Mapping[str, np.ndarray]) -> None:
+    """Records what is no copy's."""
+    recorder.chunk(first, {name: values[:-copies] for name, values in metrics.items()} if copies else metrics)
 
 
-def _unstack(state: TrainState, count: int) -> list[TrainState]:
-    return [state] if count == 1 else [jax.tree.map(lambda leaf, k=k: leaf[k], state) for k in range(count)]
+class _Seeds:
+    """The states of tasks that train side by side: stacked for training, apart on disk; one state as it is.
+
+    Args:
+      task: one of them.
+      shape: of one state, with its sharding.
+      count: of tasks.
+      devices: to train on.
+    """
+
+    def __init__(self, task: Task, shape: TrainState, count: int, devices: Devices) -> None:
+        self.count = count
+        self.apart_on = jax.tree.map(lambda leaf: leaf.sharding, shape)
+        whole = dataclasses.replace(devices, spreads_seeds=False)
+        self.stacked_on = whole.shardings(train.state_axes(task, count, whole), shape)
+        self._apart = jax.jit(
+            lambda state: [jax.tree.map(lambda leaf, k=k: leaf[k], state) for k in range(count)],
+            out_shardings=[self.apart_on] * count,
+        )
+
+    def stack(self, states: Sequence[TrainState]) -> TrainState:
+        if len(states) == 1:
+            return states[0]
+        stack = jax.jit(
+            lambda *states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), out_shardings=self.stacked_on
+        )
+        return stack(*states)
+
+    def apart(self, state: TrainState) -> list[TrainState]:
+        """Of the first `count` states; more are copies."""
+        return [state] if self.count == 1 else self._apart(state)
 
 
 class _Saver:
-    """Saves the newest states, every so often and at the end."""
+    """Saves the newest states, every so often, at the end, and where the run is to stop.
 
-    def __init__(self, tasks: Sequence[Task], newest: Sequence[Checkpoints], every_seconds: float) -> None:
-        self.tasks, self.newest, self.every_seconds = tasks, newest, every_seconds
-        self.saved_at = time.monotonic()
+    Raises:
+      Stopped: from `save`, after SIGTERM.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Task], newest: Sequence[Checkpoints], every_seconds: float, seeds: _Seeds, start: int
+    ) -> None:
+        self.tasks, self.newest, self.every_seconds, self.seeds = tasks, newest, every_seconds, seeds
+        self.saved_at, self.saved_step, self.look_at = time.monotonic(), start, start
+        self.stopping = self.saves_newest = False
 
     def due(self, step: int) -> bool:
-        return step == self.tasks[0].total_steps or time.monotonic() - self.saved_at >= self.every_seconds
+        self.stopping = processes.must_stop()
+        self.saves_newest = self.stopping or step == self.tasks[0].total_steps or self._long_ago(step)
+        return self.saves_newest
+
+    def _long_ago(self, step: int) -> bool:
+        """Whether the last save is too long ago by the first process's clock.
+
+        Asking it makes the processes wait for each other, so they do when it may be time, at the speed up to now.
+        """
+        if step < self.look_at:
+            return False
+        elapsed = processes.agreed(time.monotonic() - self.saved_at)
+        if jax.process_count() > 1 and 0 < elapsed < self.every_seconds:
+            done = step - self.saved_step
+            self.look_at = step + int(done * (self.every_seconds - elapsed) / elapsed)
+        return elapsed >= self.every_seconds
 
     def save(self, step: int, state: TrainState) -> None:
-        if _Saver.due(self, step):
-            for checkpoints, one in zip(self.newest, _unstack(state, len(self.tasks)), strict=True):
+        if self.saves_newest:
+            for checkpoints, one in zip(self.newest, self.seeds.apart(state), strict=True):
                 checkpoints.save(step, one)
-            self.saved_at = time.monotonic()
+            self.saved_at, self.saved_step, self.look_at = time.monotonic(), step, step
+        if self.stopping and step < self.tasks[0].total_steps:
+            raise Stopped(f"after step {step} of {self.tasks[0].total_steps}")
 
 
 class _BestSaver(_Saver):
@@ -204,10 +291,12 @@ class _BestSaver(_Saver):
         tasks: Sequence[Task],
         newest: Sequence[Checkpoints],
         every_seconds: float,
+        seeds: _Seeds,
+        start: int,
         best: Sequence[Checkpoints],
         score: Callable[[Task, TrainState], float],
     ) -> None:
-        super().__init__(tasks, newest, every_seconds)
+        super().__init__(tasks, newest, every_seconds, seeds, start)
         self.best, self.score = best, score
         self.highest = [-1.0 if chosen.newest() is None else chosen.facts()["accuracy"] for chosen in best]
 
@@ -216,8 +305,9 @@ class _BestSaver(_Saver):
 
     def save(self, step: int, state: TrainState) -> None:
         if step % self.tasks[0].steps_per_epoch == 0:
-            for k, (task, one) in enumerate(zip(self.tasks, _unstack(state, len(self.tasks)), strict=True)):
-                accuracy = self.score(task, one)
+            states = self.seeds.apart(state)
+            for k, (task, one) in enumerate(zip(self.tasks, states, strict=True)):
+                accuracy = self.score(task, _local(one))
                 if accuracy > self.highest[k]:
                     self.highest[k] = accuracy
                     self.best[k].save(step, one, {"accuracy": accuracy})

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from cnn2gnn_jax.gnn import HeadRows
+from cnn2gnn_jax.parallel import first_row, psum
 
 _BITS = 24  # rows may wait for up to 2^24 - 1 steps
 
@@ -37,15 +38,42 @@ class HeadTable(flax.struct.PyTreeNode):
 
 
 def init(rng: jax.Array, rows: int, width: int, dtype: Any = jnp.float32) -> HeadTable:
-    """A table of `rows` rows over a head of `width` outputs: LeCun-normal kernel, zero bias and momenta."""
+    """A table of `rows` rows over a head of `width` outputs: LeCun-normal kernel, zero bias and momenta.
+
+    A row does not depend on how many there are, and of a table that is spread over devices each draws its own.
+    """
+    # Of JAX's generators this one alone has both properties.
+    rng = jax.random.wrap_key_data(jax.random.bits(rng, (2,), jnp.uint32), impl="threefry2x32")
     kernel = jax.random.normal(rng, (rows, width), dtype) * width**-0.5
     values = HeadRows(kernel, jnp.zeros((rows,), dtype))
     return HeadTable(values, jax.tree.map(jnp.zeros_like, values), jnp.zeros((rows,), jnp.int32))
 
 
-def gather(table: HeadTable, index: jax.Array, step: jax.Array, rate: jax.Array, sgd: Sgd) -> HeadTable:
-    """The rows `index`, (B,), caught up to `step` steps at learning rate `rate`."""
-    return catch_up(jax.tree.map(lambda leaf: leaf[index], table), step, rate, sgd)
+def gather(
+    table: HeadTable, index: jax.Array, step: jax.Array, rate: jax.Array, sgd: Sgd, axis_name: str | None = None
+) -> HeadTable:
+    """The rows `index`, (B,), caught up to `step` steps at learning rate `rate`.
+
+    With `axis_name`, `table` is this device's block of the rows; `index` and the answer are the same on all devices.
+    """
+    if axis_name is None:
+        rows = jax.tree.map(lambda leaf: leaf[index], table)
+    else:
+        position, mine = _position(table, index, axis_name)
+
+        def own_rows(leaf: jax.Array) -> jax.Array:
+            found = leaf[jnp.where(mine, position, 0)]
+            return jnp.where(mine.reshape(mine.shape + (1,) * (found.ndim - 1)), found, 0)
+
+        rows = psum(jax.tree.map(own_rows, table), axis_name)
+    return catch_up(rows, step, rate, sgd)
+
+
+def _position(table: HeadTable, index: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Where the rows `index` are in this device's block, and which of them it holds."""
+    count = table.seen.shape[0]
+    position = index - first_row(count, axis_name)
+    return position, (position >= 0) & (position < count)
 
 
 def catch_up(table: HeadTable, step: jax.Array, rate: jax.Array, sgd: Sgd) -> HeadTable:
@@ -100,6 +128,7 @@ def update(
     rate: jax.Array,
     sgd: Sgd,
     mask: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> HeadTable:
     """One SGD step on the rows `index`, (B,), of `table`.
 
@@ -111,6 +140,7 @@ def update(
       rate: the learning rate.
       sgd: momentum and weight decay.
       mask: (B,), False for padding, whose rows are left alone.
+      axis_name: given if `table` is this device's block of the rows; the other arguments are the same on all devices.
     """
     momenta = jax.tree.map(
         lambda g, w, m: sgd.momentum * m + (g + sgd.weight_decay * w), gradients, rows.values, rows.momenta
@@ -118,5 +148,6 @@ def update(
     values = jax.tree.map(lambda w, m: w - rate * m, rows.values, momenta)
     moved = HeadTable(values, momenta, rows.seen + 1)
     # A row past the end is dropped by the scatter.
-    target = index if mask is None else jnp.where(mask, index, table.seen.shape[0])
+    position, mine = _position(table, index, axis_name)
+    target = jnp.where(mine if mask is None else mine & mask, position, table.seen.shape[0])
     return jax.tree.map(lambda leaf, new: leaf.at[target].set(new, mode="drop"), table, moved)

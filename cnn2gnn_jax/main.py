@@ -1,6 +1,9 @@
 """The main job.
 
 python -m cnn2gnn_jax.main --config=configs/digits.py [--workdir=DIR] [--stage=STAGE] [--config.field=value ...]
+
+Exit codes: 0 done, 2 a mistake in what was asked for, 75 stopped by SIGTERM and 76 another process was lost: after
+these two the same command goes on.
 """
 
 import pathlib
@@ -10,14 +13,22 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cnn2gnn_jax import pipeline
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax import pipeline, processes
+from cnn2gnn_jax.errors import Stopped, UserError
 from cnn2gnn_jax.report import text
+
+STOPPED, LOST = 75, 76
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A config file, configs/<name>.py, with an optional word: configs/cifar100.py:resnet50-resnet18."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; by default runs/<config>-<fingerprint>.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "This is one of several processes, which Slurm, Open MPI, Cloud TPU or GKE started."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes started by hand.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
 _STAGE = flags.DEFINE_enum("stage", pipeline.STAGES[-1], pipeline.STAGES, "Runs the chain up to this stage.")
 
 
@@ -28,6 +39,10 @@ def main(argv: list[str]) -> None:
     if _CONFIG.value is None:
         raise UserError("no --config: give a file, as --config=configs/digits.py")
     logging.set_verbosity(logging.WARNING)
+    by_hand = (_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
+    if _DISTRIBUTED.value or any(value is not None for value in by_hand):
+        processes.join(*by_hand)
+    processes.heed_sigterm()
     results = pipeline.run(_CONFIG.value, pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None, _STAGE.value)
     if results is not None:
         print(text.table(results))
@@ -41,6 +56,15 @@ def run() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(f"stopped by SIGTERM {stopped}: the same command goes on", file=sys.stderr)
+        sys.exit(STOPPED)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        print(f"error: a process was lost ({reason}): start the same command in all of them again", file=sys.stderr)
+        processes.leave(LOST)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import pathlib
 import sys
 import time
@@ -15,15 +16,16 @@ import numpy as np
 import tensorboardX
 import tqdm
 
-from cnn2gnn_jax import storage
+from cnn2gnn_jax import processes, storage
 from cnn2gnn_jax.errors import UserError
 
 _LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
 def say(text: str) -> None:
-    """Prints a line of progress."""
-    tqdm.tqdm.write(text, file=sys.stderr)
+    """Prints a line of progress, of several processes in the first."""
+    if processes.is_first():
+        tqdm.tqdm.write(text, file=sys.stderr)
 
 
 def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -77,7 +79,7 @@ class Recorder:
     """Writes the metrics of one training stage, or of several that run side by side; a context manager.
 
     Args:
-      path: the JSON lines file, which other stages may share.
+      path: the JSON lines file, which other stages may share; None in a process that only checks.
       stages: their names in the records.
       start: the steps already taken; later records of the stages, left by a killed process, are dropped.
       total: the steps of a stage.
@@ -88,7 +90,7 @@ class Recorder:
 
     def __init__(
         self,
-        path: pathlib.Path,
+        path: pathlib.Path | None,
         stages: Sequence[str],
         start: int,
         total: int,
@@ -96,17 +98,24 @@ class Recorder:
         batch_size: int,
         tensorboard: pathlib.Path | None = None,
     ) -> None:
-        kept = [r for r in read_records(path) if r.get("stage") not in stages or r.get("step", 0) <= start]
-        storage.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._writes = path is not None
+        if path is not None:
+            kept = [r for r in read_records(path) if r.get("stage") not in stages or r.get("step", 0) <= start]
+            storage.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = open(path or os.devnull, "a", encoding="utf-8")  # noqa: SIM115
         self._stages, self._steps_per_epoch, self._batch_size = stages, steps_per_epoch, batch_size
         self._title = stages[0] + (f" and {len(stages) - 1} beside it" if len(stages) > 1 else "")
         self._events = None
-        if tensorboard is not None:
+        if tensorboard is not None and self._writes:
             self._events = tensorboardX.SummaryWriter(str(tensorboard), purge_step=start + 1)
         self._total, self._step = total, start
         self._bar = tqdm.tqdm(
-            total=total, initial=start, desc=self._title, unit="step", file=sys.stderr, disable=not sys.stderr.isatty()
+            total=total,
+            initial=start,
+            desc=self._title,
+            unit="step",
+            file=sys.stderr,
+            disable=not (self._writes and sys.stderr.isatty()),
         )
         self._clock = self._line_at = time.monotonic()
         self._compiled = sum(_compilations())

@@ -18,7 +18,19 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax import distillers, evaluate, gnn, networks, report, results, runs, scoring, storage, teacher_logits
+from cnn2gnn_jax import (
+    distillers,
+    evaluate,
+    gnn,
+    networks,
+    processes,
+    report,
+    results,
+    runs,
+    scoring,
+    storage,
+    teacher_logits,
+)
 from cnn2gnn_jax.distillers import maps
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.fit import Job, Load, fit_on_disk
@@ -39,7 +51,7 @@ def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = ST
       stage: one of STAGES.
 
     Returns:
-      The results if the chain ran to the evaluation, otherwise None.
+      The results if the chain ran to the evaluation, otherwise None; of several processes, to the first alone.
 
     Raises:
       UserError: wrong config, data missing or damaged, a workdir of another config or in use.
@@ -47,8 +59,8 @@ def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = ST
     if stage not in STAGES:
         raise UserError(f"stage {stage!r} is unknown: choose one of {', '.join(STAGES)}")
     begun = runs.begin(config, workdir)
-    with storage.lock(begun.workdir / ".lock", wait=False):
-        runs.record(begun)
+    with processes.first_holds(storage.lock(begun.workdir / ".lock", wait=False)):
+        processes.on_first(lambda: runs.record(begun))
         counts = f"{len(begun.dataset.train)} training and {len(begun.dataset.test)} test images"
         say(f"{begun.dataset.name}: {counts}; workdir {begun.workdir}")
         return _stages(begun, STAGES.index(stage))
@@ -59,7 +71,7 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
     if configs.needs_teacher(run.config) and run.config.teacher.logits_file:
         cached = given_outputs(run)
     elif configs.needs_teacher(run.config):
-        with storage.lock(run.teacher_folder / ".lock", wait=True):
+        with processes.first_holds(storage.lock(run.teacher_folder / ".lock", wait=True)):
             load_teacher = train_teacher(run)
             if last >= STAGES.index("logits"):
                 cached = teacher_outputs(run, load_teacher)
@@ -74,11 +86,16 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
         return None
     inputs = student_inputs(run, cached)
     entries = [scoring.evaluate_student(run, task, student_name(task), load, inputs) for task, load in students]
-    found = _results(run, cached, entries)
-    storage.write_json(run.workdir / "results.json", found)
-    if last >= STAGES.index("report"):
-        report.write(run.workdir, found, run.dataset, np.array(entries[0]["predicted"]))
-    return found
+    found: dict[str, Any] = {}
+
+    def finish() -> None:
+        found.update(_results(run, cached, entries))
+        storage.write_json(run.workdir / "results.json", found)
+        if last >= STAGES.index("report"):
+            report.write(run.workdir, found, run.dataset, np.array(entries[0]["predicted"]))
+
+    processes.on_first(finish)
+    return found or None
 
 
 # Teacher ------------------------------------------------------------------------------------------------------------
@@ -108,7 +125,9 @@ def train_teacher(run: Run) -> Load:
     def score(task: Task, state: TrainState) -> float:
         assert dataset.holdout is not None
         variables = state.variables
-        logits, _ = evaluate.network_outputs(task.module, variables, dataset.holdout.images, task.mean, task.std)
+        logits, _ = evaluate.network_outputs(
+            task.module, variables, dataset.holdout.images, task.mean, task.std, devices=run.devices
+        )
         return evaluate.accuracy(logits, dataset.holdout.labels)
 
     [load] = _fit(
@@ -150,7 +169,7 @@ def teacher_outputs(run: Run, load: Load) -> CachedOutputs:
         logits, pooled, facts = {}, {}, {}
         for name, split in splits.items():
             logits[name], pooled[name] = evaluate.network_outputs(
-                task.module, variables, split.images, task.mean, task.std
+                task.module, variables, split.images, task.mean, task.std, devices=run.devices
             )
             facts[f"{name}_accuracy"] = evaluate.accuracy(logits[name], split.labels)
         return logits, pooled, {**facts, "seconds": round(time.monotonic() - start, 3)}
@@ -160,7 +179,9 @@ def teacher_outputs(run: Run, load: Load) -> CachedOutputs:
     def attention_maps() -> tuple[teacher_logits.Blocks, dict[str, Any]]:
         say(f"computing the attention maps of teacher {run.config.teacher.network}")
         variables = load().variables
-        batches = evaluate.attention_maps(task.module, variables, splits["train"].images, task.mean, task.std)
+        batches = evaluate.attention_maps(
+            task.module, variables, splits["train"].images, task.mean, task.std, devices=run.devices
+        )
         return ({f"train_{i}": array for i, array in enumerate(batch, 1)} for batch in batches), {}
 
     logits, facts = teacher_logits.ensure(
@@ -339,6 +360,7 @@ def _fit(run: Run, jobs: Sequence[Job], **arguments: Any) -> list[Load]:
         every_seconds=run.config.checkpoint.every_seconds,
         residency=run.config.data.residency,
         tensorboard=run.workdir / "tensorboard" if run.config.tensorboard else None,
+        devices=run.devices,
         **arguments,
     )
 
@@ -368,5 +390,6 @@ def _results(run: Run, cached: CachedOutputs | None, evaluated: list[dict[str, A
         "accuracies": [entry for one in evaluated for entry in one["accuracies"]],
         "examples": evaluated[0]["examples"],
         "seconds": seconds,
+        "devices": run.devices.count,
         "versions": results.versions(),
     }

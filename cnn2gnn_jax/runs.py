@@ -12,19 +12,21 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax import data, evaluate, storage
+from cnn2gnn_jax import data, evaluate, parallel, processes, storage
 from cnn2gnn_jax.data import Dataset
 from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.parallel import Devices
 
 
 class Run(NamedTuple):
-    """What every stage reads: the complete config, the data, and the places on disk."""
+    """What every stage reads: the complete config, the data, the places on disk, and the devices."""
 
     config: FrozenConfigDict
     dataset: Dataset
     teacher_folder: pathlib.Path
     workdir: pathlib.Path
     fingerprint: str
+    devices: Devices = parallel.ONE
 
 
 def begin(config: ConfigDict, workdir: pathlib.Path | None = None) -> Run:
@@ -39,13 +41,14 @@ def begin(config: ConfigDict, workdir: pathlib.Path | None = None) -> Run:
         jax.config.update("jax_compilation_cache_dir", str(cache / "compilation"))
         # By default JAX keeps only what took a second, and a run compiles dozens of smaller programs.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    dataset = data.load(complete.data, cache)
+    devices = parallel.create(complete.parallel)
+    dataset = processes.first_before_others(lambda: data.load(complete.data, cache))
     configs.check_data(complete, dataset)
     fingerprint = configs.student_fingerprint(complete, dataset.fingerprint)
     folder = pathlib.Path("runs") / f"{complete.name}-{fingerprint}" if workdir is None else workdir
     _refuse_another(folder, fingerprint)
     teacher_folder = cache / "teachers" / configs.teacher_fingerprint(complete, dataset.fingerprint)
-    return Run(complete, dataset, teacher_folder, folder, fingerprint)
+    return Run(complete, dataset, teacher_folder, folder, fingerprint, devices)
 
 
 def _refuse_another(workdir: pathlib.Path, fingerprint: str) -> None:

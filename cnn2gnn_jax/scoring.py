@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax import evaluate, gnn, storage, train
+from cnn2gnn_jax import evaluate, gnn, processes, storage, train
 from cnn2gnn_jax.fit import Load
 from cnn2gnn_jax.metrics import say
 from cnn2gnn_jax.runs import Run
@@ -29,7 +29,7 @@ def anchors_of(
             task.module,
             state.variables,
             train_inputs[index],
-            train.head_rows(task, state, index),
+            train.head_rows(task, state, index, run.devices),
             task.mean,
             task.std,
         )
@@ -44,11 +44,12 @@ def held_out_accuracy(
     """Percent right on held-out images, for choosing an epoch."""
     variables = state.variables
     if not isinstance(task.module, gnn.GraphStudent):
-        return evaluate.accuracy(
-            evaluate.network_outputs(task.module, variables, inputs, task.mean, task.std)[0], labels
-        )
+        logits, _ = evaluate.network_outputs(task.module, variables, inputs, task.mean, task.std, devices=run.devices)
+        return evaluate.accuracy(logits, labels)
     anchors, _ = anchors_of(run, task, state, train_inputs)
-    return evaluate.one_by_one_accuracy(task.module, variables, anchors, inputs, labels, task.mean, task.std)
+    return evaluate.one_by_one_accuracy(
+        task.module, variables, anchors, inputs, labels, task.mean, task.std, run.devices
+    )
 
 
 def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -58,10 +59,8 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
     """
     path = run.workdir / "evaluations" / f"{name}.json"
     fingerprint = storage.fingerprint([_FORMAT, run.fingerprint, configs.plain(run.config.evaluate)])
-    if path.exists():
-        found = storage.read_json(path)
-        if found.get("fingerprint") == fingerprint:
-            return found
+    if processes.agreed(path.exists() and storage.read_json(path).get("fingerprint") == fingerprint):
+        return storage.read_json(path)
     say(f"evaluating {name}")
     start, state = time.monotonic(), load()
     dataset, section = run.dataset, run.config.evaluate
@@ -98,11 +97,14 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
                 batch_size=section.batch_size,
                 order_seed=section.order_seed,
                 reading=section.reading,
+                devices=run.devices,
             )
             predicted += [entry.pop("predicted") for entry in found_entries]
             entries += [{**common, "graph": graph, **entry} for entry in found_entries]
     else:
-        logits, _ = evaluate.network_outputs(task.module, variables, inputs["test"], task.mean, task.std)
+        logits, _ = evaluate.network_outputs(
+            task.module, variables, inputs["test"], task.mean, task.std, devices=run.devices
+        )
         accuracy = evaluate.accuracy(logits, dataset.test.labels)
         predicted.append(np.argmax(logits, axis=-1))
         entries = [{**common, "graph": None, "mechanism": None, "batch_order": None, "accuracy": accuracy}]
@@ -114,5 +116,5 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
         "predicted": predicted[0].tolist(),
         "seconds": seconds,
     }
-    storage.write_json(path, result)
+    processes.on_first(lambda: storage.write_json(path, result))
     return result

@@ -68,6 +68,32 @@ def with_stage(task: Task, stage: Stage) -> Task:
     return dataclasses.replace(task, stage=stage)
 
 
+def on_one_shard(task: Task, axis_name: str | None) -> Task:
+    """The same task as one device sees it, which has a part of each batch; the task itself where `axis_name` is None.
+
+    Only its step can be run, under that axis: whatever else is done with a network is done with the task's own.
+    """
+    if axis_name is None:
+        return task
+    distiller = task.distiller.over(axis_name)
+    [stage] = [stage for stage in distiller.stages if stage.name == task.stage.name]
+    module = _with_axis(task.module, axis_name)
+    return dataclasses.replace(task, module=module, distiller=distiller, stage=stage, axis_name=axis_name)
+
+
+def _with_axis(module: nn.Module, axis_name: str) -> nn.Module:
+    """The network and those inside it with their `axis_name` set."""
+    fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module) if field.init}
+    changes: dict[str, Any] = {
+        name: _with_axis(value, axis_name)
+        for name, value in fields.items()
+        if isinstance(value, nn.Module) and name != "parent"
+    }
+    if "axis_name" in fields:
+        changes["axis_name"] = axis_name
+    return module.clone(**changes)
+
+
 def with_labels_only(task: Task) -> Task:
     """The same network trained by cross-entropy alone."""
     labels = distillers.create("none", {}, task.axis_name)

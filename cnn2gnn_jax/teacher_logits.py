@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn2gnn_jax import storage
+from cnn2gnn_jax import processes, storage
 from cnn2gnn_jax.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -109,9 +109,15 @@ def ensure(
     rows: Mapping[str, int],
     compute: Callable[[], tuple[Blocks, dict[str, Any]]],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of `read` and the facts beside them, after `compute` and `write` where the folder is missing."""
-    if not (folder / MANIFEST).exists():
-        write(folder, fingerprint, rows, *compute())
+    """The arrays of `read` and the facts beside them, after `compute` and `write` where the folder is missing.
+
+    All processes compute, each its share, and the first one writes.
+    """
+    if not processes.agreed((folder / MANIFEST).exists()):
+        blocks, facts = compute()
+        if not processes.is_first():
+            collections.deque(blocks, 0)  # computed here too, step by step with the first process, which writes them
+        processes.on_first(lambda: write(folder, fingerprint, rows, blocks, facts))
     return read(folder, fingerprint, rows)
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import optax
 from jax import lax
 
-from cnn2gnn_jax import gnn, graph, head_table, networks
+from cnn2gnn_jax import gnn, graph, head_table, networks, parallel
 from cnn2gnn_jax.data import augment, batches
 from cnn2gnn_jax.head_table import HeadTable, Sgd
-from cnn2gnn_jax.parallel import all_gather, psum
-from cnn2gnn_jax.task import Task, learning_rate, optimizer, trained
+from cnn2gnn_jax.parallel import AXIS, ONE, Devices, all_gather, psum
+from cnn2gnn_jax.task import Task, learning_rate, on_one_shard, optimizer, trained
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -92,7 +92,11 @@ def prepare_plain(task: Task, images: jax.Array) -> jax.Array:
 
 
 def init_state(
-    task: Task, inputs: Any, teacher: networks.Outputs | None, seed: int | jax.Array | None = None
+    task: Task,
+    inputs: Any,
+    teacher: networks.Outputs | None,
+    seed: int | jax.Array | None = None,
+    table_rows: int | None = None,
 ) -> TrainState:
     """A fresh state.
 
@@ -101,6 +105,7 @@ def init_state(
       inputs: raw inputs (n, ...), or their shapes; no value is read.
       teacher: the teacher's Outputs, or their shapes, as far as the distiller needs them.
       seed: instead of the task's, so that one compiled function serves many.
+      table_rows: of the head's table where it is to have more than n_train, so that devices can share them evenly.
     """
     # Of all generators this one compiles fastest by far, and an initialisation draws for hundreds of parameters.
     rng = jax.random.key(task.seed if seed is None else seed, impl="rbg")
@@ -109,7 +114,7 @@ def init_state(
     images = prepare_plain(task, batch)
     table = rows = None
     if task.has_head:
-        table = head_table.init(table_rng, task.rows, task.module.head_widths[-1])  # type: ignore[attr-defined]
+        table = head_table.init(table_rng, table_rows or task.rows, task.module.head_widths[-1])  # type: ignore[attr-defined]
         rows = jax.tree.map(lambda leaf: jnp.zeros((len(images), *leaf.shape[1:]), leaf.dtype), table.values)
     variables = task.module.init(student_rng, *((images, rows) if task.is_graph else (images,)))
     params, stats = variables["params"], variables.get("batch_stats", {})
@@ -121,15 +126,19 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), every, stats, optimizer(task).init(every), table, memory)
 
 
-def make_step(task: Task) -> Callable[[TrainState, Batch, Any, jax.Array | int], tuple[TrainState, Metrics]]:
+def make_step(
+    task: Task, shards_head: bool = False
+) -> Callable[[TrainState, Batch, Any, jax.Array | int], tuple[TrainState, Metrics]]:
     """The training step `step(state, batch, teacher_variables, seed) -> (state, metrics)`, a pure function.
 
     `seed`, the task's, is an argument so that tasks which differ in it alone can share the step. The batch, this
     device's part, holds `input` (b, ...), `label`, `index` (the training index) and `mask` (b,), and what the distiller
     needs of the teacher, if it is cached, as `teacher_logits` (b, C), `teacher_pooled` (b, F), `teacher_features1`,
     `teacher_features2`, ... (b, H, W, 1) of the stages.
+    With `shards_head` the state's table holds this device's rows alone.
     """
     tx, rate_at, axis = optimizer(task), learning_rate(task), task.axis_name
+    table_axis = axis if shards_head else None
 
     def step(
         state: TrainState, batch: Batch, teacher_variables: Any, seed: jax.Array | int
@@ -143,7 +152,7 @@ def make_step(task: Task) -> Callable[[TrainState, Batch, Any, jax.Array | int],
         trains_student = any(jax.tree.leaves(trained(task, {"student": state.params["student"]})))
         gathered = None
         if state.table is not None:
-            gathered = head_table.gather(state.table, index, state.step, rate, _sgd(task))
+            gathered = head_table.gather(state.table, index, state.step, rate, _sgd(task), table_axis)
 
         def objective(params, values):
             rows = jax.tree.map(lambda leaf: leaf[index], params["table"]) if "table" in params else values
@@ -162,7 +171,7 @@ def make_step(task: Task) -> Callable[[TrainState, Batch, Any, jax.Array | int],
         table = state.table
         if table is not None and gathered is not None:
             everyone = all_gather(mask, axis)
-            table = head_table.update(table, index, gathered, row_gradients, rate, _sgd(task), everyone)
+            table = head_table.update(table, index, gathered, row_gradients, rate, _sgd(task), everyone, table_axis)
         count = jnp.maximum(psum(jnp.sum(mask), axis), 1)
         correct = jnp.sum((jnp.argmax(logits[: len(mask)], -1) == batch["label"]) & mask) / count
         metrics = psum({"loss": loss, "accuracy": 100 * correct, **metrics}, axis)
@@ -220,15 +229,24 @@ def over_seeds(function: Callable, count: int, in_axes: Any = 0) -> Callable:
     return function if count == 1 else jax.vmap(function, in_axes)
 
 
-def make_chunk(task: Task, seeds: int = 1) -> Callable[..., tuple[TrainState, Metrics]]:
+def state_axes(task: Task, seeds: int = 1, devices: Devices = ONE) -> Any:
+    """How a state, or the stacked states of several seeds, is spread over devices, see `parallel.Devices`."""
+    if devices.spreads_seeds:
+        return 0
+    table = (0 if seeds == 1 else 1) if devices.shards_head and updates_rows(task) else None
+    return TrainState(step=None, params=None, stats=None, opt_state=None, table=table, memory=None)  # type: ignore[arg-type]
+
+
+def make_chunk(task: Task, seeds: int = 1, devices: Devices = ONE) -> Callable[..., tuple[TrainState, Metrics]]:
     """K steps in one call: `chunk(state, data, teacher_variables, feed, seed) -> (state, metrics of K steps)`.
 
     `data` holds what is on the device of the training set, (N, ...) each: `input` (uint8 images or features), `label`,
     the teacher's cached outputs. `feed` has `index` and `mask`, (K, B), and the batches of what is not in `data`,
     (K, B, ...). With `seeds` > 1 the arrays of state, feed, seed and metrics have a leading axis of that size, and
-    the students train side by side. `state` is donated.
+    the students train side by side. `state` is donated. On several `devices` each has a part of the batch or, if they
+    spread seeds, of the seeds, whose number is a multiple of theirs.
     """
-    step = make_step(task)
+    step = make_step(on_one_shard(task, devices.batch_axis), devices.shards_head)
 
     def chunk(
         state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: jax.Array
@@ -239,7 +257,21 @@ def make_chunk(task: Task, seeds: int = 1) -> Callable[..., tuple[TrainState, Me
 
         return lax.scan(body, state, feed)
 
-    return jax.jit(over_seeds(chunk, seeds, (0, None, None, 0, 0)), donate_argnums=0)
+    axes, seed_axes = state_axes(task, seeds, devices), (0, None, None, 0, 0)
+    if not devices.spreads_seeds:
+        in_axes = (axes, None, None, _batch_axis(seeds), None)
+        return devices.map(over_seeds(chunk, seeds, seed_axes), in_axes, (axes, None), donate_argnums=0)
+
+    def own_seeds(*arguments: Any) -> tuple[TrainState, Metrics]:
+        state, metrics = jax.vmap(chunk, seed_axes)(*arguments)
+        return state, jax.tree.map(lambda x: all_gather(x, AXIS), metrics)
+
+    return devices.map(own_seeds, seed_axes, (axes, None), donate_argnums=0)
+
+
+def _batch_axis(seeds: int) -> int:
+    """Where the images of a feed are, (K, B, ...) or (seeds, K, B, ...)."""
+    return 1 if seeds == 1 else 2
 
 
 def chunk_bounds(step: int, total: int, per_epoch: int, longest: int) -> Iterator[tuple[int, int]]:
@@ -266,30 +298,49 @@ def epoch_indices(task: Task, first: int, last: int) -> np.ndarray:
     return order[offset * size : (offset + last - first) * size].reshape(last - first, size).astype(np.int32)
 
 
-def feed(tasks: Sequence[Task], first: int, last: int, host: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What a chunk of the steps first..last-1 is fed, see `make_chunk`; the rows of `host`, (N, ...) each, with it."""
+def feed(
+    tasks: Sequence[Task], first: int, last: int, host: Mapping[str, np.ndarray], devices: Devices = ONE
+) -> dict[str, Any]:
+    """What a chunk of the steps first..last-1 is fed, see `make_chunk`; the rows of `host`, (N, ...) each, with it.
+
+    Each process reads the rows of its own devices alone. Batches that do not divide by the devices are padded.
+    """
     index = np.stack([epoch_indices(task, first, last) for task in tasks])
-    index = index[0] if len(tasks) == 1 else index
-    return {"index": index, "mask": np.ones(index.shape, bool), **{name: rows[index] for name, rows in host.items()}}
+    mask, axis = np.ones(index.shape, bool), 0
+    if devices.spreads_seeds:
+        index, mask = (array[devices.own(len(tasks))] for array in (index, mask))
+    else:
+        if len(tasks) == 1:
+            index, mask = index[0], mask[0]
+        axis, size = _batch_axis(len(tasks)), index.shape[-1]
+        missing = [(0, 0)] * axis + [(0, devices.padded(size) - size)]
+        own = devices.own(devices.padded(size))
+        index, mask = (np.pad(array, missing)[..., own] for array in (index, mask))
+    return devices.split({"index": index, "mask": mask, **{name: rows[index] for name, rows in host.items()}}, axis)
 
 
-def catch_up(task: Task, state: TrainState, step: int, seeds: int = 1) -> TrainState:
+def catch_up(task: Task, state: TrainState, step: int, seeds: int = 1, devices: Devices = ONE) -> TrainState:
     """The state with all head rows caught up at the rate that held before `step`: call where the rate changes."""
     if state.table is None:
         return state
-    rate = learning_rate(task)(step - 1)
+    rate, axes = learning_rate(task)(step - 1), state_axes(task, seeds, devices)
     move = over_seeds(lambda table: head_table.catch_up(table, jnp.int32(step), rate, _sgd(task)), seeds)
-    return state.replace(table=jax.jit(move)(state.table))
+    whole = devices.collect(state, axes)
+    return devices.place(whole.replace(table=jax.jit(move)(whole.table)), axes)
 
 
-def head_rows(task: Task, state: TrainState, index: np.ndarray) -> gnn.HeadRows | None:
+def head_rows(task: Task, state: TrainState, index: np.ndarray, devices: Devices = ONE) -> gnn.HeadRows | None:
     """The head rows of the training images `index`, caught up; None without a head."""
     if not task.has_head:
         return None
     if state.table is None:
         return jax.tree.map(lambda leaf: leaf[index], state.params["table"])
-    rate = learning_rate(task)(jnp.maximum(state.step - 1, 0))
-    return head_table.gather(state.table, jnp.asarray(index), state.step, rate, _sgd(task)).values
+
+    def rows(table: HeadTable, step: jax.Array) -> gnn.HeadRows:
+        rate = learning_rate(task)(jnp.maximum(step - 1, 0))
+        return head_table.gather(table, jnp.asarray(index), step, rate, _sgd(task)).values
+
+    return parallel.local(devices.everywhere(rows)(state.table, np.asarray(state.step)))
 
 
 class Saver(Protocol):
@@ -310,6 +361,7 @@ def fit(
     on_chunk: Callable[[int, Mapping[str, np.ndarray]], None],
     saver: Saver,
     host: Mapping[str, np.ndarray] | None = None,
+    devices: Devices = ONE,
 ) -> TrainState:
     """Trains from `state.step` to the end of the stage.
 
@@ -326,23 +378,32 @@ def fit(
         (tasks, K). It raises to stop.
       saver: asked at the end of each chunk whether to save the state, which it must not keep.
       host: the rest of the training set, gathered chunk by chunk.
+      devices: what the state and `data` are on.
     """
     task, count = tasks[0], len(tasks)
-    chunk, rate_at = make_chunk(task, count), learning_rate(task)
-    seed = jnp.asarray([task.seed for task in tasks] if count > 1 else task.seed, jnp.int32)
+    chunk, rate_at, axes = make_chunk(task, count, devices), learning_rate(task), state_axes(task, count, devices)
+    seed = _seeds(tasks, devices)
     start = int(np.max(jax.device_get(state.step)))
+    state = devices.place(state, axes)
     pending: tuple[int, Metrics] | None = None
     for first, last in chunk_bounds(start, task.total_steps, task.steps_per_epoch, task.recipe.chunk_steps):
         if first and float(rate_at(first)) != float(rate_at(first - 1)):
-            state = catch_up(task, state, first, count)
-        state, metrics = chunk(state, data, teacher_variables, feed(tasks, first, last, host or {}), seed)
+            state = catch_up(task, state, first, count, devices)
+        state, metrics = chunk(state, data, teacher_variables, feed(tasks, first, last, host or {}, devices), seed)
         if pending is not None:
             on_chunk(pending[0], jax.device_get(pending[1]))
         pending = (first, metrics)
         if saver.due(last):
             on_chunk(first, jax.device_get(metrics))
             pending = None
-            saver.save(last, state)
+            saver.save(last, devices.collect(state, axes))
     if pending is not None:
         on_chunk(pending[0], jax.device_get(pending[1]))
-    return state
+    return devices.collect(state, axes)
+
+
+def _seeds(tasks: Sequence[Task], devices: Devices) -> Any:
+    seeds = np.asarray([task.seed for task in tasks], np.int32)
+    if devices.spreads_seeds:
+        return devices.split(seeds[devices.own(len(tasks))], 0)
+    return devices.replicate(seeds if len(tasks) > 1 else seeds[0])

@@ -108,6 +108,13 @@ def get_config() -> ml_collections.ConfigDict:
 
     checkpoint = config.checkpoint = ml_collections.ConfigDict()
     checkpoint.every_seconds = 60.0  # between checkpoints; 0: after every chunk of steps
+
+    # Where a run is computed. Nothing here changes a result, but for rounding: runs go on under another setting.
+    parallel = config.parallel = ml_collections.ConfigDict()
+    parallel.devices = 0  # how many; 0: all, of all processes
+    parallel.backend = "shard_map"  # shard_map | pmap
+    parallel.seeds = False  # students that train side by side are spread over devices instead of each batch
+    parallel.shard_head = False  # each device keeps a part of the head's n_train rows instead of all
     config.tensorboard = True  # TensorBoard events in the workdir
     return config
 

@@ -9,6 +9,8 @@ import time
 import jax
 import pytest
 
+from configs import base
+
 jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -35,9 +37,12 @@ def program():
 
 @pytest.fixture
 def killed(tmp_path):
-    """`killed(command, pattern, lines)` kills it once a file in tmp_path that matches has so many lines; its stderr."""
+    """`killed(command, pattern, lines)` kills it once a file in tmp_path that matches has so many lines; its stderr.
 
-    def run(command, pattern, lines):
+    By another signal it may end with another code.
+    """
+
+    def run(command, pattern, lines, how=signal.SIGKILL, code=-signal.SIGKILL):
         log = tmp_path / "killed.txt"
         with open(log, "w") as output:
             process = subprocess.Popen(command, cwd=ROOT, env=ONE_CPU, stderr=output, stdout=output)
@@ -47,8 +52,8 @@ def killed(tmp_path):
                 break
             time.sleep(0.01)
         assert process.poll() is None, log.read_text()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(how)
+        assert process.wait(60) == code, log.read_text()
         return log.read_text()
 
     return run
@@ -65,3 +70,18 @@ def finished_run(cache, tmp_path_factory):
     config.student.stem_widths, config.student.sparsity, config.student.train.epochs = (8, 16), 20, 2
     workdir = tmp_path_factory.mktemp("finished") / "run"
     return workdir, pipeline.run(config, workdir)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device():
+    """Runs of the chain use one of the emulated devices unless their config says how many."""
+    plain = base.get_config
+
+    def get_config():
+        config = plain()
+        config.parallel.devices = 1
+        return config
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "get_config", get_config)
+        yield

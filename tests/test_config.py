@@ -30,6 +30,7 @@ NUMBERS = {
     "evaluate.anchors": ([0, 100, 200], [-1, 1, HUGE_INT]),
     "evaluate.batch_size": ([60, 200, HUGE_INT], [-1, 0, 1, 50]),
     "evaluate.order_seed": ([0, 3], [-1, HUGE_INT]),
+    "parallel.devices": ([0, 1, 8], [-1, HUGE_INT]),
     "student.hidden": ([1, 256], [-1, 0, HUGE_INT]),
     "student.sparsity": ([1, 99], [-1, 0, 100, HUGE_INT]),
     "student.threshold": ([0.0, 0.5], [-0.1, HUGE]),
@@ -67,6 +68,7 @@ WORDS = {
     "distill.policy": ["imagenet", ""],
     "evaluate.reading": ["other", ""],
     "method": ["svm", ""],
+    "parallel.backend": ["mpi", ""],
     "student.backbone": ["resnet7", ""],
     "student.graph": ["knn", ""],
     "student.kind": ["mlp", ""],
@@ -89,6 +91,7 @@ for _role in ("teacher", "student"):
 
 ANYTHING = {  # true or false, and free text; data.name is refused where it is looked up, see tests/data
     *("compilation_cache", "tensorboard", "evaluate.graph_off", "student.self_loops", "distill.tau_squared"),
+    *("parallel.seeds", "parallel.shard_head"),
     *("teacher.train.augment", "student.train.augment", "name", "cache_dir", "data.manual_dir", "data.name"),
     *("data.skip_unreadable", "teacher.logits_file"),
 }

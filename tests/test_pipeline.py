@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from cnn2gnn_jax import pipeline, storage
+from cnn2gnn_jax import main, pipeline, storage
 from cnn2gnn_jax.checkpoint import Checkpoints
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.metrics import read_records
@@ -313,7 +313,8 @@ def test_killed_at_any_moment_a_run_ends_identical_to_the_bit(program, killed, t
     broken = command(tmp_path / "broken-cache", tmp_path / "broken")
     # Once in the teacher, twice in the student: after so many lines of its records.
     killed(broken, "broken-cache/teachers/*/metrics.jsonl", 8)
-    killed(broken, "broken/metrics.jsonl", 5)
+    stopped = killed(broken, "broken/metrics.jsonl", 5, signal.SIGTERM, main.STOPPED)
+    assert "stopped by SIGTERM after step" in stopped
     killed(broken, "broken/metrics.jsonl", 14)
     assert "going on after step" in program(broken)
     assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")

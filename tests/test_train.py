@@ -13,10 +13,10 @@ import pytest
 
 from cnn2gnn_jax import distillers, gnn, networks, train
 from cnn2gnn_jax.config import RECIPES
-from cnn2gnn_jax.task import Task, with_stage
+from cnn2gnn_jax.task import Task
 
 IMAGES, BATCH = 60, 12
-GOLDEN = [1.386871, 1.076775, 1.040333]
+GOLDEN = [1.370420, 1.026327, 1.048688]
 
 
 def task(kind="graph", distiller=None, **fields):
@@ -118,36 +118,6 @@ def test_a_padded_batch_takes_the_step_of_the_batch(data):
     padded_state, padded_metrics = step(start, batch_of(data, padded, jnp.arange(16) < BATCH), None, this.seed)
     chex.assert_trees_all_close(padded_state, whole, rtol=1e-4, atol=1e-6)
     chex.assert_trees_all_close(padded_metrics, metrics, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["graph", "cnn"])
-def test_a_batch_over_devices_takes_the_step_of_one_device(data, kind):
-    if jax.device_count() < 4:
-        pytest.skip("needs 4 devices")
-    this = task(kind)
-    start = train.init_state(this, data["input"], None)
-    index, mask = np.append(np.arange(10), [0, 0]), jnp.arange(12) < 10  # the last device holds padding
-    one, metrics = jax.jit(train.make_step(this))(start, batch_of(data, index, mask), None, this.seed)
-
-    module = this.module.clone(axis_name="batch")
-    if kind == "graph":
-        module = module.clone(backbone=gnn.Stem((4,), axis_name="batch"))
-    spread = dataclasses.replace(
-        this, module=module, distiller=distillers.create("none", {}, "batch"), axis_name="batch"
-    )
-    spread = with_stage(spread, spread.distiller.stages[0])
-    mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
-    everywhere, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch")
-    step = jax.shard_map(
-        lambda state, batch: train.make_step(spread)(state, batch, None, this.seed),
-        mesh=mesh,
-        in_specs=(everywhere, split),
-        out_specs=everywhere,
-        check_vma=False,
-    )
-    many, many_metrics = jax.jit(step)(start, batch_of(data, index, mask))
-    chex.assert_trees_all_close(many, one, rtol=1e-3, atol=1e-5)
-    chex.assert_trees_all_close(many_metrics, metrics, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("per_epoch", [1, 7, 14, 97, 500])

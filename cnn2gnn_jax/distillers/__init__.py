@@ -3,6 +3,7 @@
 A method is one short module with `create(hyper, axis_name) -> Distiller`, a line in `_REGISTRY` and a row in `METHODS`.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -133,4 +134,4 @@ def create(name: str, hyper: Mapping[str, Any], axis_name: str | None = None) ->
     """
     if name not in _REGISTRY:
         raise UserError(f"distiller {name!r} is unknown: choose one of {', '.join(sorted(_REGISTRY))}")
-    return _REGISTRY[name](hyper, axis_name)
+    return _REGISTRY[name](hyper, axis_name)._replace(over=functools.partial(create, name, hyper))

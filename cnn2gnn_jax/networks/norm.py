@@ -81,7 +81,7 @@ class BatchNorm(nn.Module):
             mean, var, count = batch_moments(wide, mask, self.axis_name)
             keep = jnp.where(count > 0, self.momentum, 1.0)
             for running, new in ((running_mean, mean), (running_var, var)):
-                running.value = (keep * running.value + (1 - keep) * new).astype(self.param_dtype)
+                running.value = (keep * running.value + (1 - keep) * new).astype(running.value.dtype)
         else:
             mean, var = running_mean.value, running_var.value
         return ((wide - mean) * (scale * lax.rsqrt(var + self.epsilon)) + bias).astype(x.dtype)

@@ -1,0 +1,146 @@
+"""What the graph student takes and moves on many devices, counted from the step itself: nothing is run.
+
+    python -m benchmarks.scaling
+
+prints the tables of docs/scaling.md. Shapes come from tracing the initial state, traffic from the collectives in the
+traced step, each counted as a ring moves it.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from benchmarks import students
+from cnn2gnn_jax import distillers, gnn, train
+from cnn2gnn_jax.parallel import AXIS
+from cnn2gnn_jax.task import Task, on_one_shard
+
+IMAGENET, BILLION = 1_281_167, 1_000_000_000
+SIDE, CLASSES, BATCH = 224, 1000, 1024
+DEVICES = (8, 64, 1024)
+
+
+def student(rows: int) -> Task:
+    """CNN2GNN over ResNet18 at 224 pixels, with the teacher's logits from disk."""
+    backbone = gnn.create_backbone(
+        "resnet18", stem_widths=(), image_stem="downsample", dtype="bfloat16", axis_name=None
+    )
+    distiller = distillers.create("kd", students.hyper("cnn2gnn"))
+    return Task(
+        gnn.GraphStudent(CLASSES, backbone),
+        distiller,
+        distiller.stages[0],
+        students.recipe(batch_size=BATCH),
+        steps_per_epoch=rows // BATCH,
+        rows=rows,
+        seed=0,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+    )
+
+
+def state_of(task: Task) -> train.TrainState:
+    """The shapes of its state."""
+    return jax.eval_shape(lambda: train.init_state(task, jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.uint8), None))
+
+
+def size(tree: Any) -> int:
+    """Bytes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def batch_of(count: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """`count` images as the host feeds them."""
+    return {
+        "input": jax.ShapeDtypeStruct((count, SIDE, SIDE, 3), jnp.uint8),
+        "teacher_logits": jax.ShapeDtypeStruct((count, CLASSES), jnp.float32),
+        "label": jax.ShapeDtypeStruct((count,), jnp.int32),
+        "index": jax.ShapeDtypeStruct((count,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((count,), bool),
+    }
+
+
+def traffic(task: Task, state: train.TrainState, devices: int, shards_head: bool) -> dict[str, int]:
+    """Bytes that one device sends in a step, by kind of collective."""
+    mesh = AbstractMesh((devices,), (AXIS,), axis_types=(AxisType.Auto,))
+    axes = dataclasses.replace(
+        jax.tree.map(lambda _: PartitionSpec(), state), table=PartitionSpec(AXIS) if shards_head else PartitionSpec()
+    )
+    step = jax.shard_map(
+        lambda state, batch: train.make_step(on_one_shard(task, AXIS), shards_head)(state, batch, None, 0),
+        mesh=mesh,
+        in_specs=(axes, PartitionSpec(AXIS)),
+        out_specs=(axes, PartitionSpec()),
+        check_vma=False,
+    )
+    sent: dict[str, int] = {}
+    for name, operand in _collectives(jax.make_jaxpr(step)(state, batch_of(BATCH)).jaxpr):
+        # A ring: an all-reduce passes the whole round twice, a gather what each of the others has, a scatter likewise.
+        whole = {"psum": 2 * operand, "all_gather": operand * devices, "reduce_scatter": operand}[name]
+        sent[name] = sent.get(name, 0) + whole * (devices - 1) // devices
+    return sent
+
+
+def _collectives(jaxpr: Any) -> Iterator[tuple[str, int]]:
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name.removesuffix("_invariant").replace("psum2", "psum")
+        if name in ("psum", "all_gather", "reduce_scatter"):
+            yield name, sum(size(variable.aval) for variable in equation.invars)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from _collectives(inner)
+
+
+def human(count: float) -> str:
+    """1.3 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def main() -> None:
+    """Prints the tables."""
+    print(f"| | ImageNet-1k, {IMAGENET:,} images | {BILLION:,} images |\n|---|---:|---:|")
+    tasks = [student(rows) for rows in (IMAGENET, BILLION)]
+    states = [state_of(task) for task in tasks]
+
+    def line(title: str, *values: Any) -> None:
+        print(f"| {title} | " + " | ".join(values) + " |")
+
+    line("student: parameters, momentum, statistics", *(human(size(state) - size(state.table)) for state in states))
+    line("head's table: rows and their momenta, replicated", *(human(size(state.table)) for state in states))
+    for devices in DEVICES:
+        parts = (human(size(state.table) / devices) for state in states)
+        line(f"head's table a device, sharded over {devices:,}", *parts)
+    line("a checkpoint", *(human(size(state)) for state in states))
+    line("images at 224x224, uint8", *(human(task.rows * SIDE * SIDE * 3) for task in tasks))
+    line(f"teacher's logits, {CLASSES:,} classes, float32", *(human(task.rows * CLASSES * 4) for task in tasks))
+    # Of `data.permutations`: raw numbers of 8 bytes, argsort's int64 answer, and that in int32.
+    line("the order of an epoch, each process, while it is made", *(human(task.rows * (8 + 8 + 4)) for task in tasks))
+    print(f"\nA step of {BATCH:,} images (any n_train), each device:\n")
+    print("| devices | fed by the host | all-reduce | gather | scatter | head's rows, sharded: more | in all |")
+    print("|---:|---:|---:|---:|---:|---:|---:|")
+    padded = tasks[0]
+    for devices in DEVICES:
+        rows = -(-IMAGENET // devices) * devices
+        state = jax.eval_shape(
+            lambda rows=rows: train.init_state(
+                padded, jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.uint8), None, table_rows=rows
+            )
+        )
+        plain, sharded = (traffic(padded, state, devices, shards) for shards in (False, True))
+        more = sum(sharded.values()) - sum(plain.values())
+        kinds = [plain.get(name, 0) for name in ("psum", "all_gather", "reduce_scatter")]
+        fed = size(batch_of(BATCH)) / devices
+        line(f"{devices:,}", *map(human, (fed, *kinds, more, sum(sharded.values()))))
+
+
+if __name__ == "__main__":
+    main()

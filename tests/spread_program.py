@@ -1,0 +1,176 @@
+"""Trains on 1 and on several emulated devices and prints how far the ends are apart, as JSON.
+
+    python tests/spread_program.py '{"kinds": ["graph"], "cases": [[8, "pmap", false]], "images": 1000}'
+
+A program of its own, since JAX_ENABLE_X64 and the number of devices hold for a process. Batches are of 100 digits.
+"""
+
+import functools
+import json
+import sys
+import types
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import sklearn.datasets  # noqa: E402
+
+from cnn2gnn_jax import distillers, gnn, inference, networks, parallel, train  # noqa: E402
+from cnn2gnn_jax.config import RECIPES  # noqa: E402
+from cnn2gnn_jax.task import Task, with_stage  # noqa: E402
+
+BATCH, CLASSES, EPOCHS = 100, 10, 2
+DTYPE = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+# Rows of the head wait, and are caught up where the rate changes, within the steps.
+RECIPE = RECIPES["paper"] | {
+    "epochs": EPOCHS,
+    "batch_size": BATCH,
+    "learning_rate": 0.05,
+    "schedule": "step",
+    "milestones": (1 / EPOCHS,),
+    "milestone_factor": 0.5,
+    "augment": True,
+    "head_update": "rows",
+    "chunk_steps": 5,
+}
+METHODS = {"teacher": "ce", "cnn": "kd", "graph": "cnn2gnn", "dense": "cnn2gnn"}
+
+
+def digits(count):
+    """The first `count` images and labels, and the 397 last, for tests."""
+    found = sklearn.datasets.load_digits()
+    images = np.round(found.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = found.target.astype(np.int32)
+    return images[:count], labels[:count], images[1400:], labels[1400:]
+
+
+def task(kind, labels):
+    """`teacher`, `cnn`, `graph`, `dense`, or a method of a CNN student."""
+    method = METHODS.get(kind, kind)
+    hyper = distillers.hyperparameters(method, "resnet8", "resnet8", "cifar10")
+    hyper |= {"tau_squared": True, "training_labels": labels, "negatives": 200}
+    distiller = distillers.create(distillers.METHODS[method].distiller, hyper)
+    if "pretrain_epochs" in hyper:
+        distiller = distillers.create(distillers.METHODS[method].distiller, hyper | {"pretrain_epochs": EPOCHS})
+    cnn = networks.create("resnet8", CLASSES, dtype=DTYPE)
+    module = cnn
+    if kind in ("graph", "dense"):
+        backbone = gnn.Stem((8,), dtype=DTYPE) if kind == "graph" else gnn.Flatten()
+        module = gnn.GraphStudent(CLASSES, backbone, sparsity=20, hidden=16, head_widths=(24, 12))
+    return Task(
+        module,
+        distiller,
+        distiller.stages[0],
+        types.SimpleNamespace(**RECIPE),
+        steps_per_epoch=len(labels) // BATCH,
+        rows=len(labels),
+        seed=3,
+        mean=(0.3,),
+        std=(0.37,),
+        teacher=cnn if distiller.teacher else None,
+    )
+
+
+def wide(tree):
+    return jax.tree.map(lambda x: x.astype(DTYPE) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+class Nothing:
+    """Saves nothing."""
+
+    def due(self, step):
+        return False
+
+    def save(self, step, state):
+        raise AssertionError
+
+
+def started(this, images, labels):
+    """Fresh states of all stages, and the variables of a teacher in the step; both on the host."""
+    data, states = {"input": images, "label": labels}, []
+    for stage in this.distiller.stages:
+        at = with_stage(this, stage)
+        fresh = functools.partial(train.init_state, at, images, train.teacher_shapes(at, data))
+        states.append(wide(jax.jit(fresh)()))
+    variables = None
+    if this.teacher is not None:
+        variables = jax.jit(lambda: wide(this.teacher.init(jax.random.key(1), jnp.zeros((1, 8, 8, 1)))))()
+    return jax.device_get((states, variables))
+
+
+def trained(this, starts, variables, images, labels, devices):
+    """The state after all stages."""
+    data, before = {"input": images, "label": labels}, None
+    for stage, state in zip(this.distiller.stages, starts, strict=True):
+        this = with_stage(this, stage)
+        if devices.shards_head and state.table is not None:
+            extra = devices.padded(len(labels)) - len(labels)
+            table = jax.tree.map(lambda x, extra=extra: np.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1)), state.table)
+            state = state.replace(table=table)
+        if before is not None:
+            state = state.replace(params=before.params, stats=before.stats, memory=before.memory)
+        before = train.fit(
+            [this],
+            devices.replicate(state),
+            devices.replicate(data),
+            devices.replicate(variables),
+            lambda first, metrics: None,
+            Nothing(),
+            devices=devices,
+        )
+    return before
+
+
+def classes(this, variables, rows, images, test_images):
+    """Of each test image, by each mechanism."""
+    inputs = train.prepare_plain(this, jnp.asarray(test_images))
+    if not this.is_graph:
+        return np.argmax(jax.jit(lambda: this.module.apply(variables, inputs, train=False).logits)(), -1)
+    anchors = jax.tree.map(lambda leaf: leaf[:BATCH], rows)
+
+    @jax.jit
+    def logits(variables, anchors):
+        columns = inference.anchors(this.module, variables, train.prepare_plain(this, images[:BATCH]), anchors)
+        mechanisms = (inference.one_by_one, inference.batch_by_batch)
+        return [mechanism(this.module, variables, columns, inputs).logits for mechanism in mechanisms]
+
+    return np.argmax(logits(variables, anchors), -1)
+
+
+def apart(found, expected):
+    """The norm of the difference of all parameters, beside the norm of all."""
+    pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True))
+    return float(np.sqrt(sum(np.sum(np.square(f - e)) for f, e in pairs) / sum(np.sum(np.square(e)) for _, e in pairs)))
+
+
+def main(kinds, cases, images):
+    """`cases` are [devices, backend, whether the head is sharded] each."""
+    train_images, labels, test_images, _ = digits(images)
+    for kind in kinds:
+        this, one = task(kind, labels), None
+        starts, variables = started(this, train_images, labels)
+        for count, backend, shard in [(1, "shard_map", False), *cases]:
+            used = parallel.create(types.SimpleNamespace(devices=count, backend=backend, seeds=False, shard_head=shard))
+            state = trained(this, starts, variables, train_images, labels, used)
+            rows, student = train.head_rows(this, state, np.arange(images), used), parallel.local(state.variables)
+            end = jax.tree.map(np.asarray, (state.params, state.stats, rows))
+            found = classes(this, student, rows, train_images, test_images)
+            if one is None:
+                one = end, found
+                continue
+            facts = {
+                "kind": kind,
+                "case": [count, backend, shard],
+                "steps": int(state.step),
+                "dtype": str(np.dtype(DTYPE)),
+                "apart": apart(end, one[0]),
+                "classes_differ": int(np.sum(found != one[1])),
+            }
+            print(json.dumps(facts), flush=True)
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))
