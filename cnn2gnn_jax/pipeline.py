@@ -52,7 +52,7 @@ class Run(NamedTuple):
     teacher_folder: pathlib.Path
     workdir: pathlib.Path
     fingerprint: str
-    devices: parallel.Devices
+    devices: parallel.Devices = parallel.ONE
 
 
 def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = STAGES[-1]) -> dict[str, Any] | None:
