@@ -29,7 +29,7 @@ def student(rows: int) -> Task:
     backbone = gnn.create_backbone(
         "resnet18", stem_widths=(), image_stem="downsample", dtype="bfloat16", axis_name=None
     )
-    distiller = distillers.create("kd", students.hyper("cnn2gnn"))
+    distiller = distillers.create("kd", distillers.hyperparameters("cnn2gnn", "resnet50", "resnet18"))
     return Task(
         gnn.GraphStudent(CLASSES, backbone),
         distiller,

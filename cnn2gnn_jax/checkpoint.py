@@ -53,8 +53,7 @@ class Checkpoints:
         """
         step = self.newest()
         try:
-            saved = ocp.StandardCheckpointHandler().metadata(self.folder.absolute() / f"step_{step}" / "state")
-            _check_shapes(saved, like)
+            _check_shapes(self._saved(step), like)
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like, strict=False))
             return self._manager.restore(step, args=args).state
         except Exception as error:  # Orbax and its storage raise many kinds
@@ -65,8 +64,14 @@ class Checkpoints:
             ) from error
 
     def restore_as_saved(self) -> Any:
-        """The newest state as nested dictionaries of NumPy arrays, whatever its shapes."""
-        return self._manager.restore(self.newest(), args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
+        """The newest state as nested dictionaries of arrays on one device, whatever its shapes and devices."""
+        step, here = self.newest(), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), self._saved(step).tree)
+        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
+
+    def _saved(self, step: int | None) -> Any:
+        """The shapes of the state of a step."""
+        return ocp.StandardCheckpointHandler().metadata(self.folder.absolute() / f"step_{step}" / "state")
 
     def facts(self) -> dict[str, Any]:
         """The JSON facts saved with the newest state."""

@@ -51,7 +51,7 @@ def task(kind, labels):
     """`teacher`, `cnn`, `graph`, `dense`, or a method of a CNN student."""
     method = METHODS.get(kind, kind)
     hyper = distillers.hyperparameters(method, "resnet8", "resnet8", "cifar10")
-    hyper |= {"tau_squared": True, "training_labels": labels, "negatives": 200}
+    hyper |= {"training_labels": labels, "negatives": 200}
     distiller = distillers.create(distillers.METHODS[method].distiller, hyper)
     if "pretrain_epochs" in hyper:
         distiller = distillers.create(distillers.METHODS[method].distiller, hyper | {"pretrain_epochs": EPOCHS})
