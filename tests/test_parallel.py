@@ -19,7 +19,6 @@ import pytest
 
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import distillers, evaluate, fit, gnn, head_table, networks, parallel, storage, train
-from cnn2gnn_jax.checkpoint import Checkpoints
 from cnn2gnn_jax.config import RECIPES
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.fit import Job
@@ -249,8 +248,14 @@ def flags(folder):
         *("configs/digits.py:smoke", f"--workdir={folder / 'run'}", f"--config.cache_dir={folder / 'cache'}"),
         *("--config.checkpoint.every_seconds=0", "--config.student.sparsity=20", "--config.evaluate.graph_off=False"),
         *("--config.student.stem_widths=(8, 16)", "--config.student.train.chunk_steps=1"),
-        # So many chunks that the processes can agree on where to stop, which takes them seconds.
-        *("--config.student.train.epochs=5", "--config.teacher.train.chunk_steps=7", "--config.tensorboard=False"),
+        # So many chunks that the processes can agree on where to stop, which takes them seconds; at a rate at which
+        # float32's rounding grows little from step to step.
+        *(
+            "--config.student.train.epochs=15",
+            "--config.student.train.learning_rate=0.001",
+            "--config.teacher.train.chunk_steps=7",
+            "--config.tensorboard=False",
+        ),
     ]
 
 
@@ -300,15 +305,15 @@ def test_two_processes_of_four_devices_each_stopped_and_robbed_of_one_end_as_one
     command = [sys.executable, "-m", "cnn2gnn_jax.main", f"--config={flags(tmp_path / 'one')[0]}"]
     alone = {**environment, "JAX_PLATFORMS": "cpu"}
     subprocess.run([*command, *flags(tmp_path / "one")[1:]], cwd=ROOT, env=alone, check=True, timeout=500)
-    two, one = (storage.read_json(tmp_path / name / "run" / "results.json") for name in ("two", "one"))
-    for found, expected in zip(two["accuracies"], one["accuracies"], strict=True):
-        assert found["accuracy"] == pytest.approx(expected["accuracy"], abs=0.6)  # two of 359 images
-    ends = []
-    for name in ("two", "one"):
-        with Checkpoints(tmp_path / name / "run" / "checkpoints" / "graph_learned-seed0" / "train" / "last") as saved:
-            ends.append(saved.restore_as_saved())
-    two, one = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(end["params"])]) for end in ends)
-    assert np.linalg.norm(two - one) < 1e-3 * np.linalg.norm(one)
+    two, one = (
+        {record["step"]: record["loss"] for record in read_records(tmp_path / name / "run" / "metrics.jsonl")}
+        for name in ("two", "one")
+    )
+    assert list(two) == list(one) == list(range(1, 211))
+    # float32's rounding grows by a factor of ten in some 40 steps; both restarts are within the first 80.
+    np.testing.assert_allclose([two[k] for k in range(1, 81)], [one[k] for k in range(1, 81)], rtol=1e-4)
+    two, one = (storage.read_json(tmp_path / name / "run" / "results.json")["accuracies"] for name in ("two", "one"))
+    assert two[0]["accuracy"] == pytest.approx(one[0]["accuracy"], abs=2)
 
 
 @pytest.mark.parametrize("name", ["local", "multiprocess", "slurm", "tpu_vm", "gke"])
