@@ -45,6 +45,7 @@ def test_a_baseline_learns_and_its_own_loss_falls(cache, tmp_path, method):
         assert own[-1] < own[0]
 
 
+@pytest.mark.slow
 def test_stored_attention_maps_teach_as_the_live_teacher_does(cache, tmp_path, monkeypatch):
     config, records = config_of(cache, "at", epochs=1, **{"student.train.learning_rate": 0.01}), {}
     for where in ("disk", "live"):
