@@ -46,10 +46,11 @@ def steps_of(rows: int, update: str = "rows") -> Callable[[], jax.Array]:
 
 def rows() -> list[Row]:
     """The table's lines."""
+    # First, while this process is small: a child begins with the peak of its parent.
+    peaks = {count: _peak(count) for count in (SMALL, LARGE)}
     seconds = take_turns({"500,000 rows": steps_of(LARGE), "5,000 rows": steps_of(SMALL)}, rounds=15)
     large, small = seconds.values()
     dense = take_turns({"dense": steps_of(50_000, "dense"), "rows": steps_of(50_000)}, rounds=5)
-    peaks = {count: _peak(count) for count in (SMALL, LARGE)}
     grown = peaks[LARGE] - peaks[SMALL]
     table = 2 * 4 * 257 * (LARGE - SMALL)  # weights, biases and their momenta, float32
     return [

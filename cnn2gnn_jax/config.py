@@ -40,7 +40,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
-FORMAT = 1  # raised when the meaning of what is on disk changes
+# Raised when the same config gives something else on disk than before.
+TEACHER_FORMAT = 1
+STUDENT_FORMAT = 2
 # Fields of a `train` section that are spelled out by others, or change how fast and not what.
 _HOW_FIELDS = ("recipe", "chunk_steps")
 
@@ -314,10 +316,10 @@ def teacher_fingerprint(config: FrozenConfigDict, data: str) -> str:
     """Names a teacher: the data set's fingerprint and every field that changes its weights, or its logits."""
     if config.teacher.logits_file:
         logits = storage.sha256(pathlib.Path(config.teacher.logits_file).expanduser())
-        return storage.fingerprint({"format": FORMAT, "data": data, "logits": logits})
+        return storage.fingerprint({"format": TEACHER_FORMAT, "data": data, "logits": logits})
     return storage.fingerprint(
         {
-            "format": FORMAT,
+            "format": TEACHER_FORMAT,
             "data": data,
             "compute_dtype": config.compute_dtype,
             "teacher": _what(config.teacher, "logits_file"),
@@ -334,7 +336,7 @@ def student_fingerprint(config: FrozenConfigDict, data: str) -> str:
         fields = _what(student, "network", *(["stem"] if student.backbone in BACKBONES else []))
     return storage.fingerprint(
         {
-            "format": FORMAT,
+            "format": STUDENT_FORMAT,
             "data": data,
             "compute_dtype": config.compute_dtype,
             "seed": config.seed,

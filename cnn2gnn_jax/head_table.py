@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cnn2gnn_jax.gnn import HeadRows
 from cnn2gnn_jax.parallel import first_row, psum
 
+_COLUMNS = 4  # drawn at a time
 _BITS = 24  # rows may wait for up to 2^24 - 1 steps
 
 
@@ -44,9 +46,25 @@ def init(rng: jax.Array, rows: int, width: int, dtype: Any = jnp.float32) -> Hea
     """
     # Of JAX's generators this one alone has both properties.
     rng = jax.random.wrap_key_data(jax.random.bits(rng, (2,), jnp.uint32), impl="threefry2x32")
-    kernel = jax.random.normal(rng, (rows, width), dtype) * width**-0.5
-    values = HeadRows(kernel, jnp.zeros((rows,), dtype))
+    values = HeadRows(_draw(rng, rows, width, dtype), jnp.zeros((rows,), dtype))
     return HeadTable(values, jax.tree.map(jnp.zeros_like, values), jnp.zeros((rows,), jnp.int32))
+
+
+def _draw(rng: jax.Array, rows: int, width: int, dtype: Any) -> jax.Array:
+    """A LeCun-normal kernel, (rows, width), a few columns at a time, for drawing takes several times the room.
+
+    Columns, since rows may be spread over devices.
+    """
+
+    def columns(k: jax.Array | int, count: int) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(rng, k), (rows, count), dtype) * width**-0.5
+
+    def fill(k: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice(kernel, columns(k, _COLUMNS), (0, k * _COLUMNS))
+
+    full, rest = divmod(width, _COLUMNS)
+    kernel = lax.fori_loop(0, full, fill, jnp.zeros((rows, width), dtype))
+    return lax.dynamic_update_slice(kernel, columns(full, rest), (0, full * _COLUMNS)) if rest else kernel
 
 
 def gather(

@@ -64,7 +64,7 @@ def record(run: Run) -> None:
     """Writes what the run is to its workdir, for `reopen`."""
     train = run.dataset.train
     facts = {
-        "format": configs.FORMAT,
+        "format": configs.STUDENT_FORMAT,
         "fingerprint": run.fingerprint,
         "teacher_folder": str(run.teacher_folder.absolute()),
         "dataset_fingerprint": run.dataset.fingerprint,
@@ -118,9 +118,9 @@ def read(workdir: pathlib.Path) -> Recorded:
             f"{workdir} is no workdir (it has no config.json): give one that cnn2gnn_jax.main has trained in"
         )
     facts = storage.read_json(path)
-    if facts.get("format") != configs.FORMAT:
+    if facts.get("format") != configs.STUDENT_FORMAT:
         raise UserError(
-            f"{workdir} is of another version (format {facts.get('format')}, expected {configs.FORMAT}): "
+            f"{workdir} is of another version (format {facts.get('format')}, expected {configs.STUDENT_FORMAT}): "
             "run its own command again with this one"
         )
     path = workdir / "anchors.npz"
