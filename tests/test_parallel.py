@@ -84,7 +84,7 @@ def spread(kinds, cases, images, x64=True):
 
 
 def test_a_hundred_images_on_eight_devices_train_as_on_one():
-    cases = [[8, "shard_map", True], [8, "pmap", False]]
+    cases = [[8, "shard_map", True]]
     lines = spread(["graph"], cases, 200)
     assert [line["case"] for line in lines] == cases
     for line in lines:
@@ -123,9 +123,9 @@ def test_each_device_draws_and_keeps_its_own_rows():
     at = on.shardings(0, jax.eval_shape(make))
     table = jax.jit(make, out_shardings=at)()
     assert {shard.data.shape for shard in table.values.kernel.addressable_shards} == {(10, 6)}
-    chex.assert_trees_all_equal(jax.device_get(table), jax.device_get(make()))
+    chex.assert_trees_all_close(jax.device_get(table), jax.device_get(make()), rtol=1e-6)
     fewer = head_table.init(jax.random.key(0), 77, 6)
-    np.testing.assert_array_equal(fewer.values.kernel, table.values.kernel[:77])
+    np.testing.assert_allclose(fewer.values.kernel, table.values.kernel[:77], rtol=1e-6)
 
 
 @pytest.mark.slow
