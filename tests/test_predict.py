@@ -182,7 +182,7 @@ def test_a_workdir_needs_no_data_set(done, tmp_path):
 
 
 DAMAGE = {
-    "another version": (lambda w: change(w / "config.json", format=0), "of another version (format 0, expected 1)"),
+    "another version": (lambda w: change(w / "config.json", format=0), "of another version (format 0, expected 2)"),
     "no config": (lambda w: (w / "config.json").unlink(), "is no workdir"),
     "not JSON": (lambda w: (w / "config.json").write_text("{"), "is damaged"),
     "no such field": (lambda w: change(w / "config.json", config={}), "damaged or of another version"),
