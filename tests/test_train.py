@@ -87,7 +87,7 @@ def test_a_chunk_equals_its_steps(data):
 
 @pytest.mark.parametrize("kind", ["graph", "cnn"])
 def test_training_lowers_the_loss(data, kind):
-    this, losses = task(kind, epochs=12), []
+    this, losses = task(kind, epochs=20, learning_rate=0.03), []
     state = train.init_state(this, data["input"], None)
     state = train.fit([this], state, data, None, lambda _, metrics: losses.extend(metrics["loss"]), Nothing())
     assert len(losses) == this.total_steps == int(state.step)
