@@ -28,7 +28,6 @@ DTYPE = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
 RECIPE = RECIPES["paper"] | {
     "epochs": EPOCHS,
     "batch_size": BATCH,
-    "learning_rate": 0.05,
     "schedule": "step",
     "milestones": (1 / EPOCHS,),
     "milestone_factor": 0.5,
