@@ -151,9 +151,9 @@ class Recorder:
         now, compiled = time.monotonic(), sum(_compilations())
         seconds, compiling = now - self._clock, compiled - self._compiled
         self._clock, self._compiled, self._step = now, compiled, first + steps
-        means = {name: np.mean(values, axis=1, dtype=np.float64) for name, values in metrics.items()}
+        means = {name: values.astype(np.float64).mean(axis=1).tolist() for name, values in metrics.items()}
         for k, stage in enumerate(self._stages):
-            own = {name: float(values[k]) for name, values in means.items()}
+            own = {name: values[k] for name, values in means.items()}
             record = {
                 "stage": stage,
                 "step": self._step,
