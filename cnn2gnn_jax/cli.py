@@ -5,7 +5,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.errors import Stopped, UserError
+
+STOPPED = 75
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,9 +21,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a program: a user's mistake ends in one line and exit code 2."""
+    """Runs a program: a user's mistake ends in one line and exit code 2, SIGTERM, where it is heeded, in 75."""
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(f"stopped by SIGTERM {stopped}: the same command goes on", file=sys.stderr)
+        sys.exit(STOPPED)

@@ -71,6 +71,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "student.head_widths": (1, 100_000),
     "student.hidden": (1, 1e6),
     "student.sparsity": (1, math.inf),
+    "student.classes_per_batch": (0, 1e6),
+    "student.off_weight": (0, _LARGEST),
     "student.threshold": (0, _LARGEST),
     "distill.ce_weight": (0, _LARGEST),
     "distill.kd_weight": (0, _LARGEST),
@@ -152,6 +154,9 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     _resolve_parallel(config)
     _choice("data.residency", config.data.residency, ("auto", "device", "host"))
     _choice("compute_dtype", config.compute_dtype, ("float32", "bfloat16"))
+    _choice("evaluate.split", config.evaluate.split, ("test", "holdout"))
+    if config.evaluate.split == "holdout" and not config.data.holdout:
+        raise UserError("evaluate.split is holdout, but nothing is held out: set data.holdout, as 0.1")
     _choice("evaluate.reading", config.evaluate.reading, inference.READINGS)
     if not config.evaluate.anchors:
         config.evaluate.anchors = config.student.train.batch_size
@@ -231,6 +236,11 @@ def _resolve_student(config: ConfigDict) -> None:
         raise UserError(
             "student.backbone is teacher, whose features are stored once: set student.train.augment to False"
         )
+    if student.classes_per_batch > student.train.batch_size:
+        raise UserError(
+            f"student.classes_per_batch is {student.classes_per_batch}, but student.train.batch_size is "
+            f"{student.train.batch_size}: choose at most that"
+        )
     for field in ("stem_widths", "head_widths"):
         if not student[field]:
             raise UserError(f"student.{field} is empty: give at least one width")
@@ -254,7 +264,8 @@ def check_data(config: FrozenConfigDict, dataset: Dataset) -> None:
     Raises:
       UserError: a batch is larger than the data, or too small for the sparsity.
     """
-    train, test = len(dataset.train), len(dataset.test)
+    train = len(dataset.train)
+    test = len(dataset.test if config.evaluate.split == "test" else dataset.holdout or ())
     sizes = [("student.train.batch_size", config.student.train.batch_size)]
     if needs_teacher(config):
         sizes.append(("teacher.train.batch_size", config.teacher.train.batch_size))
@@ -276,7 +287,8 @@ def check_data(config: FrozenConfigDict, dataset: Dataset) -> None:
         per_batch = test // -(-test // config.evaluate.batch_size)
         if config.student.sparsity + 1 > per_batch:
             raise UserError(
-                f"student.sparsity is {config.student.sparsity}, but {test} test images make batches of {per_batch}: "
+                f"student.sparsity is {config.student.sparsity}, but {test} {config.evaluate.split} images make "
+                f"batches of {per_batch}: "
                 f"Eq. 3 allows at most {per_batch - 1} there"
             )
     for role in ("teacher", "student"):
@@ -344,5 +356,19 @@ def student_fingerprint(config: FrozenConfigDict, data: str) -> str:
             "distill": plain(config.distill),
             "student": fields,
             "teacher": teacher_fingerprint(config, data) if needs_teacher(config) else None,
+        }
+    )
+
+
+def cell_fingerprint(config: FrozenConfigDict) -> str:
+    """Names a run without its data at hand: every field that changes a figure in its results."""
+    what = {key: value for key, value in plain(config.data).items() if key not in ("residency", "manual_dir")}
+    if config.data.name == "image_folder":
+        what["manual_dir"] = config.data.manual_dir
+    return storage.fingerprint(
+        {
+            "run": student_fingerprint(config, storage.fingerprint(what)),
+            "evaluate": plain(config.evaluate),
+            "seeds": config.seeds,
         }
     )

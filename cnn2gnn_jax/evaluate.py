@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -226,14 +227,20 @@ def graph_accuracy(
     """What comes out over all N images, batches taken in `order`.
 
     Returns:
-      `accuracy` in percent, the `diagnostics` as means over images, and the classes `predicted`, (N,).
+      `accuracy` in percent, the `diagnostics` as means over images, the `seconds` it took without compilation, and the
+      classes `predicted`, (N,).
     """
     predicted, totals = np.zeros(len(order), np.int32), collections.defaultdict[str, float](float)
     indices, masks = batches.evaluation_batches(len(order), min(batch_size, len(order)), order)
-    runs = [
-        mechanism((variables, *one), lambda k: (inputs[indices[k]], labels[indices[k]], masks[k]), len(indices))
-        for one in zip(*anchors, strict=True)
-    ]
+
+    def answers_to(count: int) -> list[Iterator[Any]]:
+        return [
+            mechanism((variables, *one), lambda k: (inputs[indices[k]], labels[indices[k]], masks[k]), count)
+            for one in zip(*anchors, strict=True)
+        ]
+
+    next(answers_to(1)[0])  # compiles
+    start, runs = time.monotonic(), answers_to(len(indices))
     for index, mask, *answers in zip(indices, masks, *runs, strict=True):
         probabilities = np.zeros(())
         for found, facts, nearest in answers:
@@ -243,7 +250,13 @@ def graph_accuracy(
                 totals[name] += float(value) * int(mask.sum()) / len(order) / len(anchors.columns)
         predicted[index[mask]] = np.argmax(probabilities, -1)[mask]
     right = int(np.sum(predicted == labels))
-    return {"accuracy": 100 * right / len(order), "diagnostics": dict(totals), "predicted": predicted}
+    seconds = round(time.monotonic() - start, 4)
+    return {
+        "accuracy": 100 * right / len(order),
+        "diagnostics": dict(totals),
+        "seconds": seconds,
+        "predicted": predicted,
+    }
 
 
 def neighbor_examples(
@@ -251,7 +264,9 @@ def neighbor_examples(
     variables: Any,
     anchors: Columns,
     anchor_index: np.ndarray,
+    anchor_labels: np.ndarray,
     inputs: np.ndarray,
+    labels: np.ndarray,
     positions: Sequence[int],
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -259,7 +274,8 @@ def neighbor_examples(
 ) -> list[dict[str, Any]]:
     """The learned neighbours (Mechanism 1) of a few test images: training indices and weights, strongest first.
 
-    Weights are the image's row of A with its self-loop, scaled to sum to 1.
+    `others` are the first anchor of each other class with its weight, which may be 0. Weights are the image's row of A
+    with its self-loop, scaled to sum to 1.
     """
     images = _prepare(jnp.asarray(inputs[np.asarray(positions)]), mean, std)
     found = inference.one_by_one(module, variables, anchors, images)
@@ -269,12 +285,15 @@ def neighbor_examples(
     for position, row, logits in zip(positions, weights, np.asarray(found.logits), strict=True):
         best = np.argsort(-row[:-1], kind="stable")[:most]
         best = best[row[best] > 0]
+        classes, first = np.unique(anchor_labels, return_index=True)
+        others = first[classes != labels[position]][:most]
         examples.append(
             {
                 "test_index": int(position),
                 "predicted": int(np.argmax(logits)),
                 "self_weight": float(row[-1]),
                 "neighbors": [[int(anchor_index[k]), float(row[k])] for k in best],
+                "others": [[int(anchor_index[k]), float(row[k])] for k in others],
             }
         )
     return examples

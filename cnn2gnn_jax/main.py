@@ -13,11 +13,11 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cnn2gnn_jax import pipeline, processes
+from cnn2gnn_jax import cli, pipeline, processes
 from cnn2gnn_jax.errors import Stopped, UserError
 from cnn2gnn_jax.report import text
 
-STOPPED, LOST = 75, 76
+LOST = 76
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A config file, configs/<name>.py, with an optional word: configs/cifar100.py:resnet50-resnet18."
@@ -58,7 +58,7 @@ def run() -> None:
         sys.exit(2)
     except Stopped as stopped:
         print(f"stopped by SIGTERM {stopped}: the same command goes on", file=sys.stderr)
-        sys.exit(STOPPED)
+        sys.exit(cli.STOPPED)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise

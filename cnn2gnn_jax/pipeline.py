@@ -92,7 +92,7 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
         found.update(_results(run, cached, entries))
         storage.write_json(run.workdir / "results.json", found)
         if last >= STAGES.index("report"):
-            report.write(run.workdir, found, run.dataset, np.array(entries[0]["predicted"]))
+            report.write(run.workdir, found, run.dataset, run.evaluated, np.array(entries[0]["predicted"]))
 
     processes.on_first(finish)
     return found or None
@@ -264,6 +264,8 @@ def _student_task(run: Run, graph: str) -> Task:
         seed=config.seed,
         mean=() if features else dataset.mean,
         std=() if features else dataset.std,
+        grouped=(dataset.train.labels, student.classes_per_batch) if student.classes_per_batch else None,
+        off_weight=0.0 if graph in ("", "off") else student.off_weight,
         teacher=teacher_task(run).module if live else None,
     )
 
@@ -380,11 +382,11 @@ def _results(run: Run, cached: CachedOutputs | None, evaluated: list[dict[str, A
         if not run.config.teacher.logits_file:
             seconds["teacher logits"] = cached.facts["seconds"]
             costs = results.network_costs(teacher_task(run), run.dataset.train.images)
-        teacher = results.teacher(run.config.teacher, run.teacher_folder.name, cached.facts, costs)
+        teacher = results.teacher(run.config, run.teacher_folder.name, cached.facts, costs)
     return {
         "fingerprint": run.fingerprint,
         "method": run.config.method,
-        "dataset": results.dataset(run.dataset),
+        "dataset": results.dataset(run),
         "teacher": teacher,
         "student": results.student(run.config.student, results.student_costs(student, inputs, run.config.evaluate)),
         "accuracies": [entry for one in evaluated for entry in one["accuracies"]],

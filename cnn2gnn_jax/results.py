@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn2gnn_jax import gnn, inference, train
-from cnn2gnn_jax.data import Dataset
+from cnn2gnn_jax.runs import Run
 from cnn2gnn_jax.task import Task, with_labels_only
 
 _PACKAGES = ("cnn2gnn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -28,8 +28,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def dataset(found: Dataset) -> dict[str, Any]:
+def dataset(run: Run) -> dict[str, Any]:
     """What tells which images were used."""
+    found = run.dataset
     return {
         "name": found.name,
         "fingerprint": found.fingerprint,
@@ -38,11 +39,14 @@ def dataset(found: Dataset) -> dict[str, Any]:
         "train_images": len(found.train),
         "test_images": len(found.test),
         "holdout_images": 0 if found.holdout is None else len(found.holdout),
+        "evaluated": run.config.evaluate.split,
+        "evaluated_images": len(run.evaluated),
     }
 
 
-def teacher(section: Any, fingerprint: str, facts: Mapping[str, Any], costs: Mapping[str, Any]) -> dict[str, Any]:
-    """The teacher of a resolved config section, with the accuracies that are kept beside its logits."""
+def teacher(config: Any, fingerprint: str, facts: Mapping[str, Any], costs: Mapping[str, Any]) -> dict[str, Any]:
+    """The teacher of a resolved config, with the accuracies that are kept beside its logits."""
+    section = config.teacher
     if section.logits_file:
         return {
             "network": pathlib.Path(section.logits_file).name,
@@ -54,7 +58,7 @@ def teacher(section: Any, fingerprint: str, facts: Mapping[str, Any], costs: Map
         "fingerprint": fingerprint,
         "recipe": section.train.recipe,
         "epoch": section.train.epoch,
-        "accuracy": facts["test_accuracy"],
+        "accuracy": facts[f"{config.evaluate.split}_accuracy"],
         "train_accuracy": facts["train_accuracy"],
         **costs,
     }

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import data, evaluate, parallel, processes, storage
-from cnn2gnn_jax.data import Dataset
+from cnn2gnn_jax.data import Dataset, Split
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.parallel import Devices
 
@@ -27,6 +27,13 @@ class Run(NamedTuple):
     workdir: pathlib.Path
     fingerprint: str
     devices: Devices = parallel.ONE
+
+    @property
+    def evaluated(self) -> Split:
+        """The images that accuracies are of."""
+        split = self.dataset.test if self.config.evaluate.split == "test" else self.dataset.holdout
+        assert split is not None
+        return split
 
 
 def begin(config: ConfigDict, workdir: pathlib.Path | None = None) -> Run:

@@ -14,7 +14,7 @@ from cnn2gnn_jax.task import Task
 from cnn2gnn_jax.train import TrainState
 
 EXAMPLES = 10  # test images whose neighbours are recorded
-_FORMAT = 2  # raised when other things are recorded
+_FORMAT = 3  # raised when other things are recorded
 
 
 def anchors_of(
@@ -55,7 +55,7 @@ def held_out_accuracy(
 def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """A student's accuracies under every protocol, computed unless they are on disk under `name`.
 
-    `inputs` are its raw inputs, by split. `predicted` are the classes of the test images, one by one of a graph.
+    `inputs` are its raw inputs, by split. `predicted` are the classes of the evaluated images, one by one of a graph.
     """
     path = run.workdir / "evaluations" / f"{name}.json"
     fingerprint = storage.fingerprint([_FORMAT, run.fingerprint, configs.plain(run.config.evaluate)])
@@ -63,7 +63,8 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
         return storage.read_json(path)
     say(f"evaluating {name}")
     start, state = time.monotonic(), load()
-    dataset, section = run.dataset, run.config.evaluate
+    section = run.config.evaluate
+    images, labels = inputs[section.split], run.evaluated.labels
     variables = state.variables
     common = {"method": run.config.method, "seed": task.seed, "epoch": task.recipe.epoch}
     entries: list[dict[str, Any]] = []
@@ -80,8 +81,10 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
                     variables,
                     anchors.columns[0],
                     indices[0],
-                    inputs["test"],
-                    evaluate.one_of_each_class(dataset.test.labels, EXAMPLES),
+                    anchors.labels[0],
+                    images,
+                    labels,
+                    evaluate.one_of_each_class(labels, EXAMPLES),
                     task.mean,
                     task.std,
                 )
@@ -90,8 +93,8 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
                 module,
                 variables,
                 anchors,
-                inputs["test"],
-                dataset.test.labels,
+                images,
+                labels,
                 task.mean,
                 task.std,
                 batch_size=section.batch_size,
@@ -102,10 +105,8 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
             predicted += [entry.pop("predicted") for entry in found_entries]
             entries += [{**common, "graph": graph, **entry} for entry in found_entries]
     else:
-        logits, _ = evaluate.network_outputs(
-            task.module, variables, inputs["test"], task.mean, task.std, devices=run.devices
-        )
-        accuracy = evaluate.accuracy(logits, dataset.test.labels)
+        logits, _ = evaluate.network_outputs(task.module, variables, images, task.mean, task.std, devices=run.devices)
+        accuracy = evaluate.accuracy(logits, labels)
         predicted.append(np.argmax(logits, axis=-1))
         entries = [{**common, "graph": None, "mechanism": None, "batch_order": None, "accuracy": accuracy}]
     seconds = round(time.monotonic() - start, 3)

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 
 from cnn2gnn_jax import distillers, gnn
@@ -25,6 +26,8 @@ class Task:
     rows: n_train, the number of training images.
     seed: of initialisation, order and augmentation.
     mean, std: of the images; empty where the inputs are stored features.
+    grouped: the class of each training image and how many classes a batch holds; None where batches are as drawn.
+    off_weight: of a graph student's loss without its graph, added to the other.
     teacher: the network that runs in the step, None where its outputs come with the batch or are not needed.
     axis_name: the batch axis of the devices.
     """
@@ -38,6 +41,8 @@ class Task:
     seed: int
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    grouped: tuple[np.ndarray, int] | None = None
+    off_weight: float = 0.0
     teacher: nn.Module | None = None
     axis_name: str | None = None
 

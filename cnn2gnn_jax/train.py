@@ -1,5 +1,6 @@
 """One state, one step and one loop for the teacher, the CNN students and the graph student."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -160,6 +161,13 @@ def make_step(
             loss, memory, metrics = task.stage.loss(
                 params["distiller"], state.memory, outputs, teacher, batch, epoch, loss_rng
             )
+            if task.off_weight:
+                off = dataclasses.replace(task, module=task.module.clone(graph="off"))
+                alone, _, _ = apply_student(off, params["student"], state.stats, None, inputs, seen)
+                loss += (
+                    task.off_weight
+                    * task.stage.loss(params["distiller"], memory, alone, teacher, batch, epoch, loss_rng)[0]
+                )
             return loss, (memory, metrics, stats, outputs.logits, adjacency)
 
         (loss, aux), (gradients, row_gradients) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(
@@ -294,7 +302,10 @@ def epoch_indices(task: Task, first: int, last: int) -> np.ndarray:
     """The training indices (K, B) of the steps first..last-1 of one epoch."""
     size = task.recipe.batch_size
     epoch, offset = divmod(first, task.steps_per_epoch)
-    order = batches.epoch_order(task.seed, epoch, task.rows)
+    if task.grouped is None:
+        order = batches.epoch_order(task.seed, epoch, task.rows)
+    else:
+        order = batches.grouped_order(*task.grouped, size, task.seed, epoch)
     return order[offset * size : (offset + last - first) * size].reshape(last - first, size).astype(np.int32)
 
 

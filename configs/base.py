@@ -46,6 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.image_size = 0  # images are resized to this square on the way into the cache; 0 leaves them as published
     data.manual_dir = ""  # where the data set's own files are, if they are not to be downloaded
     data.residency = "auto"  # the training set in training: device | host (gathered a chunk ahead) | auto (by its size)
+    data.classes = 0  # the first classes alone; 0 keeps all
     data.limit = 0  # images of each class kept in each split; 0 keeps all
     data.holdout = 0.0  # part of the training images of each class kept aside for choosing
     data.holdout_seed = 0
@@ -76,6 +77,9 @@ def get_config() -> ml_collections.ConfigDict:
     student.hidden = 256  # width of the first graph convolution
     student.head_widths = (512, 256)  # the graph head's layers under its n_train neurons
     student.self_loops = True  # A + I before normalisation
+    student.classes_per_batch = 0  # classes in a training batch, of each as many images as fit; 0: as drawn
+    # Of the same loss without the graph (A = I), under the same weights, added to it (BatchFormer's shared classifier).
+    student.off_weight = 0.0
     student.threshold = 0.0  # the smallest weight kept in the graphs inner_product and euclidean
     student.train = _train()
 
@@ -98,6 +102,7 @@ def get_config() -> ml_collections.ConfigDict:
     distill.pretrain_learning_rate = config_dict.placeholder(float)  # ab, ft: of the first stage
 
     evaluate = config.evaluate = ml_collections.ConfigDict()
+    evaluate.split = "test"  # test | holdout (of the training images, to choose settings on; see data.holdout)
     evaluate.batch_size = 100  # test images in a graph of Mechanism 2
     evaluate.order_seed = 0  # of the shuffled order of the test images
     evaluate.anchors = 0  # images in a training batch that test images are linked to; 0: student.train.batch_size

@@ -24,6 +24,7 @@ NUMBERS = {
     "data.split_seed": ([0, 3], [-1, HUGE_INT]),
     "data.test_fraction": ([0.1, 0.5], [-0.1, 0.0, 1.0, HUGE]),
     "data.image_size": ([0, 32], [-1, HUGE_INT]),
+    "data.classes": ([0, 2, HUGE_INT], [-1, 1]),  # too many are refused where it is loaded, see tests/data
     "data.limit": ([0, 50, HUGE_INT], [-1]),
     "evaluate.anchor_batches": ([1, 3], [-1, 0, HUGE_INT]),
     "evaluate.anchor_seed": ([0, 3], [-1, HUGE_INT]),
@@ -33,6 +34,8 @@ NUMBERS = {
     "parallel.devices": ([0, 1, 8], [-1, HUGE_INT]),
     "student.hidden": ([1, 256], [-1, 0, HUGE_INT]),
     "student.sparsity": ([1, 99], [-1, 0, 100, HUGE_INT]),
+    "student.classes_per_batch": ([0, 1, 100], [-1, 101, HUGE_INT]),
+    "student.off_weight": ([0.0, 1.0], [-1.0, HUGE]),
     "student.threshold": ([0.0, 0.5], [-0.1, HUGE]),
     "teacher.seed": ([0, 3], [-1, HUGE_INT]),
     "distill.angle_weight": ([0.0, 50.0], [-1.0, HUGE]),
@@ -66,6 +69,7 @@ WORDS = {
     "compute_dtype": ["float16", ""],
     "data.residency": ["disk", ""],
     "distill.policy": ["imagenet", ""],
+    "evaluate.split": ["train", "", "holdout"],  # the last: nothing is held out
     "evaluate.reading": ["other", ""],
     "method": ["svm", ""],
     "parallel.backend": ["mpi", ""],

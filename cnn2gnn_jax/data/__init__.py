@@ -59,6 +59,7 @@ def load(config: Any, cache_dir: pathlib.Path) -> Dataset:
         image_size: 0 (as published) or the side of the square that images are cropped and resized to;
         manual_dir: '' or the folder that holds the original files (TFDS's data_dir for its data sets); once the cache
           is made they need not be there;
+        classes: 0 (all) or how many classes are kept, the first in order;
         limit: 0 (all) or how many images of each class are kept in each split, the first in order;
         holdout: 0, or the fraction of each class's training images (after `limit`) that `holdout` gets instead;
         holdout_seed: chooses those;
@@ -83,8 +84,14 @@ def load(config: Any, cache_dir: pathlib.Path) -> Dataset:
     if not min(manifest["std"]) > 0:
         raise UserError(f"{config.name}: a channel is the same in all training images: they cannot be normalised")
 
+    if config.classes > len(manifest["classes"]):
+        raise UserError(
+            f"data.classes={config.classes}, but {config.name} has {len(manifest['classes'])}: choose at most that"
+        )
     train, test = (
-        selection.first_of_each_class(arrays.labels[split], config.limit) if config.limit else None
+        selection.first_of_each_class(arrays.labels[split], config.limit, config.classes)
+        if config.limit or config.classes
+        else None
         for split in ("train", "test")
     )
     holdout = None
@@ -94,7 +101,7 @@ def load(config: Any, cache_dir: pathlib.Path) -> Dataset:
         train, holdout = (kept, held) if train is None else (train[kept], train[held])
     return Dataset(
         name=config.name,
-        classes=tuple(manifest["classes"]),
+        classes=tuple(manifest["classes"][: config.classes or None]),
         train=_split(arrays, "train", train),
         test=_split(arrays, "test", test),
         holdout=None if holdout is None else _split(arrays, "train", holdout),
@@ -106,6 +113,7 @@ def load(config: Any, cache_dir: pathlib.Path) -> Dataset:
                 "image_shape": list(arrays.images["train"].shape[1:]),
                 "sha256": {key: array["sha256"] for key, array in manifest["arrays"].items()},
                 "limit": config.limit,
+                **({"classes": config.classes} if config.classes else {}),
                 "holdout": config.holdout,
                 "holdout_seed": config.holdout_seed if config.holdout else None,
             }
@@ -119,6 +127,8 @@ def check(config: Any) -> None:
         raise UserError(
             f"data.image_size={config.image_size}: expected 0 (as published) or a number of pixels up to {LARGEST_SIDE}"
         )
+    if config.classes < 0 or config.classes == 1:
+        raise UserError(f"data.classes={config.classes}: expected 0 (all) or a number of classes of at least 2")
     if config.limit < 0:
         raise UserError(f"data.limit={config.limit}: expected 0 (all) or a number of images of each class")
     if not 0 <= config.holdout < 1:

@@ -11,6 +11,24 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     return permutation(n, Stream.EPOCH, seed, epoch)
 
 
+def grouped_order(labels: np.ndarray, classes: int, size: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the training images in an epoch whose batches hold `classes` classes, (n,) int32.
+
+    Each class is cut, at random, into groups of ceil(size / classes) images; groups follow each other at random, and
+    images that fill no group come last.
+    """
+    order = epoch_order(seed, epoch, len(labels))
+    group = -(-size // classes)
+    rank = rank_in_class(labels[order])
+    counts = np.bincount(labels)
+    whole = rank < (counts // group * group)[labels[order]]
+    # Groups by class, then shuffled as blocks.
+    inside = order[whole]
+    blocks = inside[np.lexsort((rank[whole], labels[inside]))].reshape(-1, group)
+    blocks = blocks[permutation(len(blocks), Stream.GROUPS, seed, epoch)]
+    return np.concatenate([blocks.ravel(), order[~whole]]).astype(np.int32)
+
+
 def shuffled_order(n: int, seed: int) -> np.ndarray:
     """A seeded order of n images for evaluation, (n,) int32."""
     return permutation(n, Stream.EVALUATION, seed)

@@ -17,6 +17,7 @@ class Stream(enum.IntEnum):
     BATCH_CLASSES = 4
     DIGITS_SPLIT = 5
     FOLDER_SPLIT = 6
+    GROUPS = 7
 
 
 def permutation(n: int, stream: Stream, seed: int, part: int = 0) -> np.ndarray:

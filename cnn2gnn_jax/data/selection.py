@@ -6,9 +6,9 @@ from cnn2gnn_jax.data.permutations import Stream, permutation, rank_in_class
 from cnn2gnn_jax.errors import UserError
 
 
-def first_of_each_class(labels: np.ndarray, limit: int) -> np.ndarray:
-    """Positions of the first `limit` images of each class, in order, (M,) int64."""
-    return np.flatnonzero(rank_in_class(labels) < limit)
+def first_of_each_class(labels: np.ndarray, limit: int, classes: int = 0) -> np.ndarray:
+    """Positions of the first `limit` images of each of the first `classes`, in order, (M,) int64; 0 stands for all."""
+    return np.flatnonzero((rank_in_class(labels) < (limit or len(labels))) & (labels < (classes or np.inf)))
 
 
 def hold_out(

@@ -6,24 +6,26 @@ from typing import Any
 import numpy as np
 
 from cnn2gnn_jax import storage
-from cnn2gnn_jax.data import Dataset
+from cnn2gnn_jax.data import Dataset, Split
 from cnn2gnn_jax.metrics import read_records, say
 from cnn2gnn_jax.report import figures, text, words
 
 
-def write(workdir: pathlib.Path, results: dict[str, Any], dataset: Dataset, predicted: np.ndarray) -> None:
+def write(
+    workdir: pathlib.Path, results: dict[str, Any], dataset: Dataset, split: Split, predicted: np.ndarray
+) -> None:
     """Writes `report/` of a run: results.md, curves.png, confusion.png and, for a graph student, neighbors.png.
 
-    `predicted` are the first student's classes of the test images.
+    `predicted` are the first student's classes of the images of `split`.
     """
     folder = workdir / "report"
     records = read_records(workdir / "metrics.jsonl")
-    counts = figures.confusion_counts(dataset.test.labels, predicted, len(dataset.classes))
+    counts = figures.confusion_counts(split.labels, predicted, len(dataset.classes))
     look = words.what_to_look_at(results, records, counts)
     storage.write_text(folder / "results.md", text.markdown(results, look))
     figures.save(figures.confusion(counts, dataset.classes), folder / "confusion.png")
     if records:
         figures.save(figures.curves(records), folder / "curves.png")
     if results["examples"]:
-        figures.save(figures.neighbors(results["examples"], dataset), folder / "neighbors.png")
+        figures.save(figures.neighbors(results["examples"], dataset, split), folder / "neighbors.png")
     say("\n".join(["What to look at:", *(f"  {line}" for line in look), f"report in {folder}"]))

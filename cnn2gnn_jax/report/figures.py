@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cnn2gnn_jax import storage
-from cnn2gnn_jax.data import Dataset
+from cnn2gnn_jax.data import Dataset, Split
 
 _SAME, _OTHER = "#1a7f37", "#b0b0b0"
 _LONGEST = 18  # signs of a class name
@@ -70,19 +70,21 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def neighbors(examples: list[dict[str, Any]], dataset: Dataset) -> Figure:
+def neighbors(examples: list[dict[str, Any]], dataset: Dataset, split: Split) -> Figure:
     """A row for each test image: the image, then its learned neighbours with their weights, strongest first.
 
-    Weights are the image's row of A with its self-loop, scaled to sum to 1; a green frame marks the same class.
+    The bottom row has the last image again, with an anchor of each of some other classes. Weights are the image's row
+    of A with its self-loop, scaled to sum to 1; a green frame marks the same class.
     """
-    columns = 1 + max(1, *(len(example["neighbors"]) for example in examples))
-    figure = Figure(figsize=(1.15 * columns, 1.45 * len(examples)), layout="constrained")
-    axes = figure.subplots(len(examples), columns, squeeze=False)
-    for row, example in zip(axes, examples, strict=True):
-        label = int(dataset.test.labels[example["test_index"]])
+    columns = 1 + max(1, *(len(example["neighbors"]) for example in examples), len(examples[-1]["others"]))
+    shown = [*examples, {**examples[-1], "neighbors": examples[-1]["others"]}]
+    figure = Figure(figsize=(1.15 * columns, 1.45 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), columns, squeeze=False)
+    for row, example in zip(axes, shown, strict=True):
+        label = int(split.labels[example["test_index"]])
         predicted = dataset.classes[example["predicted"]]
         title = f"{_short(dataset.classes[label])}\nanswer {_short(predicted)}\nself {example['self_weight']:.2f}"
-        _picture(row[0], dataset.test.images[example["test_index"]], title, "black")
+        _picture(row[0], split.images[example["test_index"]], title, "black")
         for axis in row[1:]:
             axis.set_axis_off()
         for axis, (index, weight) in zip(row[1:], example["neighbors"], strict=False):

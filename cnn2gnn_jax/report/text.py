@@ -1,8 +1,9 @@
 """The table of a run."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from cnn2gnn_jax.report.statistics import summarize
 
 _GRAPHS = {
     "learned": "learned graph (Eq. 3)",
@@ -17,14 +18,7 @@ _HEADER = ("", "one by one", "batch by batch, shuffled", "batch by batch, class-
 
 
 def _mean_and_deviation(values: Iterable[float]) -> str:
-    values = list(values)
-    if not values:
-        return ""
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.2f}"
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return f"{mean:.2f} ± {deviation:.2f}"
+    return str(summarize(list(values)) or "")
 
 
 def _rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -70,8 +64,9 @@ def _diagnostics(results: dict[str, Any]) -> list[str]:
 def _notes(results: dict[str, Any]) -> list[str]:
     seeds = sorted({entry["seed"] for entry in results["accuracies"]})
     student = results["student"]
+    images = f"{results['dataset']['evaluated_images']} {results['dataset']['evaluated']} images"
     notes = [
-        f"Accuracy in percent on all {results['dataset']['test_images']} test images of {results['dataset']['name']}; "
+        f"Accuracy in percent on all {images} of {results['dataset']['name']}; "
         f"recipe {student['recipe']}, {student['epoch']} epoch, seeds {', '.join(map(str, seeds))}."
     ]
     if results["teacher"] and "accuracy" not in results["teacher"]:

@@ -16,7 +16,7 @@ def what_to_look_at(results: Mapping[str, Any], records: Sequence[Mapping[str, A
       counts: (C, C), how many test images of class i the first student took for class j.
     """
     first = results["accuracies"][0]
-    images = results["dataset"]["test_images"]
+    images = results["dataset"]["evaluated_images"]
     share = first["accuracy"] / 100
     error = 100 * math.sqrt(share * (1 - share) / images)
     lines = [

@@ -20,7 +20,7 @@ def config():
 
     def make(**fields: Any) -> types.SimpleNamespace:
         base = {"name": "digits", "image_size": 0, "manual_dir": "", "limit": 0, "holdout": 0.0, "holdout_seed": 0}
-        base |= {"skip_unreadable": False, "test_fraction": 0.2, "split_seed": 0}
+        base |= {"classes": 0, "skip_unreadable": False, "test_fraction": 0.2, "split_seed": 0}
         return types.SimpleNamespace(**base | {key: str(v) if key == "manual_dir" else v for key, v in fields.items()})
 
     return make

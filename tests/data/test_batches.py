@@ -98,3 +98,16 @@ def test_rank_in_class_counts_earlier_images_of_the_class():
 
 def test_every_stream_is_independent():
     assert len({tuple(permutation(50, stream, 0)) for stream in Stream}) == len(Stream)
+
+
+@pytest.mark.parametrize("classes, size", [(3, 30), (5, 100), (1, 7), (7, 7)])
+def test_a_grouped_order_is_a_permutation_whose_groups_are_of_one_class(classes, size):
+    labels = np.random.default_rng(0).integers(0, 7, 503)
+    order = batches.grouped_order(labels, classes, size, seed=1, epoch=2)
+    assert sorted(order.tolist()) == list(range(503))
+    group = -(-size // classes)
+    whole = sum(np.bincount(labels) // group)
+    for block in labels[order[: whole * group]].reshape(whole, group):
+        assert len(set(block.tolist())) == 1
+    again = [batches.grouped_order(labels, classes, size, *at).tolist() for at in ((1, 2), (1, 3), (2, 2))]
+    assert again[0] == order.tolist() and again[1] != again[0] != again[2]

@@ -409,6 +409,15 @@ def test_limit_keeps_the_first_of_each_class(tmp_path, config):
     assert len(data.load(config(limit=10**6), tmp_path).train) == len(whole.train)
 
 
+def test_classes_keeps_the_first(tmp_path, config):
+    whole, few = data.load(config(limit=7), tmp_path), data.load(config(limit=7, classes=3), tmp_path)
+    assert few.classes == whole.classes[:3] and few.fingerprint != whole.fingerprint
+    np.testing.assert_array_equal(few.train.images, whole.train.images[whole.train.labels < 3])
+    np.testing.assert_array_equal(few.test.labels, whole.test.labels[whole.test.labels < 3])
+    with pytest.raises(UserError, match="data.classes=11, but digits has 10"):
+        data.load(config(classes=11), tmp_path)
+
+
 @pytest.mark.parametrize("limit", [0, 20])
 @pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 0.999])
 def test_holdout_is_a_stratified_part_of_train(tmp_path, config, limit, fraction):

@@ -1,0 +1,105 @@
+"""Claims: which of several processes that share a folder does which piece of work.
+
+A claim is a file that is created exclusively and touched every half minute while its owner works. One that nobody has
+touched for five minutes is taken over. Ages are told by the folder's own clock, that of the machine which keeps it.
+"""
+
+import contextlib
+import os
+import pathlib
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+
+RENEW_SECONDS = 30.0
+STALE_SECONDS = 300.0
+
+
+class Claims:
+    """The claims in a folder.
+
+    Args:
+      folder: created if missing.
+      renew_seconds: between touches.
+      stale_seconds: without a touch until a claim may be taken over.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, renew_seconds: float = RENEW_SECONDS, stale_seconds: float = STALE_SECONDS
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.renew_seconds, self.stale_seconds = folder, renew_seconds, stale_seconds
+        self.owner = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex}"
+
+    @contextlib.contextmanager
+    def hold(self, name: str, on_loss: Callable[[], None]) -> Iterator[bool]:
+        """Holds the claim `name`, if it is free, while the context lasts; the value tells whether it does.
+
+        `on_loss` is called, in another thread, if someone has taken the claim over: this process was silent too long.
+        """
+        path = self.folder / name
+        if not self._take(path):
+            yield False
+            return
+        done = threading.Event()
+        thread = threading.Thread(target=self._renew, args=(path, done, on_loss), daemon=True)
+        thread.start()
+        try:
+            yield True
+        finally:
+            done.set()
+            thread.join()
+            if self._is_mine(path):
+                path.unlink(missing_ok=True)
+
+    def held(self) -> int:
+        """How many claims are alive."""
+        return sum(not self._is_stale(path) for path in self.folder.iterdir() if not path.name.startswith("."))
+
+    def _take(self, path: pathlib.Path) -> bool:
+        if self._is_stale(path):
+            # Of several that take over, one succeeds in moving the old claim away; who moved a new one puts it back.
+            aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            try:
+                os.rename(path, aside)
+            except FileNotFoundError:
+                return False
+            try:
+                if not self._is_stale(aside):
+                    with contextlib.suppress(FileExistsError):
+                        os.link(aside, path)
+                    return False
+            finally:
+                aside.unlink()
+        try:
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(self.owner)
+        except FileExistsError:
+            return False
+        return True
+
+    def _renew(self, path: pathlib.Path, done: threading.Event, on_loss: Callable[[], None]) -> None:
+        while not done.wait(self.renew_seconds):
+            if not self._is_mine(path):
+                on_loss()
+                return
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(path)
+
+    def _is_mine(self, path: pathlib.Path) -> bool:
+        try:
+            return path.read_text(encoding="utf-8") == self.owner
+        except FileNotFoundError:
+            return False
+
+    def _is_stale(self, path: pathlib.Path) -> bool:
+        try:
+            touched = path.stat().st_mtime
+        except FileNotFoundError:
+            return False
+        clock = self.folder / f".clock.{uuid.uuid4().hex}"
+        clock.touch()
+        now = clock.stat().st_mtime
+        clock.unlink()
+        return now - touched > self.stale_seconds

@@ -1,0 +1,130 @@
+"""Tables, figures and a page of what a sweep has recorded.
+
+python -m cnn2gnn_jax.report --out=DIR [--cache_dir=DIR] [--manual_dir=DIR]
+"""
+
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cnn2gnn_jax import cli, data, storage
+from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.metrics import say
+from cnn2gnn_jax.report import figures, formats, plots, records, tables
+from cnn2gnn_jax.report.page import Section, page
+from cnn2gnn_jax.report.tables import Table
+
+_LEAD = (
+    "Every figure on this page is drawn from the records of runs (results.jsonl) by one command. Accuracies are on the "
+    "images that each table names, at the last epoch, never at the best on test.",
+    "One by one (Mechanism 1) links each test image to a batch of training images. Batch by batch (Mechanism 2, the "
+    "paper's) lets a batch of test images in shuffled order borrow the graph of their nearest training images.",
+)
+
+
+def write(out: pathlib.Path, cache: pathlib.Path, manual_dir: str = "") -> pathlib.Path:
+    """Writes `report/` of a sweep's folder: tables as .md, .tex and .csv, figures as .png, and `index.html`.
+
+    Args:
+      out: with `records/` or `results.jsonl`.
+      cache: of the data sets, for the pictures of Figure 3; where the data set is missing, an earlier figure is kept.
+      manual_dir: as `data.manual_dir`.
+
+    Returns:
+      The page.
+
+    Raises:
+      UserError: nothing is recorded.
+    """
+    found, folder = records.read(out), out / "report"
+    seen = {kind: tables.observations(found, kind) for kind in records.KINDS}
+    sections: list[Section] = []
+    for name in tables.names(seen["methods"]):
+        sections += tables.methods(seen["methods"], name)
+        for column in dict.fromkeys(one.place["column"] for one in seen["methods"] if one.place["name"] == name):
+            title = f"Figure 5 for {name}, {column}"
+            path = folder / f"{_slug(title)}.png"
+            figures.save(plots.flops(seen["methods"], name, column), path)
+            sections.append((title, path, "Accuracy against the floating-point operations that classify one image; of "
+                             "the graph student without its anchors' part, which a batch shares."))  # fmt: skip
+            title = f"Training curves for {name}, {column}"
+            path = folder / f"{_slug(title)}.png"
+            figures.save(plots.training(found, name, column), path)
+            sections.append((title, path, "The first seed of each row."))
+    sections += [tables.ablation(seen["ablation"], name) for name in tables.names(seen["ablation"])]
+    if picture := _neighbors(found, folder, cache, manual_dir):
+        sections.append(picture)
+    for name in tables.names(seen["curve"]):
+        path = folder / f"{_slug(name)}.png"
+        figures.save(plots.curve(seen["curve"], name), path)
+        sections += [(name, path, "Mean and deviation over seeds."), tables.points(seen["curve"], name)]
+    sections += [tables.settings(seen["settings"], name) for name in tables.names(seen["settings"])]
+    if audit := tables.audit(found):
+        sections.append(Table(audit.title, audit.columns, audit.rows, [tables.AUDIT_WORDS]))
+    every = [section for section in sections if isinstance(section, Table)]
+    for table in every:
+        storage.write_text(folder / f"{_slug(table.title)}.tex", formats.latex(table))
+        storage.write_text(folder / f"{_slug(table.title)}.csv", formats.comma_separated(table))
+    storage.write_text(folder / "results.md", "\n".join(["# Results", "", *map(formats.markdown, every)]))
+    storage.write_text(folder / "index.html", page("CNN2GNN: results", [*_LEAD, _versions(found)], sections))
+    return folder / "index.html"
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
+
+
+def _versions(found: Sequence[dict[str, Any]]) -> str:
+    kinds = sorted(
+        {
+            ", ".join(f"{name} {value}" for name, value in record["versions"].items() if " " not in value)
+            for record in found
+        }
+    )
+    return f"{len(found)} runs. Versions: " + "; or ".join(kinds) + "."
+
+
+def _neighbors(
+    found: Sequence[dict[str, Any]], folder: pathlib.Path, cache: pathlib.Path, manual_dir: str
+) -> Section | None:
+    """Figure 3 of the first CNN2GNN student that has examples."""
+    record = next((one for one in found if one["examples"] and one["method"] == "cnn2gnn"), None)
+    if record is None:
+        return None
+    path = folder / "figure_3_neighbors.png"
+    config = ConfigDict({"manual_dir": manual_dir, "residency": "auto"})
+    for field, value in record["config"].items():
+        if field.startswith("data."):
+            config[field.removeprefix("data.")] = value
+    try:
+        dataset = data.load(config, cache)
+        split = dataset.holdout if record["dataset"]["evaluated"] == "holdout" else dataset.test
+        assert split is not None
+        figures.save(figures.neighbors(record["examples"], dataset, split), path)
+    except UserError as error:
+        say(f"Figure 3 is not drawn anew: {error}")
+    return (
+        f"Figure 3: learned neighbours, {record['dataset']['name']}",
+        path,
+        "Test images (left), each with the training images that the learned graph links it to, strongest first, with "
+        "their weights; a green frame marks the same class. The bottom row shows training images of other classes.",
+    )
+
+
+def main() -> None:
+    """Reads the command line, writes the report."""
+    parser = cli.Parser(prog="python -m cnn2gnn_jax.report", description=__doc__)
+    parser.add_argument(
+        "--out", required=True, type=pathlib.Path, help="the folder of a sweep, or of its results.jsonl"
+    )
+    parser.add_argument("--cache_dir", type=pathlib.Path, default=pathlib.Path("~/.cache/cnn2gnn_jax"))
+    parser.add_argument("--manual_dir", default="", help="where the data set's own files are, for Figure 3")
+    given = parser.parse_args()
+    print(write(given.out, given.cache_dir.expanduser(), given.manual_dir))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,128 @@
+"""The records of a sweep: one JSON object for each cell, small enough to be kept in a repository.
+
+A folder holds either `records/<cell>.json` and `plans/<sweep>.json`, as `cnn2gnn_jax.sweep` writes them, or
+`results.jsonl`, where a line is a record with its places: `collect` makes that of the first two.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cnn2gnn_jax import config as configs
+from cnn2gnn_jax import storage
+from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.metrics import read_records
+
+KINDS = ("methods", "settings", "ablation", "curve")
+"""Layouts: methods by pairs, as Tables 1 and 2; settings under all protocols; Table 3; accuracy against a value."""
+
+_FORMAT = 1
+_POINTS = 20  # of a training curve
+# Fields of a config that tell of the machine, or of how something is computed and not of what.
+_NOT_THE_RESULT = (
+    "cache_dir",
+    "checkpoint",
+    "compilation_cache",
+    "data.manual_dir",
+    "data.residency",
+    "parallel",
+    "tensorboard",
+)
+
+
+def write(out: pathlib.Path, cell: str, config: ConfigDict, results: Mapping[str, Any], metrics: pathlib.Path) -> None:
+    """Writes the record of a cell that is done.
+
+    Args:
+      out: the sweep's folder.
+      cell: the cell's name.
+      config: its config.
+      results: as the pipeline gives them.
+      metrics: the JSON lines of its training.
+    """
+    dataset = {key: value for key, value in results["dataset"].items() if key != "classes"}
+    dataset["classes"] = len(results["dataset"]["classes"])
+    record = {
+        "format": _FORMAT,
+        "cell": cell,
+        "config": {
+            field: value
+            for field, value in _flat(configs.plain(configs.resolve(config))).items()
+            if not field.startswith(_NOT_THE_RESULT)
+        },
+        **{key: results[key] for key in ("method", "teacher", "student", "seconds", "devices", "versions")},
+        "dataset": dataset,
+        "accuracies": _rounded(results["accuracies"]),
+        "examples": [] if config.seed else _rounded(results["examples"]),
+        "curves": _rounded(_curves(metrics)),
+    }
+    storage.write_text(out / "records" / f"{cell}.json", json.dumps(record, allow_nan=False) + "\n")
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return {key: value for key, value in flat.items() if value is not None}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _curves(metrics: pathlib.Path) -> dict[str, list[list[float]]]:
+    """Of each stage (epoch, loss, accuracy) at a few records."""
+    stages: dict[str, list[list[float]]] = {}
+    for record in read_records(metrics):
+        if {"epoch", "loss", "accuracy"} <= set(record):
+            stages.setdefault(record["stage"], []).append([record["epoch"], record["loss"], record["accuracy"]])
+    return {name: [points[i * len(points) // _POINTS] for i in range(_POINTS)] + points[-1:]
+            if len(points) > _POINTS else points for name, points in stages.items()}  # fmt: skip
+
+
+def is_done(out: pathlib.Path, cell: str) -> bool:
+    """Whether the cell has a whole record of this version."""
+    path = out / "records" / f"{cell}.json"
+    try:
+        return path.exists() and storage.read_json(path).get("format") == _FORMAT
+    except UserError:
+        return False
+
+
+def collect(out: pathlib.Path) -> None:
+    """Writes `results.jsonl`: the records of all cells that are done, with their places."""
+    places: dict[str, list[dict[str, Any]]] = {}
+    for plan in sorted((out / "plans").glob("*.json")):
+        for cell, own in storage.read_json(plan).items():
+            places.setdefault(cell, []).extend(own)
+    lines = [
+        json.dumps({**storage.read_json(out / "records" / f"{cell}.json"), "places": places[cell]}, allow_nan=False)
+        for cell in places
+        if is_done(out, cell)
+    ]
+    storage.write_text(out / "results.jsonl", "".join(line + "\n" for line in lines))
+
+
+def read(out: pathlib.Path) -> list[dict[str, Any]]:
+    """The records in a folder with their places.
+
+    Raises:
+      UserError: there are none, or they are of another version.
+    """
+    if (out / "records").is_dir():
+        collect(out)
+    path = out / "results.jsonl"
+    found = read_records(path)
+    if not found:
+        raise UserError(f"{path} is missing or empty: run python -m cnn2gnn_jax.sweep with --out={out} first")
+    for record in found:
+        if record.get("format") != _FORMAT:
+            raise UserError(f"{path} is of another version (format {record.get('format')}, expected {_FORMAT})")
+    return found

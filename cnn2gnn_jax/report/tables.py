@@ -1,0 +1,368 @@
+"""Tables of a sweep's records: what stands in each cell, whatever it is written in."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cnn2gnn_jax.report import paper
+from cnn2gnn_jax.report.statistics import paired, summarize
+
+PROTOCOLS = {
+    "batch by batch": ("batch_by_batch", "shuffled"),
+    "one by one": ("one_by_one", None),
+    "class-sorted": ("batch_by_batch", "class_sorted"),
+}
+METHODS = {
+    "teacher": "Teacher",
+    "kd": "KD",
+    "fitnets": "FitNets",
+    "at": "AT",
+    "sp": "SP",
+    "vid": "VID",
+    "rkd": "RKD",
+    "pkt": "PKT",
+    "ab": "AB",
+    "ft": "FT",
+    "crd": "CRD",
+    "ccd": "CCD",
+    "dkd": "DKD",
+    "gnn": "GNN",
+    "cnn2gnn": "CNN2GNN",
+    "ce": "CNN student, labels alone",
+    "kd_tau48": "CNN student, KD at τ = 48",
+}
+_GRAPHS = {"inner_product": "InGNN", "euclidean": "EucGNN", "learned": ""}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What stands in a cell.
+
+    text: mean and deviation, or a difference and its interval.
+    value: what it is sorted by.
+    rank: 1 for the best of its column, 2 for the second, 0 otherwise.
+    arrow: whether it is above (1) or below (-1) KD.
+    beside: the paper's figure and the difference from it, or ''.
+    """
+
+    text: str
+    value: float | None = None
+    rank: int = 0
+    arrow: int = 0
+    beside: str = ""
+
+
+EMPTY = Cell("")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table: `rows` are a heading and a cell for each column."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+    notes: Sequence[str] = ()
+
+
+class Observation(NamedTuple):
+    """An accuracy of one student, and where it stands."""
+
+    place: Mapping[str, Any]
+    record: Mapping[str, Any]
+    entry: Mapping[str, Any]
+
+
+def observations(records: Iterable[Mapping[str, Any]], kind: str) -> list[Observation]:
+    """Every accuracy of the records that stand in tables or figures of a kind."""
+    return [
+        Observation(place, record, entry)
+        for record in records
+        for place in record["places"]
+        if place["kind"] == kind
+        for entry in record["accuracies"]
+    ]
+
+
+def names(seen: Sequence[Observation]) -> list[str]:
+    """The names of the tables or figures, in the records' order."""
+    return list(dict.fromkeys(one.place["name"] for one in seen))
+
+
+def by_seed(seen: Iterable[Observation]) -> dict[int, float]:
+    return {one.entry["seed"]: one.entry["accuracy"] for one in seen}
+
+
+def is_protocol(one: Observation, protocol: str, graph: Sequence[str] | None = None) -> bool:
+    """Whether an accuracy is of a protocol and, if given, of one of some graph settings."""
+    entry = one.entry
+    return (entry["mechanism"], entry["batch_order"]) == PROTOCOLS[protocol] and (
+        graph is None or entry["graph"] in graph
+    )
+
+
+def _is_graph(one: Observation) -> bool:
+    return one.entry["graph"] is not None
+
+
+def _is_on(one: Observation) -> bool:
+    return one.entry["graph"] not in (None, "off", "off_at_test")
+
+
+def _accuracy(seen: Sequence[Observation], published: float | None = None) -> Cell:
+    found = summarize(list(by_seed(seen).values()))
+    if found is None:
+        return EMPTY
+    beside = "" if published is None else f"{published:.2f}, {found.mean - published:+.2f}"
+    return Cell(str(found), found.mean, beside=beside)
+
+
+def _rows(seen: Sequence[Observation]) -> list[tuple[str, str, Callable[[Observation], bool]]]:
+    """The rows of a table of methods: heading, row of the paper's table or '', and which accuracies are in it."""
+
+    def belongs(row: str, protocol: str | None, graph_on: bool) -> Callable[[Observation], bool]:
+        def check(one: Observation) -> bool:
+            if one.place["row"] != row or protocol is None:
+                return one.place["row"] == row
+            return is_protocol(one, protocol) and (_is_on(one) if graph_on else one.entry["graph"] == "off")
+
+        return check
+
+    found: list[tuple[str, str, Callable[[Observation], bool]]] = []
+    present = list(dict.fromkeys(one.place["row"] for one in seen))
+    for row in sorted(present, key=_order):
+        method, _, rest = row.partition(", ")
+        heading = METHODS.get(method, method) + (f", {rest}" if rest else "")
+        mine = [one for one in seen if one.place["row"] == row]
+        if not any(map(_is_graph, mine)):
+            found.append((heading, row, belongs(row, None, True)))
+            continue
+        found.append((f"{heading}, batch by batch", row, belongs(row, "batch by batch", True)))
+        found.append((f"{heading}, one by one", "", belongs(row, "one by one", True)))
+        if any(one.entry["graph"] == "off" for one in mine):
+            found.append((f"{heading}, graph off", "", belongs(row, "one by one", False)))
+    return found
+
+
+def _order(row: str) -> tuple[int, str]:
+    method = row.partition(", ")[0]
+    return (list(METHODS).index(method) if method in METHODS else len(METHODS), row)
+
+
+def _teacher(seen: Sequence[Observation]) -> dict[str, float]:
+    """Test accuracy by teacher."""
+    teachers = (one.record["teacher"] for one in seen)
+    return {teacher["fingerprint"]: teacher["accuracy"] for teacher in teachers if teacher and "accuracy" in teacher}
+
+
+def methods(seen: Sequence[Observation], name: str) -> list[Table]:
+    """A table in the manner of Tables 1 and 2, and the paired differences to KD."""
+    seen = [one for one in seen if one.place["name"] == name]
+    columns = list(dict.fromkeys(one.place["column"] for one in seen))
+    published, rows = paper.METHODS.get(name, {}), _rows(seen)
+    grid: list[list[Cell]] = []
+    for _, row, belongs in rows:
+        mine = [[one for one in seen if one.place["column"] == column and belongs(one)] for column in columns]
+        grid.append([_accuracy(m, published.get((row, column))) for m, column in zip(mine, columns, strict=True)])
+    kd = next((k for k, (_, row, _) in enumerate(rows) if row == "kd"), None)
+    grid = [
+        [
+            dataclasses.replace(cell, rank=_rank(cell, [other[c] for other in grid]), arrow=_arrow(grid, kd, r, c))
+            for c, cell in enumerate(line)
+        ]
+        for r, line in enumerate(grid)
+    ]
+    teachers: list[Cell] = []
+    for column in columns:
+        found = summarize(list(_teacher([one for one in seen if one.place["column"] == column]).values()))
+        value = published.get(("teacher", column))
+        beside = "" if value is None or found is None else f"{value:.2f}, {found.mean - value:+.2f}"
+        teachers.append(EMPTY if found is None else Cell(str(found), found.mean, beside=beside))
+    body = [(METHODS["teacher"], teachers), *((row[0], line) for row, line in zip(rows, grid, strict=True))]
+    tables = [Table(name, columns, body, [_seeds(seen), "Bold is best and underlined second of a column's students; "
+                                          "arrows are against KD. " + _PAPER * bool(published)])]  # fmt: skip
+    if kd is not None:
+        differences = [
+            (
+                heading,
+                [
+                    _difference(
+                        [one for one in seen if one.place["column"] == column and belongs(one)],
+                        [one for one in seen if one.place["column"] == column and one.place["row"] == "kd"],
+                    )
+                    for column in columns
+                ],
+            )
+            for heading, row, belongs in rows
+            if row != "kd"
+        ]
+        note = "Mean over seeds of the difference to KD of the same seed, in points, with Student's 95% interval."
+        tables.append(Table(f"{name}: paired difference to KD", columns, differences, [note]))
+    return tables
+
+
+_PAPER = "In brackets the paper's figure (ten runs; its batch order is not told) and ours less it."
+
+
+def _rank(cell: Cell, column: Sequence[Cell]) -> int:
+    values = sorted({other.value for other in column if other.value is not None}, reverse=True)
+    return values.index(cell.value) + 1 if cell.value in values[:2] else 0
+
+
+def _arrow(grid: Sequence[Sequence[Cell]], kd: int | None, row: int, column: int) -> int:
+    if kd is None or row == kd:
+        return 0
+    ours, theirs = grid[row][column].value, grid[kd][column].value
+    return 0 if ours is None or theirs is None else (ours > theirs) - (ours < theirs)
+
+
+def _difference(ours: Sequence[Observation], theirs: Sequence[Observation]) -> Cell:
+    found = paired(by_seed(ours), by_seed(theirs))
+    return EMPTY if found is None else Cell(str(found), found.mean)
+
+
+def _seeds(seen: Sequence[Observation]) -> str:
+    dataset = seen[0].record["dataset"]
+    seeds = sorted({len(by_seed(o for o in seen if o.place == place)) for place in _unique(o.place for o in seen)})
+    counts = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
+    student = seen[0].record["student"]
+    return (
+        f"Accuracy in percent on {dataset['evaluated_images']} {dataset['evaluated']} images of {dataset['name']} "
+        f"({dataset['train_images']} training images, {dataset['classes']} classes), recipe {student['recipe']}, "
+        f"{student['epoch']} epoch; mean and deviation over {counts} seed{'s' * (seeds[-1] > 1)}, one teacher."
+    )
+
+
+def _unique(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = []
+    for item in items:
+        if item not in found:
+            found.append(item)
+    return found
+
+
+_AUDIT = (
+    "one by one",
+    "batch by batch",
+    "graph off",
+    "the graph is worth, one by one",
+    "the graph is worth, batch by batch",
+    "class-sorted (audit)",
+    "neighbours of the same class",
+    "by chance",
+    "weight on self",
+    "distinct anchors a batch",
+)
+
+
+def _audited(mine: Sequence[Observation]) -> list[Cell]:
+    """A graph student under every protocol."""
+    on = {name: [one for one in mine if _is_on(one) and is_protocol(one, name)] for name in PROTOCOLS}
+    off = [one for one in mine if is_protocol(one, "one by one", ["off"])]
+
+    def diagnostic(name: str, protocol: str, scale: float, unit: str, digits: int) -> Cell:
+        values = [one.entry["diagnostics"].get(name) for one in on[protocol]]
+        found = summarize([scale * value for value in values if value is not None])
+        return EMPTY if found is None else Cell(f"{found.mean:.{digits}f}{unit}", found.mean)
+
+    return [
+        _accuracy(on["one by one"]),
+        _accuracy(on["batch by batch"]),
+        _accuracy(off),
+        _difference(on["one by one"], off),
+        _difference(on["batch by batch"], off),
+        _accuracy(on["class-sorted"]),
+        diagnostic("label_agreement", "one by one", 100, "%", 1),
+        diagnostic("label_agreement_chance", "one by one", 100, "%", 1),
+        diagnostic("self_weight", "one by one", 1, "", 2),
+        diagnostic("distinct_anchors", "batch by batch", 1, "", 1),
+    ]
+
+
+def settings(seen: Sequence[Observation], name: str) -> Table:
+    """A row for each setting, under every protocol."""
+    seen = [one for one in seen if one.place["name"] == name]
+    rows = list(dict.fromkeys(one.place["setting"] for one in seen))
+    body = [(row, _audited([one for one in seen if one.place["setting"] == row])) for row in rows]
+    return Table(name, _AUDIT, body, [_seeds(seen)])
+
+
+AUDIT_WORDS = (
+    "Class-sorted batches hold test images of one class or two, as a folder of images read in order gives them; "
+    "a graph over such a batch links images that share their label, whatever the head has learned. "
+    "Averaging over them passes the batch's common answer on to every image, so accuracy soars by the order of the "
+    "files and not by the student. "
+    "The figure is therefore an audit of how much a batch order can leak, never an accuracy: what a graph is worth is "
+    "its shuffled or one-by-one figure less that of the same student trained and tested without a graph."
+)
+
+
+def audit(records: Iterable[Mapping[str, Any]]) -> Table | None:
+    """Every graph student of the records, whatever table it stands in; None if there is none."""
+    groups: dict[str, list[Observation]] = {}
+    for record in records:
+        for entry in record["accuracies"]:
+            if entry["graph"] is not None:
+                place = record["places"][0]
+                heading = ", ".join(_word(key, place[key]) for key in _IN_ORDER if key in place)
+                groups.setdefault(heading, []).append(Observation(place, record, entry))
+    if not groups:
+        return None
+    return Table("Audit of the graph students", _AUDIT, [(name, _audited(mine)) for name, mine in groups.items()])
+
+
+_IN_ORDER = ("name", "row", "setting", "panel", "column", "line", "x")
+
+
+def _word(key: str, value: Any) -> str:
+    if key == "row":
+        return METHODS.get(value) or _GRAPHS.get(value) or str(value)
+    return f"at {value}" if key == "x" else str(value)
+
+
+def ablation(seen: Sequence[Observation], name: str) -> Table:
+    """Table 3: the ablation's graphs and both mechanisms; accuracy and time."""
+    seen = [one for one in seen if one.place["name"] == name]
+    data = list(dict.fromkeys(one.place["column"] for one in seen))
+    rows = {
+        "InGNN": ("inner_product", "batch by batch"),
+        "EucGNN": ("euclidean", "batch by batch"),
+        "One by one": ("learned", "one by one"),
+        "Batch by batch": ("learned", "batch by batch"),
+    }
+    body: list[tuple[str, list[Cell]]] = []
+    for heading, (graph, protocol) in rows.items():
+        line: list[Cell] = []
+        for column in data:
+            mine = [one for one in seen if one.place["column"] == column and is_protocol(one, protocol, [graph])]
+            published = paper.ABLATION.get((heading, column))
+            line.append(_accuracy(mine, published[0] if published else None))
+            training = summarize([_training_seconds(one) for one in mine])
+            inference = summarize([one.entry["seconds"] for one in mine])
+            line += [Cell(f"{found.mean:.2f}", found.mean) if found else EMPTY for found in (training, inference)]
+        body.append((heading, line))
+    columns = [f"{column}: {what}" for column in data for what in ("accuracy", "training, s", "inference, s")]
+    notes = [
+        _seeds(seen),
+        "Seconds without compilation, of training the student and of classifying all test images once. The paper gives "
+        "one time, without saying of what: on CIFAR-100 4999 s one by one and 2797 s batch by batch, a ratio of 1.79.",
+    ]
+    return Table(name, columns, body, notes)
+
+
+def _training_seconds(one: Observation) -> float:
+    stages = one.record["seconds"]
+    mine = f"graph_{one.entry['graph']}-seed{one.entry['seed']}"
+    return sum(value for stage, value in stages.items() if stage.split(" ")[0] == mine)
+
+
+def points(seen: Sequence[Observation], name: str) -> Table:
+    """The points of a figure: a row for each line and value, the protocols in columns."""
+    seen = [one for one in seen if one.place["name"] == name]
+    places = sorted({(o.place["panel"], o.place["line"], o.place["x"]) for o in seen})
+    body = []
+    for panel, line, x in places:
+        mine = [o for o in seen if (o.place["panel"], o.place["line"], o.place["x"]) == (panel, line, x) and _is_on(o)]
+        cells = [_accuracy([one for one in mine if is_protocol(one, protocol)]) for protocol in PROTOCOLS]
+        body.append((f"{panel}, {line}, {x}", cells))
+    return Table(name, ["batch by batch", "one by one", "class-sorted (audit)"], body, [_seeds(seen)])

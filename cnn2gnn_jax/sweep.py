@@ -1,0 +1,290 @@
+"""Sweeps: a grid of configs, run cell by cell, by any number of processes that share a folder.
+
+python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/table1.py[:smoke|:digits] --out=DIR [--minutes=M] [--cells=N]
+    [--config.field=value ...]
+
+A sweep file has a function `sweep(add, size)` that calls `add(config, kind, name, **place)` for each cell: `kind` is a
+layout of cnn2gnn_jax/report, `name` what its table or figure is called, `place` where the cell stands in it. Cells that
+would compute the same are one. The same command goes on after any interruption, tries again what had failed, and may
+run several times at once, on machines that share DIR and the cache. Several sweeps may share DIR; then run
+python -m cnn2gnn_jax.report --out=DIR
+"""
+
+import ast
+import collections
+import functools
+import math
+import os
+import pathlib
+import runpy
+import shutil
+import signal
+import statistics
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from cnn2gnn_jax import cli, pipeline, processes, storage
+from cnn2gnn_jax import config as configs
+from cnn2gnn_jax.claims import Claims
+from cnn2gnn_jax.errors import Stopped, UserError
+from cnn2gnn_jax.metrics import say
+from cnn2gnn_jax.report import records
+
+SIZES = ("", "smoke", "digits")
+
+
+class Cell(NamedTuple):
+    """A run of a sweep: its name, its config, and its places in tables and figures."""
+
+    name: str
+    config: ConfigDict
+    places: list[dict[str, Any]]
+
+
+def plan(path: pathlib.Path, size: str, settings: Mapping[str, str]) -> list[Cell]:
+    """The cells of a sweep file, in its order.
+
+    Args:
+      path: of the file.
+      size: the word after its colon.
+      settings: the values of config fields that hold for every cell, as text.
+
+    Raises:
+      UserError: there is no such file, it is no sweep, or a config makes no sense.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is no file: give a sweep, as --sweep=configs/sweeps/table1.py:smoke")
+    if size not in SIZES:
+        raise UserError(f"{size!r} after the colon is no size: choose one of {', '.join(SIZES[1:])}, or none")
+    found = runpy.run_path(str(path)).get("sweep")
+    if found is None:
+        raise UserError(f"{path} is no sweep: it has no function sweep(add, size)")
+    cells: dict[str, Cell] = {}
+
+    def add(config: ConfigDict, kind: str, name: str, **place: Any) -> None:
+        if kind not in records.KINDS:
+            raise UserError(f"{path}: {kind!r} is no kind of table or figure: choose one of {', '.join(records.KINDS)}")
+        config = ConfigDict(config.to_dict())
+        for field, value in settings.items():
+            set_field(config, field, value)
+        config.tensorboard = False
+        try:
+            cell = configs.cell_fingerprint(configs.resolve(config))
+        except UserError as error:
+            raise UserError(f"{path}, the cell {place} of {name}: {error}") from None
+        cells.setdefault(cell, Cell(cell, config, [])).places.append({"kind": kind, "name": name, **place})
+
+    found(add, size)
+    return list(cells.values())
+
+
+def set_field(config: ConfigDict, field: str, text: str) -> None:
+    """Sets a field of a config from text.
+
+    Raises:
+      UserError: there is no such field, or the text is of another type.
+    """
+    try:
+        kind = config.get_type(field) if "." not in field else _section(config, field).get_type(field.split(".")[-1])
+        value: Any = text if kind is str else ast.literal_eval(text)
+        config.update_from_flattened_dict({field: value})
+    except (AttributeError, KeyError):
+        raise UserError(f"--config.{field}: there is no such field (see configs/base.py)") from None
+    except (SyntaxError, TypeError, ValueError):
+        raise UserError(f"--config.{field}={text}: expected a value of type {kind.__name__}") from None
+
+
+def _section(config: ConfigDict, field: str) -> ConfigDict:
+    for name in field.split(".")[:-1]:
+        config = config[name]
+    return config
+
+
+class Outcome(NamedTuple):
+    """Of the cells of a sweep, how many are done, how many have failed, and why the work ended early, if it did."""
+
+    done: int
+    failed: int
+    ended: str | None
+
+
+class _End:
+    """Ends the work early, as SIGTERM would: the running cell saves its state."""
+
+    def __init__(self) -> None:
+        self.why: str | None = None
+
+    def ask(self, why: str) -> None:
+        self.why = why
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run(
+    cells: Sequence[Cell],
+    out: pathlib.Path,
+    title: str,
+    *,
+    minutes: float = 0,
+    limit: int = 0,
+    keep_checkpoints: bool = False,
+) -> Outcome:
+    """Runs the cells that are neither done nor claimed, one after another; call `processes.heed_sigterm` first.
+
+    Args:
+      cells: of `plan`.
+      out: the sweep's folder.
+      title: names the plan in `out`.
+      minutes: after which the running cell is stopped and its state saved; 0 for no end.
+      limit: the most cells to run; 0 for all.
+      keep_checkpoints: of the students of cells that are done; they are most of what a sweep takes of the disk.
+
+    Raises:
+      Stopped: SIGTERM.
+      UserError: another process has taken over a cell, because this one was silent too long.
+    """
+    storage.write_json(out / "plans" / f"{title}.json", {cell.name: cell.places for cell in cells})
+    claims, end, times = Claims(out / "claims"), _End(), collections.defaultdict[str, list[float]](list)
+    old_failures = {cell.name: _failure(out, cell) for cell in cells}
+    timer = threading.Timer(60 * minutes, end.ask, ["the time is up"]) if minutes else None
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        _run_all(cells, out, claims, end, times, old_failures, limit, keep_checkpoints)
+    except Stopped:
+        if end.why is None:
+            raise
+        if timer is None or timer.is_alive() or not end.why.startswith("the time"):
+            raise UserError(f"{end.why}: start the same command again") from None
+    finally:
+        if timer is not None:
+            timer.cancel()
+        records.collect(out)
+    done = sum(records.is_done(out, cell.name) for cell in cells)
+    return Outcome(done, sum(_failure(out, cell) is not None for cell in cells), end.why)
+
+
+def _run_all(
+    cells: Sequence[Cell],
+    out: pathlib.Path,
+    claims: Claims,
+    end: _End,
+    times: dict[str, list[float]],
+    old_failures: Mapping[str, str | None],
+    limit: int,
+    keep_checkpoints: bool,
+) -> None:
+    ran, progress = 0, True
+    while progress:  # until a pass finds nothing to do: another process may have left a cell unfinished meanwhile
+        progress = False
+        for cell in cells:
+            if records.is_done(out, cell.name) or _failure(out, cell) != old_failures[cell.name]:
+                continue
+            if limit and ran == limit:
+                return
+            lost = f"another process has taken over the cell {cell.name}, as this one was silent too long"
+            with claims.hold(cell.name, functools.partial(end.ask, lost)) as mine:
+                if not mine or records.is_done(out, cell.name):
+                    continue
+                _show(cells, out, cell, claims, times)
+                began = time.monotonic()
+                _run_cell(out, cell, keep_checkpoints)
+                times[cell.config.method].append(time.monotonic() - began)
+                ran, progress = ran + 1, True
+
+
+def _run_cell(out: pathlib.Path, cell: Cell, keep_checkpoints: bool) -> None:
+    workdir, failure = out / "cells" / cell.name, out / "failures" / f"{cell.name}.json"
+    try:
+        results = pipeline.run(cell.config, workdir, "evaluate")
+        assert results is not None
+        records.write(out, cell.name, cell.config, results, workdir / "metrics.jsonl")
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
+        say(f"cell {cell.name} failed: {what}")
+        facts = {"error": what, "traceback": traceback.format_exc(), "places": cell.places, "time": time.time()}
+        storage.write_json(failure, facts)
+    else:
+        failure.unlink(missing_ok=True)
+        if not keep_checkpoints:
+            shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+    finally:
+        jax.clear_caches()  # of the last cell; what the next one shares with it is in the cache on disk
+
+
+def _failure(out: pathlib.Path, cell: Cell) -> str | None:
+    path = out / "failures" / f"{cell.name}.json"
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def _show(
+    cells: Sequence[Cell], out: pathlib.Path, cell: Cell, claims: Claims, times: Mapping[str, Sequence[float]]
+) -> None:
+    """A line of progress, with the time left as cells of the same methods took up to now."""
+    left = [other for other in cells if not records.is_done(out, other.name)]
+    failed = sum(_failure(out, other) is not None for other in left)
+    place = ", ".join(str(value) for value in cell.places[0].values())
+    line = f"[{len(cells) - len(left)} of {len(cells)} cells done, {failed} failed] {place}"
+    if times:
+        every = [seconds for one in times.values() for seconds in one]
+        expected = sum(statistics.mean(times.get(other.config.method, every)) for other in left)
+        workers = max(claims.held(), 1)
+        line += f"; about {expected / workers / 60:.0f} min left" + (f" for {workers}" if workers > 1 else "")
+    say(line)
+
+
+def main() -> None:
+    """Reads the command line, runs the sweep."""
+    parser = cli.Parser(prog="python -m cnn2gnn_jax.sweep", description=__doc__)
+    parser.add_argument(
+        "--sweep", required=True, metavar="FILE[:SIZE]", help="configs/sweeps/<name>.py, sizes: smoke, digits"
+    )
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="kept there: cells, records, claims, failures")
+    parser.add_argument("--minutes", type=float, default=0, help="stop after that time, the running cell's state saved")
+    parser.add_argument("--cells", type=int, default=0, help="run at most so many")
+    parser.add_argument("--keep_checkpoints", action="store_true", help="of the students of cells that are done")
+    parser.add_argument("--dry_run", action="store_true", help="list the cells and what is done")
+    given, rest = parser.parse_known_args()
+    if not math.isfinite(given.minutes) or given.minutes < 0 or given.cells < 0:
+        raise UserError(f"--minutes={given.minutes} --cells={given.cells}: expected 0, for no limit, or more")
+    settings = dict(_setting(text) for text in rest)
+    path, _, size = given.sweep.partition(":")
+    cells = plan(pathlib.Path(path), size, settings)
+    if given.dry_run:
+        for cell in cells:
+            state = "done" if records.is_done(given.out, cell.name) else "failed" if _failure(given.out, cell) else "-"
+            print(cell.name, state, *(", ".join(map(str, place.values())) for place in cell.places), sep="  ")
+        return
+    logging.set_verbosity(logging.WARNING)
+    processes.heed_sigterm()
+    title = pathlib.Path(path).stem + (f"-{size}" if size else "")
+    outcome = run(
+        cells, given.out, title, minutes=given.minutes, limit=given.cells, keep_checkpoints=given.keep_checkpoints
+    )
+    left = len(cells) - outcome.done - outcome.failed
+    print(f"{outcome.done} of {len(cells)} cells done, {outcome.failed} failed, {left} left" + _why(outcome))
+    print(f"python -m cnn2gnn_jax.report --out={given.out} makes tables, figures and a page of them")
+    if outcome.failed:
+        raise UserError(f"{outcome.failed} cells failed, see {given.out / 'failures'}: the same command tries again")
+
+
+def _why(outcome: Outcome) -> str:
+    return f" ({outcome.ended})" if outcome.ended else ""
+
+
+def _setting(text: str) -> tuple[str, str]:
+    if not text.startswith("--config.") or "=" not in text:
+        raise UserError(f"{text!r} is no flag: fields are set by --config.field=value (--help shows the flags)")
+    field, _, value = text.removeprefix("--config.").partition("=")
+    return field, value
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,21 @@
+"""Figure 4: accuracy against the temperature and against the sparsity s of Eq. 3.
+
+python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/figure4.py --out=DIR
+python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/figure4.py:digits --out=DIR
+"""
+
+from configs.sweeps import grids
+
+TEMPERATURES = (1, 4, 8, 16, 32, 64)
+SPARSITIES = (10, 30, 50, 70, 90)
+
+
+def sweep(add: grids.Add, size: str = "") -> None:
+    for config, place in grids.curves(size):
+        for temperature in TEMPERATURES:
+            config.distill.temperature = float(temperature)
+            add(config, "curve", "Figure 4, temperature", x=temperature, **place)
+        config.distill.temperature = None
+        for sparsity in SPARSITIES:
+            config.student.sparsity = sparsity
+            add(config, "curve", "Figure 4, sparsity", x=sparsity, **place)

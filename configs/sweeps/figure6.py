@@ -1,0 +1,18 @@
+"""Figure 6: accuracy against the batch size, that of training, of the anchors and of Mechanism 2's test batches.
+
+    python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/figure6.py --out=DIR
+    python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/figure6.py:digits --out=DIR
+
+The paper's sizes are in its picture alone; s stays 50.
+"""
+
+from configs.sweeps import grids
+
+SIZES = (60, 80, 100, 150, 200)
+
+
+def sweep(add: grids.Add, size: str = "") -> None:
+    for config, place in grids.curves(size):
+        for batch_size in SIZES:
+            config.student.train.batch_size = config.evaluate.batch_size = batch_size
+            add(config, "curve", "Figure 6, batch size", x=batch_size, **place)
