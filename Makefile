@@ -1,7 +1,7 @@
 # make demo    digits, from images to a distilled graph student, in under 3 minutes
 # make test    the tests; make test-slow: also those that take minutes
 # make lint    format, rules, types
-# make docs    the reference page, from the docstrings
+# make docs    the reference page from the docstrings, the README's figures from results/
 # make install only the environment, in $(VENV)
 
 VENV ?= .venv
@@ -37,6 +37,7 @@ format: install
 
 docs: install
 	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_results.py
 
 install: $(STAMP)
 

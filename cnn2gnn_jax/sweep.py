@@ -14,6 +14,7 @@ import ast
 import collections
 import functools
 import math
+import operator
 import os
 import pathlib
 import runpy
@@ -38,6 +39,7 @@ from cnn2gnn_jax.metrics import say
 from cnn2gnn_jax.report import records
 
 SIZES = ("", "smoke", "digits")
+_TIME_IS_UP = "the time is up"
 
 
 class Cell(NamedTuple):
@@ -92,19 +94,14 @@ def set_field(config: ConfigDict, field: str, text: str) -> None:
       UserError: there is no such field, or the text is of another type.
     """
     try:
-        kind = config.get_type(field) if "." not in field else _section(config, field).get_type(field.split(".")[-1])
+        *sections, name = field.split(".")
+        kind = functools.reduce(operator.getitem, sections, config).get_type(name)
         value: Any = text if kind is str else ast.literal_eval(text)
         config.update_from_flattened_dict({field: value})
     except (AttributeError, KeyError):
         raise UserError(f"--config.{field}: there is no such field (see configs/base.py)") from None
     except (SyntaxError, TypeError, ValueError):
         raise UserError(f"--config.{field}={text}: expected a value of type {kind.__name__}") from None
-
-
-def _section(config: ConfigDict, field: str) -> ConfigDict:
-    for name in field.split(".")[:-1]:
-        config = config[name]
-    return config
 
 
 class Outcome(NamedTuple):
@@ -152,7 +149,7 @@ def run(
     storage.write_json(out / "plans" / f"{title}.json", {cell.name: cell.places for cell in cells})
     claims, end, times = Claims(out / "claims"), _End(), collections.defaultdict[str, list[float]](list)
     old_failures = {cell.name: _failure(out, cell) for cell in cells}
-    timer = threading.Timer(60 * minutes, end.ask, ["the time is up"]) if minutes else None
+    timer = threading.Timer(60 * minutes, end.ask, [_TIME_IS_UP]) if minutes else None
     if timer is not None:
         timer.daemon = True
         timer.start()
@@ -161,7 +158,7 @@ def run(
     except Stopped:
         if end.why is None:
             raise
-        if timer is None or timer.is_alive() or not end.why.startswith("the time"):
+        if end.why != _TIME_IS_UP:
             raise UserError(f"{end.why}: start the same command again") from None
     finally:
         if timer is not None:

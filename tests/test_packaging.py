@@ -38,6 +38,15 @@ def test_the_docstrings_examples_are_right(module):
     assert found.attempted > 0
 
 
+def test_the_figures_of_readme_and_results_are_those_of_the_records():
+    made = runpy.run_path(str(ROOT / "docs" / "make_results.py"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert made["readme"](text) == text, "run `make docs`"
+    for folder, tables in made["sweeps"]().items():
+        page = (ROOT / "results" / folder / "results.md").read_text(encoding="utf-8")
+        assert page == made["formats"].document(tables), f"results/{folder}: run `make docs`"
+
+
 def test_the_reference_page_is_what_the_docstrings_say():
     made = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))
     assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run `make docs`"

@@ -5,9 +5,10 @@ python -m cnn2gnn_jax.report --out=DIR [--cache_dir=DIR] [--manual_dir=DIR]
 
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from cnn2gnn_jax import cli, data, storage
@@ -15,7 +16,6 @@ from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.metrics import say
 from cnn2gnn_jax.report import figures, formats, plots, records, tables
 from cnn2gnn_jax.report.page import Section, page
-from cnn2gnn_jax.report.tables import Table
 
 _LEAD = (
     "Every figure on this page is drawn from the records of runs (results.jsonl) by one command. Accuracies are on the "
@@ -40,37 +40,42 @@ def write(out: pathlib.Path, cache: pathlib.Path, manual_dir: str = "") -> pathl
       UserError: nothing is recorded.
     """
     found, folder = records.read(out), out / "report"
-    seen = {kind: tables.observations(found, kind) for kind in records.KINDS}
+    found, folder = records.read(out), out / "report"
+    every = tables.every(found)
     sections: list[Section] = []
-    for name in tables.names(seen["methods"]):
-        sections += tables.methods(seen["methods"], name)
-        for column in dict.fromkeys(one.place["column"] for one in seen["methods"] if one.place["name"] == name):
-            title = f"Figure 5 for {name}, {column}"
-            path = folder / f"{_slug(title)}.png"
-            figures.save(plots.flops(seen["methods"], name, column), path)
-            sections.append((title, path, "Accuracy against the floating-point operations that classify one image; of "
-                             "the graph student without its anchors' part, which a batch shares."))  # fmt: skip
-            title = f"Training curves for {name}, {column}"
-            path = folder / f"{_slug(title)}.png"
-            figures.save(plots.training(found, name, column), path)
-            sections.append((title, path, "The first seed of each row."))
-    sections += [tables.ablation(seen["ablation"], name) for name in tables.names(seen["ablation"])]
-    if picture := _neighbors(found, folder, cache, manual_dir):
-        sections.append(picture)
-    for name in tables.names(seen["curve"]):
-        path = folder / f"{_slug(name)}.png"
-        figures.save(plots.curve(seen["curve"], name), path)
-        sections += [(name, path, "Mean and deviation over seeds."), tables.points(seen["curve"], name)]
-    sections += [tables.settings(seen["settings"], name) for name in tables.names(seen["settings"])]
-    if audit := tables.audit(found):
-        sections.append(Table(audit.title, audit.columns, audit.rows, [tables.AUDIT_WORDS]))
-    every = [section for section in sections if isinstance(section, Table)]
     for table in every:
+        sections.append(table)
+        for title, figure, words in _figures(found, table.title):
+            path = folder / f"{_slug(title)}.png"
+            figures.save(figure, path)
+            sections.append((title, path, words))
         storage.write_text(folder / f"{_slug(table.title)}.tex", formats.latex(table))
         storage.write_text(folder / f"{_slug(table.title)}.csv", formats.comma_separated(table))
-    storage.write_text(folder / "results.md", "\n".join(["# Results", "", *map(formats.markdown, every)]))
+    if picture := _neighbors(found, folder, cache, manual_dir):
+        sections.append(picture)
+    storage.write_text(folder / "results.md", formats.document(every))
     storage.write_text(folder / "index.html", page("CNN2GNN: results", [*_LEAD, _versions(found)], sections))
     return folder / "index.html"
+
+
+def _figures(found: Sequence[dict[str, Any]], name: str) -> Iterator[tuple[str, Figure, str]]:
+    """The figures that belong to a table: title, figure, and what it shows."""
+    methods = [one for one in tables.observations(found, "methods") if one.place["name"] == name]
+    for column in dict.fromkeys(one.place["column"] for one in methods):
+        yield (
+            f"Figure 5 for {name}, {column}",
+            plots.flops(methods, name, column),
+            "Accuracy against the floating-point operations that classify one image; of a graph student without its "
+            "anchors' part, which a batch shares.",
+        )
+        yield (
+            f"Training curves for {name}, {column}",
+            plots.training(found, name, column),
+            "The first seed of each row.",
+        )
+    curves = [one for one in tables.observations(found, "curve") if one.place["name"] == name]
+    if curves:
+        yield f"{name}, drawn", plots.curve(curves, name), "Mean and deviation over seeds."
 
 
 def _slug(title: str) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable
 
 from cnn2gnn_jax.report.tables import Cell, Table
 
@@ -25,6 +26,11 @@ def markdown(table: Table, level: int = 2) -> str:
     for note in table.notes:
         lines += ["", _escaped(note)]
     return "\n".join([*lines, ""])
+
+
+def document(tables: Iterable[Table]) -> str:
+    """A Markdown document of tables."""
+    return "\n".join(["# Results", "", *map(markdown, tables)])
 
 
 def _line(cells: list[str]) -> str:

@@ -73,6 +73,17 @@ class Observation(NamedTuple):
     entry: Mapping[str, Any]
 
 
+def every(records: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """All tables of the records: methods, the ablation, the points of figures, settings, the audit."""
+    found: list[Table] = []
+    for kind, make in (("methods", methods), ("ablation", ablation), ("curve", points), ("settings", settings)):
+        seen = observations(records, kind)
+        for name in names(seen):
+            made = make(seen, name)
+            found += made if isinstance(made, list) else [made]
+    return [*found, *filter(None, [audit(records)])]
+
+
 def observations(records: Iterable[Mapping[str, Any]], kind: str) -> list[Observation]:
     """Every accuracy of the records that stand in tables or figures of a kind."""
     return [
@@ -241,7 +252,7 @@ def _unique(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return found
 
 
-_AUDIT = (
+AUDIT = (
     "one by one",
     "batch by batch",
     "graph off",
@@ -284,7 +295,7 @@ def settings(seen: Sequence[Observation], name: str) -> Table:
     seen = [one for one in seen if one.place["name"] == name]
     rows = list(dict.fromkeys(one.place["setting"] for one in seen))
     body = [(row, _audited([one for one in seen if one.place["setting"] == row])) for row in rows]
-    return Table(name, _AUDIT, body, [_seeds(seen)])
+    return Table(name, AUDIT, body, [_seeds(seen)])
 
 
 AUDIT_WORDS = (
@@ -308,7 +319,8 @@ def audit(records: Iterable[Mapping[str, Any]]) -> Table | None:
                 groups.setdefault(heading, []).append(Observation(place, record, entry))
     if not groups:
         return None
-    return Table("Audit of the graph students", _AUDIT, [(name, _audited(mine)) for name, mine in groups.items()])
+    body = [(name, _audited(mine)) for name, mine in groups.items()]
+    return Table("Audit of the graph students", AUDIT, body, [AUDIT_WORDS])
 
 
 _IN_ORDER = ("name", "row", "setting", "panel", "column", "line", "x")
