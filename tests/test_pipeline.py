@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from cnn2gnn_jax import main, pipeline, storage
+from cnn2gnn_jax import cli, pipeline, storage
 from cnn2gnn_jax.checkpoint import Checkpoints
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.metrics import read_records
@@ -300,7 +300,7 @@ def command(cache, workdir, *flags):
 
 def outcome(workdir):
     results = storage.read_json(workdir / "results.json")
-    del results["seconds"]
+    del results["seconds"], results["inference_seconds"]
     return results
 
 
@@ -314,7 +314,7 @@ def test_killed_at_any_moment_a_run_ends_identical_to_the_bit(program, killed, t
     broken = command(tmp_path / "broken-cache", tmp_path / "broken")
     # Once in the teacher, twice in the student: after so many lines of its records.
     killed(broken, "broken-cache/teachers/*/metrics.jsonl", 8)
-    stopped = killed(broken, "broken/metrics.jsonl", 5, signal.SIGTERM, main.STOPPED)
+    stopped = killed(broken, "broken/metrics.jsonl", 5, signal.SIGTERM, cli.STOPPED)
     assert "stopped by SIGTERM after step" in stopped
     killed(broken, "broken/metrics.jsonl", 14)
     assert "going on after step" in program(broken)

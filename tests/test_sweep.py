@@ -63,6 +63,7 @@ RESULTS = {
     "teacher": None,
     "student": {"recipe": "paper", "epoch": "last", "inference_flops": 1.0},
     "seconds": {},
+    "inference_seconds": [None],
     "examples": [],
     "devices": 1,
     "versions": {},

@@ -55,7 +55,10 @@ def write(out: pathlib.Path, cell: str, config: ConfigDict, results: Mapping[str
         },
         **{key: results[key] for key in ("method", "teacher", "student", "seconds", "devices", "versions")},
         "dataset": dataset,
-        "accuracies": _rounded(results["accuracies"]),
+        "accuracies": [
+            _rounded({**entry, "seconds": seconds})
+            for entry, seconds in zip(results["accuracies"], results["inference_seconds"], strict=True)
+        ],
         "examples": [] if config.seed else _rounded(results["examples"]),
         "curves": _rounded(_curves(metrics)),
     }
