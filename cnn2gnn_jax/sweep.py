@@ -146,7 +146,7 @@ def run(
       Stopped: SIGTERM.
       UserError: another process has taken over a cell, because this one was silent too long.
     """
-    storage.write_json(out / "plans" / f"{title}.json", {cell.name: cell.places for cell in cells})
+    records.write_plan(out, title, [(cell.name, cell.places) for cell in cells])
     claims, end, times = Claims(out / "claims"), _End(), collections.defaultdict[str, list[float]](list)
     old_failures = {cell.name: _failure(out, cell) for cell in cells}
     timer = threading.Timer(60 * minutes, end.ask, [_TIME_IS_UP]) if minutes else None

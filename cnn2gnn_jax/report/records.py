@@ -6,7 +6,7 @@ A folder holds either `records/<cell>.json` and `plans/<sweep>.json`, as `cnn2gn
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -99,11 +99,16 @@ def is_done(out: pathlib.Path, cell: str) -> bool:
         return False
 
 
+def write_plan(out: pathlib.Path, title: str, cells: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
+    """Writes where the cells of a sweep stand, in their order, which tables keep."""
+    storage.write_json(out / "plans" / f"{title}.json", {"cells": cells})
+
+
 def collect(out: pathlib.Path) -> None:
     """Writes `results.jsonl`: the records of all cells that are done, with their places."""
     places: dict[str, list[dict[str, Any]]] = {}
     for plan in sorted((out / "plans").glob("*.json")):
-        for cell, own in storage.read_json(plan).items():
+        for cell, own in storage.read_json(plan)["cells"]:
             places.setdefault(cell, []).extend(own)
     lines = [
         json.dumps({**storage.read_json(out / "records" / f"{cell}.json"), "places": places[cell]}, allow_nan=False)
