@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from cnn2gnn_jax.report.statistics import summarize
-from cnn2gnn_jax.report.tables import METHODS, Observation, by_seed, is_protocol
+from cnn2gnn_jax.report.tables import Observation, by_seed, is_protocol, row_title
 
 _STYLES = {"one by one": "-", "batch by batch": "--"}
 _COLORS = ("#0b57d0", "#b3261e", "#1a7f37", "#8430ce", "#b06000", "#00838f")
@@ -59,8 +59,7 @@ def flops(seen: Sequence[Observation], name: str, column: str) -> Figure:
         spots.append((f"teacher {teacher['network']}", teacher["inference_flops"], teacher["accuracy"], "#444444"))
     for row in dict.fromkeys(one.place["row"] for one in seen):
         mine = [one for one in seen if one.place["row"] == row]
-        method, _, rest = row.partition(", ")
-        title = METHODS.get(method, method) + (f", {rest}" if rest else "")
+        title = row_title(row)
         cost = mine[0].record["student"]["inference_flops"]
         if not isinstance(cost, dict):
             found = summarize(list(by_seed(mine).values()))
@@ -116,7 +115,7 @@ def training(records: Sequence[dict[str, Any]], name: str, column: str) -> Figur
             shown.add(place["row"])
             stage = list(record["curves"])[-1 if "off" not in list(record["curves"])[-1] else 0]
             epochs, losses, accuracies = zip(*record["curves"][stage], strict=True)
-            heading = METHODS.get(place["row"], place["row"])
+            heading = row_title(place["row"])
             style: dict[str, Any] = {"lw": 1.1, "color": f"C{len(shown) % 10}", "ls": "-" if len(shown) <= 10 else "--"}
             axes[0].plot(epochs, [loss / max(losses[0], 1e-9) for loss in losses], **style)
             axes[1].plot(epochs, accuracies, label=heading, **style)

@@ -84,6 +84,12 @@ def every(records: Sequence[Mapping[str, Any]]) -> list[Table]:
     return [*found, *filter(None, [audit(records)])]
 
 
+def row_title(row: str) -> str:
+    """The heading of a row: a method, perhaps with a comma and more."""
+    method, _, rest = row.partition(", ")
+    return METHODS.get(method, method) + (f", {rest}" if rest else "")
+
+
 def observations(records: Iterable[Mapping[str, Any]], kind: str) -> list[Observation]:
     """Every accuracy of the records that stand in tables or figures of a kind."""
     return [
@@ -142,8 +148,7 @@ def _rows(seen: Sequence[Observation]) -> list[tuple[str, str, Callable[[Observa
     found: list[tuple[str, str, Callable[[Observation], bool]]] = []
     present = list(dict.fromkeys(one.place["row"] for one in seen))
     for row in sorted(present, key=_order):
-        method, _, rest = row.partition(", ")
-        heading = METHODS.get(method, method) + (f", {rest}" if rest else "")
+        heading = row_title(row)
         mine = [one for one in seen if one.place["row"] == row]
         if not any(map(_is_graph, mine)):
             found.append((heading, row, belongs(row, None, True)))
@@ -328,7 +333,7 @@ _IN_ORDER = ("name", "row", "setting", "panel", "column", "line", "x")
 
 def _word(key: str, value: Any) -> str:
     if key == "row":
-        return METHODS.get(value) or _GRAPHS.get(value) or str(value)
+        return _GRAPHS.get(value) or row_title(value)
     return f"at {value}" if key == "x" else str(value)
 
 
