@@ -29,8 +29,8 @@ a { color: var(--best); }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .38rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 tbody tr:last-child > * { border-bottom: 0; }
-tbody th, thead th:first-child { text-align: left; font-weight: 500; min-width: min(14rem, 38vw); position: sticky; left: 0;
-  background: var(--back); border-right: 1px solid var(--line); }
+tbody th, thead th:first-child { text-align: left; font-weight: 500; min-width: min(14rem, 38vw); position: sticky;
+  left: 0; background: var(--back); border-right: 1px solid var(--line); }
 thead th, thead th:first-child { background: var(--head); font-weight: 600; vertical-align: bottom; }
 thead button { all: unset; cursor: pointer; }
 thead button:focus-visible { outline: 2px solid var(--best); }
