@@ -1,0 +1,84 @@
+"""Runs of the tiny pipeline in forked processes, which need not import JAX again: the program and its flags as usual."""
+
+import os
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+from matplotlib import font_manager
+
+from cnn2gnn_jax import main, storage
+from cnn2gnn_jax.data import digits
+
+CONFIG = pathlib.Path(__file__).with_name("tiny.py")
+# Of a resumed run's results these alone may differ.
+TIMES = ("seconds",)
+
+
+def prepare(out: pathlib.Path) -> None:
+    """Makes this process ready to start runs: on one CPU, with compiled programs kept under `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_compilation_cache_dir", str(out.absolute() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    digits.load()
+    font_manager.findfont("sans")
+
+
+def command(out: pathlib.Path, method: str, *flags: str) -> list[str]:
+    """The flags of a run under `out`, which holds its cache and its workdir."""
+    return [f"--config={CONFIG}:{method}", f"--workdir={out / 'run'}", f"--config.cache_dir={out / 'cache'}", *flags]
+
+
+def start(flags: Sequence[str], log: pathlib.Path, prepare: Callable[[], None] = lambda: None) -> int:
+    """Starts `python -m cnn2gnn_jax.main` with these flags in a process of its own; its id.
+
+    `prepare` is called in it first. What it prints is added to `log`.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        prepare()
+        sys.argv = ["cnn2gnn_jax.main", *flags]
+        main.run()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait(process: int, seconds: float = 120) -> int:
+    """The exit code of a started process, negative for a signal; one that takes too long is killed."""
+    until = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            raise TimeoutError(f"a run hung for {seconds:.0f} seconds")
+        time.sleep(0.005)
+
+
+def outcome(workdir: pathlib.Path) -> dict:
+    """The results of a finished run, without times."""
+    results = storage.read_json(workdir / "results.json")
+    return {key: value for key, value in results.items() if key not in TIMES}
