@@ -33,7 +33,7 @@ def task(seed, epochs=3, epoch="last"):
 
 
 def train(folder, data, seeds, score=None, **fields):
-    jobs = [Job(task(seed, **fields), f"seed{seed}", folder / f"seed{seed}") for seed in seeds]
+    jobs = [Job(task(seed, **fields), f"seed{seed}", folder / f"seed{seed}", f"run/seed{seed}") for seed in seeds]
     loads = fit.fit_on_disk(
         jobs,
         records=folder / "metrics.jsonl",

@@ -1,11 +1,9 @@
 """Stored logits are opened only if every byte and every fact is as it was written."""
 
-import json
-
 import numpy as np
 import pytest
 
-from cnn2gnn_jax import teacher_logits
+from cnn2gnn_jax import storage, teacher_logits
 from cnn2gnn_jax.errors import UserError
 
 ROWS = {"train": 7, "test": 3}
@@ -85,7 +83,7 @@ def test_damage_is_found_and_named(folder, name, damage):
 )
 def test_another_manifest_is_refused(folder, change, message):
     path = folder / teacher_logits.MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    storage.write_json(path, storage.read_json(path) | change)
     with pytest.raises(UserError, match=message):
         teacher_logits.read(folder, "abc", ROWS)
 

@@ -156,7 +156,7 @@ def _write_split(
             continue
         if images is None:
             shape = shape or image.shape
-            images = np.lib.format.open_memmap(folder / f"{split}_images.npy", "w+", np.uint8, (examples.count, *shape))
+            images = storage.new_array(folder / f"{split}_images.npy", np.uint8, (examples.count, *shape))
         if image.shape != shape:
             raise UserError(
                 f"{name} is {_size(image.shape)}, images before it are {_size(shape)}: "

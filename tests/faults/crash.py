@@ -102,7 +102,8 @@ def weights(out: pathlib.Path, log: pathlib.Path) -> str:
 
         digest = hashlib.sha256()
         for folder in sorted(out.glob("*/**/last")):
-            with Checkpoints(folder) as checkpoints:
+            owner = storage.read_json(next(folder.glob("step_*/files.json")))["owner"]
+            with Checkpoints(folder, owner) as checkpoints:
                 tree = checkpoints.restore_as_saved()
             digest.update(f"{folder.relative_to(out).parts[-3:]} {checkpoints.newest()}".encode())
             for leaf in jax.tree.leaves(tree):

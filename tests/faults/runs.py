@@ -3,6 +3,7 @@
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from cnn2gnn_jax.data import digits
 CONFIG = pathlib.Path(__file__).with_name("tiny.py")
 # Of a resumed run's results these alone may differ.
 TIMES = ("seconds",)
+_WRITERS: dict[int, subprocess.Popen] = {}  # of what a process prints
 
 
 def prepare(out: pathlib.Path) -> None:
@@ -36,18 +38,23 @@ def command(out: pathlib.Path, method: str, *flags: str) -> list[str]:
 def start(flags: Sequence[str], log: pathlib.Path, prepare: Callable[[], None] = lambda: None) -> int:
     """Starts `python -m cnn2gnn_jax.main` with these flags in a process of its own; its id.
 
-    `prepare` is called in it first. What it prints is added to `log`.
+    `prepare` is called in it first. What it prints is added to `log`, through a pipe, as no limit holds for one.
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    with open(log, "ab") as file:
+        writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file, start_new_session=True)
+    assert writer.stdin is not None
     process = os.fork()
     if process:
+        writer.stdin.close()
+        _WRITERS[process] = writer
         return process
     code = 1
     try:
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
+        os.dup2(writer.stdin.fileno(), 1)
+        os.dup2(writer.stdin.fileno(), 2)
+        os.close(writer.stdin.fileno())
         prepare()
         sys.argv = ["cnn2gnn_jax.main", *flags]
         main.run()
@@ -70,10 +77,12 @@ def wait(process: int, seconds: float = 120) -> int:
     while True:
         ended, status = os.waitpid(process, os.WNOHANG)
         if ended:
+            _WRITERS.pop(process).wait()
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() > until:
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
+            _WRITERS.pop(process).wait()
             raise TimeoutError(f"a run hung for {seconds:.0f} seconds")
         time.sleep(0.005)
 
