@@ -150,9 +150,9 @@ class Checkpoints:
 
 
 def recover(folder: pathlib.Path, owner: str) -> int:
-    """The step of the newest sound checkpoint in a folder that may be missing, 0 for none; by one process, under a lock.
+    """The step of the newest sound checkpoint in a folder that may be missing, 0 for none.
 
-    Damaged ones are named and removed, so that training goes on from the one before.
+    Damaged ones are named and removed, so that training goes on from the one before: for one process, under a lock.
 
     Raises:
       UserError: the newest one is another owner's.

@@ -6,8 +6,12 @@ import errno
 class UserError(Exception):
     """Wrong input: the message says what was found, what was expected and what to do.
 
-    `main` prints it as one line and exits with code 2; nothing has been overwritten.
+    `main` prints it as one line and exits with code 2; nothing has been overwritten. Names of files may hold line
+    breaks and what a terminal acts on: its text does not.
     """
+
+    def __str__(self) -> str:
+        return "".join(sign if sign.isprintable() else "?" for sign in super().__str__())
 
 
 _MEND = {

@@ -140,12 +140,22 @@ def place(
     return devices.replicate(dict(arrays)), {}
 
 
+def _newest(job: Job, stage: str) -> int:
+    """The steps that are done of a stage, 0 without a sound checkpoint."""
+    step = 0
+
+    def look() -> None:
+        nonlocal step
+        step = recover(job.checkpoints / stage / "last", job.owner)
+
+    processes.on_first(look)
+    return processes.agreed(step)
+
+
 def _progress(job: Job) -> tuple[int, int]:
     """The stage that a job is in, and the steps of it that are done."""
     for k, stage in reversed(list(enumerate(job.task.distiller.stages))):
-        found: list[int] = [0]
-        processes.on_first(lambda stage=stage: found.append(recover(job.checkpoints / stage.name / "last", job.owner)))  # type: ignore[misc]
-        if step := processes.agreed(found[-1]):
+        if step := _newest(job, stage.name):
             return k, step
     return 0, 0
 
@@ -210,9 +220,7 @@ def _train(
         start = 0
 
 
-def _record(
-    recorder: Recorder, copies: int, saver: "_Saver", first: int, metrics: Mapping[str, np.ndarray]
-) -> None:
+def _record(recorder: Recorder, copies: int, saver: "_Saver", first: int, metrics: Mapping[str, np.ndarray]) -> None:
     """Records what is no copy's."""
     own = {name: values[:-copies] for name, values in metrics.items()} if copies else metrics
     recorder.chunk(first, own, saver.saved_step)

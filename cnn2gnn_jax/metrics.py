@@ -34,19 +34,17 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
     """The records of a JSON lines file; a last line that a killed process left unfinished is dropped.
 
     Raises:
-      UserError: another line is no JSON object.
+      UserError: another line is no JSON object, or has changed since it was written.
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = path.read_bytes().splitlines(keepends=True)
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError("no JSON object")
-        except ValueError as error:
-            if number == len(lines) and not line.endswith("\n"):
+            record = storage.unsealed(json.loads(line.decode()))
+        except (ValueError, RecursionError) as error:
+            if number == len(lines) and not line.endswith(b"\n"):
                 break
             raise UserError(f"{path}, line {number}, is damaged ({error}): delete that file and run again") from None
         records.append(record)
@@ -112,7 +110,7 @@ class Recorder:
         self._writes, self._path = path is not None, path or pathlib.Path(os.devnull)
         if path is not None:
             kept = [r for r in read_records(path) if r.get("stage") not in stages or r.get("step", 0) <= start]
-            storage.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+            storage.write_text(path, "".join(json.dumps(storage.sealed(record)) + "\n" for record in kept))
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
         self._stages, self._steps_per_epoch, self._batch_size = stages, steps_per_epoch, batch_size
         self._title = stages[0] + (f" and {len(stages) - 1} beside it" if len(stages) > 1 else "")
@@ -175,7 +173,7 @@ class Recorder:
                 "seconds": round(seconds / len(self._stages), 4),
                 "compile_seconds": round(compiling / len(self._stages), 4),  # part of `seconds`
             }
-            self._file.write(json.dumps(record) + "\n")
+            self._file.write(json.dumps(storage.sealed(record)) + "\n")
             if self._events is not None:
                 values_now = [Summary.Value(tag=f"{stage}/{name}", simple_value=value) for name, value in own.items()]
                 event = Event(wall_time=time.time(), step=self._step, summary=Summary(value=values_now))

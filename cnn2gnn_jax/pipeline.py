@@ -134,7 +134,14 @@ def train_teacher(run: Run) -> Load:
 
     [load] = _fit(
         run,
-        [Job(task, f"teacher {run.config.teacher.network}", run.teacher_folder / "checkpoints", run.teacher_folder.name)],
+        [
+            Job(
+                task,
+                f"teacher {run.config.teacher.network}",
+                run.teacher_folder / "checkpoints",
+                run.teacher_folder.name,
+            )
+        ],
         records=run.teacher_folder / "metrics.jsonl",
         load_data=lambda: {"input": dataset.train.images, "label": dataset.train.labels},
         score=score,

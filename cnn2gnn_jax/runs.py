@@ -4,7 +4,6 @@ A workdir holds all that its student needs to answer for new images: the data se
 """
 
 import pathlib
-import zipfile
 from typing import NamedTuple
 
 import jax
@@ -144,8 +143,7 @@ def read(workdir: pathlib.Path) -> Recorded:
         if config.student.kind == "graph":
             if facts["anchors_sha256"] != storage.sha256(path):
                 raise ValueError(f"{path.name} is not what was written")
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                anchors = {name: arrays[name] for name in ("index", "labels", "images")}
+            anchors = _anchors(path)
         return Recorded(
             config,
             workdir,
@@ -158,6 +156,14 @@ def read(workdir: pathlib.Path) -> Recorded:
             tuple(dataset["std"]),
             anchors,
         )
-    except (AttributeError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         what = " ".join(str(error).split())
         raise UserError(f"{workdir} is damaged or of another version ({what}): run its own command again") from None
+
+
+def _anchors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("index", "labels", "images")}
+    except Exception as error:  # of NumPy and zipfile, many kinds
+        raise ValueError(f"{path.name}: {error}") from None

@@ -127,10 +127,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-    """Writes a JSON object atomically, sealed by a fingerprint of itself, which `read_json` checks."""
-    plain = json.loads(json.dumps(value, allow_nan=False))
-    sealed = {**plain, _SEAL: fingerprint(plain)}
-    write_text(path, json.dumps(sealed, indent=1, sort_keys=True) + "\n")
+    """Writes a JSON object atomically, sealed, so that `read_json` notices changes."""
+    write_text(path, json.dumps(sealed(value), indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -141,12 +139,27 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("no JSON object")
-        if _SEAL in value and value.pop(_SEAL) != fingerprint(value):
-            raise ValueError("it is not what was written")
+        return unsealed(value)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and run the same command again") from None
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with a fingerprint of itself."""
+    plain = json.loads(json.dumps(value, allow_nan=False))
+    return {**plain, _SEAL: fingerprint(plain)}
+
+
+def unsealed(value: Any) -> dict[str, Any]:
+    """The object that was sealed; one without a seal as it is.
+
+    Raises:
+      ValueError: it is no object, or another one than was sealed.
+    """
+    if not isinstance(value, dict):
+        raise ValueError("no JSON object")
+    if _SEAL in value and value.pop(_SEAL) != fingerprint(value):
+        raise ValueError("it is not what was written")
     return value
 
 

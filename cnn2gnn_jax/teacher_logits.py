@@ -84,15 +84,15 @@ def read(
         raise Damaged(str(error)) from None
     if manifest.get("fingerprint") != fingerprint:
         raise UserError(
-            f"{folder} holds the logits of teacher {manifest.get('fingerprint')}, expected {fingerprint}: delete it and "
-            "run the same command again"
+            f"{folder} holds the logits of teacher {manifest.get('fingerprint')}, expected {fingerprint}: "
+            "delete it and run the same command again"
         )
     files = manifest.get("arrays")
     if not isinstance(files, dict):
         raise Damaged(f"{folder / MANIFEST} is damaged (no arrays)")
     arrays = {}
     for name, facts in files.items():
-        path = folder / f"{name}.npy"
+        path = folder / f"{pathlib.PurePath(name).name}.npy"
         try:
             expected, shape, dtype = facts["sha256"], tuple(facts["shape"]), facts["dtype"]
         except (KeyError, TypeError):
@@ -105,8 +105,7 @@ def read(
         count = _count(name, rows)
         if array.shape != shape or str(array.dtype) != dtype or array.shape[0] != count:
             raise Damaged(
-                f"{path} holds {array.dtype}{list(array.shape)}, "
-                f"expected {dtype}{list(shape)} for {count} images"
+                f"{path} holds {array.dtype}{list(array.shape)}, expected {dtype}{list(shape)} for {count} images"
             )
         arrays[name] = array
     return arrays, manifest
@@ -159,7 +158,7 @@ def given(path: str, labels: np.ndarray, classes: int) -> tuple[np.ndarray, floa
     expected = f"expected an .npy of {len(labels)} x {classes} floats"
     try:
         array = np.load(pathlib.Path(path).expanduser(), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # of NumPy's reader, many kinds
         raise UserError(f"{what} cannot be read ({' '.join(str(error).split())}): {expected}") from None
     if not isinstance(array, np.ndarray) or array.shape != (len(labels), classes) or array.dtype.kind != "f":
         found = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"

@@ -3,15 +3,12 @@
 import json
 import os
 import pathlib
-import signal
-import sys
 
-import chex
 import jax
 import numpy as np
 import pytest
 
-from cnn2gnn_jax import cli, pipeline, storage
+from cnn2gnn_jax import pipeline, storage
 from cnn2gnn_jax.checkpoint import Checkpoints
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.metrics import read_records
@@ -294,39 +291,3 @@ def test_wrong_values_are_one_clear_line_and_nothing_is_written(cache, tmp_path,
         pipeline.run(tiny(cache, **{field: value}), tmp_path / "run")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
-
-
-def command(cache, workdir, *flags):
-    return [
-        *(sys.executable, "-m", "cnn2gnn_jax.main", "--config=configs/digits.py:smoke", f"--workdir={workdir}"),
-        *(f"--config.cache_dir={cache}", "--config.checkpoint.every_seconds=0", "--config.student.sparsity=20"),
-        *("--config.student.stem_widths=(8, 16)", "--config.student.train.chunk_steps=2"),
-        *("--config.teacher.train.chunk_steps=2", "--config.evaluate.graph_off=False", *flags),
-    ]
-
-
-def outcome(workdir):
-    results = storage.read_json(workdir / "results.json")
-    del results["seconds"], results["inference_seconds"]
-    return results
-
-
-def final_state(workdir):
-    folder = workdir / "checkpoints" / "graph_learned-seed0" / "train" / "last"
-    with Checkpoints(folder, owner(folder)) as checkpoints:
-        return checkpoints.restore_as_saved()
-
-
-def test_killed_at_any_moment_a_run_ends_identical_to_the_bit(program, killed, tmp_path):
-    program(command(tmp_path / "cache", tmp_path / "whole"))
-    broken = command(tmp_path / "broken-cache", tmp_path / "broken")
-    # Once in the teacher, twice in the student: after so many lines of its records.
-    killed(broken, "broken-cache/teachers/*/metrics.jsonl", 8)
-    stopped = killed(broken, "broken/metrics.jsonl", 5, signal.SIGTERM, cli.STOPPED)
-    assert "stopped by SIGTERM after step" in stopped
-    killed(broken, "broken/metrics.jsonl", 14)
-    assert "going on after step" in program(broken)
-    assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
-    chex.assert_trees_all_equal(final_state(tmp_path / "broken"), final_state(tmp_path / "whole"))
-    steps = [r["step"] for r in read_records(tmp_path / "broken" / "metrics.jsonl")]
-    assert steps == sorted(set(steps))

@@ -1,6 +1,5 @@
 """Files are whole or absent, and one owner at a time."""
 
-import json
 import subprocess
 import sys
 

@@ -2,8 +2,9 @@
 
     python -m tests.faults.crash --out=DIR [--kills=100] [--seed=0]
 
-After each kill every file that is in its place must be whole. At its end a run must have the unbroken one's results and
-weights to the bit, must have left nothing unfinished behind, and must not have touched what was complete at a kill.
+After each kill every file that is in its place must be whole. Between its kills a run is also stopped once by SIGTERM,
+which is not counted. At its end it must have the unbroken one's results and weights to the bit, must have left nothing
+unfinished behind, and must not have touched what was complete at a kill.
 Appends a JSON line for each kill to DIR/kills.jsonl and prints a table; ends with code 1 if a kill was not survived.
 """
 
@@ -25,6 +26,7 @@ from PIL import Image
 
 from cnn2gnn_jax import storage, teacher_logits
 from cnn2gnn_jax.data import cache
+from cnn2gnn_jax.metrics import read_records
 from tests.faults import runs
 
 # What is there once a stage is complete. Results and report are made anew by each command.
@@ -37,6 +39,7 @@ DONE = {
     "evaluation": "run/evaluations/*.json",
 }
 LAST = "report"
+STOPPED = 75  # the exit code after SIGTERM
 METHODS = {"cnn2gnn": [name for name in DONE if name != "pretraining"], "ab": list(DONE)}
 
 
@@ -142,8 +145,8 @@ def broken(out: pathlib.Path, method: str, whole: dict[str, Any], rng: random.Ra
     out.mkdir(parents=True)
     log, records, before = out / "log.txt", [], {}
     aims = [*METHODS[method], LAST]
-    aims = sorted(rng.sample(aims, min(kills, len(aims))), key=aims.index)
-    for aim in aims:
+    moments = [("student", signal.SIGTERM), *((aim, signal.SIGKILL) for aim in rng.sample(aims, min(kills, len(aims))))]
+    for aim, how in sorted(moments, key=lambda moment: aims.index(moment[0])):
         process = runs.start(runs.command(out, method), log)
         delay = rng.uniform(0, whole["seconds"][aim])
         while stage(out, method) != aim and not _ended(process):
@@ -152,10 +155,10 @@ def broken(out: pathlib.Path, method: str, whole: dict[str, Any], rng: random.Ra
         while time.monotonic() < until and not _ended(process):
             time.sleep(0.002)
         if not _ended(process):
-            os.kill(process, signal.SIGKILL)
+            os.kill(process, how)
         code = runs.wait(process)
         if code != -signal.SIGKILL:
-            if code:
+            if code not in (0, -signal.SIGTERM, STOPPED):
                 raise SystemExit(f"a run ended with code {code}:\n{log.read_text()}")
             continue  # it was faster than the moment drawn
         found = {"method": method, "stage": stage(out, method), "after_seconds": round(delay, 3)}
@@ -169,6 +172,8 @@ def broken(out: pathlib.Path, method: str, whole: dict[str, Any], rng: random.Ra
         wrong += [f"{path} was written again" for path, facts in before.items() if after.get(path, facts) != facts]
         wrong += [f"{path} was left" for path in out.rglob("*") if unfinished(path.relative_to(out))]
         wrong += broken_files(out)
+        steps = [(r["stage"], r["step"]) for r in read_records(out / "run" / "metrics.jsonl")]
+        wrong += [] if len(set(steps)) == len(steps) else ["steps are recorded twice"]
         wrong += [] if runs.outcome(out / "run") == whole["results"] else ["other results"]
         wrong += [] if weights(out, log) == whole["weights"] else ["other weights"]
     for record in records:

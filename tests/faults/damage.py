@@ -2,9 +2,9 @@
 
     python -m tests.faults.damage --out=DIR [--ranges=32] [--seed=0]
 
-Each damaged file is read as the program reads it. It must be refused by an error of our own, or give what the whole file
-gave (what was changed then holds nothing); never anything else. Then a run is started again on one damage of each kind:
-it ends with the results of the whole files, or says which file to delete. Appends a JSON line for each kind to
+Each damaged file is read as the program reads it. It must be refused by an error of our own, or give what the whole
+file gave (what was changed then holds nothing); never anything else. Then a run is started again on one damage of each
+kind: it ends with the results of the whole files, or says which file to delete. Appends a JSON line for each kind to
 DIR/damage.jsonl and prints a table.
 """
 
@@ -114,8 +114,10 @@ def digest(value: Any) -> str:
     return found.hexdigest()
 
 
-def inject(name: str, kind: Kind, place: pathlib.Path, ranges: int, rng: random.Random) -> tuple[collections.Counter, list]:
-    """Damages each file of a kind in a copy at `place`; the outcomes counted by (damage, outcome), and what was wrong."""
+def inject(
+    name: str, kind: Kind, place: pathlib.Path, ranges: int, rng: random.Random
+) -> tuple[collections.Counter, list]:
+    """Damages each file of a kind in a copy at `place`; counts by (damage, outcome), and what was wrong."""
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     wrong = []
     files = [kind.folder / file for file in FILES[name]] if name in FILES else sorted(kind.folder.rglob("*"))

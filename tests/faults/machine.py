@@ -4,8 +4,8 @@
 
 Real faults: a tmpfs of so many bytes (as root), RLIMIT_FSIZE, folders without the right to write for another user, a
 folder that is mounted read-only (as root). Each run must end with code 74 or 2 and one clear line, never by a signal or
-a traceback; leave every file in its place whole; and end by the same command once the fault is gone, with the results of
-a run without faults. Appends a JSON line for each fault to DIR/machine.jsonl and prints a table.
+a traceback; leave every file in its place whole; and end by the same command once the fault is gone, with the results
+of a run without faults. Appends a JSON line for each fault to DIR/machine.jsonl and prints a table.
 """
 
 import argparse

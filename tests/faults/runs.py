@@ -1,4 +1,4 @@
-"""Runs of the tiny pipeline in forked processes, which need not import JAX again: the program and its flags as usual."""
+"""Runs of the tiny pipeline, by its usual flags, in forked processes, which need not import JAX again."""
 
 import os
 import pathlib
