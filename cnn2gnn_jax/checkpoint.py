@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,12 +25,15 @@ from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.metrics import say
 
 _LIST = "files.json"
+_FOLLOWS = "Event loop is closed"  # of an error that TensorStore's threads print after the one that is raised
 # What Orbax writes or dates once all else is there; nothing of a state is read from them.
 _LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")
 _OS_ERROR = re.compile(r"(?:OS error |os_error_code=')(\d+)")  # as TensorStore words it
 
-# What Orbax's threads suffer from is raised here as well: one line instead of pages.
+# What the threads of Orbax and TensorStore suffer from is raised here as well: one line instead of pages.
 logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+_print = sys.excepthook
+sys.excepthook = lambda kind, error, trace: _print(kind, error, trace) if str(error) != _FOLLOWS else None
 
 
 class Checkpoints:

@@ -114,7 +114,7 @@ class Recorder:
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
         self._stages, self._steps_per_epoch, self._batch_size = stages, steps_per_epoch, batch_size
         self._title = stages[0] + (f" and {len(stages) - 1} beside it" if len(stages) > 1 else "")
-        self._events = None
+        self._events, self._events_path = None, tensorboard or pathlib.Path(os.devnull)
         if tensorboard is not None and self._writes:
             tensorboard.mkdir(parents=True, exist_ok=True)
             # Not by SummaryWriter, whose thread would die on a full disk and leave us waiting for it.
@@ -140,7 +140,8 @@ class Recorder:
         with storage.naming(self._path):
             self._file.close()
         if self._events is not None:
-            self._events.close()
+            with storage.naming(self._events_path):
+                self._events.close()
 
     def chunk(self, first: int, metrics: Mapping[str, np.ndarray], saved: int = 0) -> None:
         """Records the means over the K steps that began with step `first`; the stages share the time.
@@ -177,7 +178,8 @@ class Recorder:
             if self._events is not None:
                 values_now = [Summary.Value(tag=f"{stage}/{name}", simple_value=value) for name, value in own.items()]
                 event = Event(wall_time=time.time(), step=self._step, summary=Summary(value=values_now))
-                self._events.write_event(event)
+                with storage.naming(self._events_path):
+                    self._events.write_event(event)
         with storage.naming(self._path):
             self._file.flush()
         self._show(steps, {name: float(np.mean(values)) for name, values in means.items()}, seconds, now)

@@ -156,7 +156,9 @@ def read(workdir: pathlib.Path) -> Recorded:
             tuple(dataset["std"]),
             anchors,
         )
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of values where a config has sections, many kinds
         what = " ".join(str(error).split())
         raise UserError(f"{workdir} is damaged or of another version ({what}): run its own command again") from None
 

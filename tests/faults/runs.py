@@ -71,7 +71,7 @@ def start(flags: Sequence[str], log: pathlib.Path, prepare: Callable[[], None] =
         os._exit(code)
 
 
-def wait(process: int, seconds: float = 120) -> int:
+def wait(process: int, seconds: float = 900) -> int:
     """The exit code of a started process, negative for a signal; one that takes too long is killed."""
     until = time.monotonic() + seconds
     while True:
