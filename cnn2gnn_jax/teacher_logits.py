@@ -36,12 +36,20 @@ def write(
       rows: the images of the arrays whose name is the key or begins with `<key>_`.
       blocks: rows of the arrays by name, (b, ...) each, one block after the other in the order of the data set.
       facts: JSON values to keep in the manifest.
+
+    Raises:
+      UserError: a number is not finite.
     """
     with storage.atomic_folder(folder) as beside:
         arrays: dict[str, np.memmap] = {}
         written = collections.Counter[str]()
         for block in blocks:
             for name, part in block.items():
+                if not np.isfinite(part).all():
+                    raise UserError(
+                        f"{folder.name}: the teacher's {name} outputs are not finite from image {written[name]} on: "
+                        "train it with a lower learning rate or compute_dtype float32"
+                    )
                 if name not in arrays:
                     shape = (_count(name, rows), *part.shape[1:])
                     arrays[name] = storage.new_array(beside / f"{name}.npy", part.dtype, shape)

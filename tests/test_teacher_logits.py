@@ -42,6 +42,14 @@ def test_what_breaks_off_between_blocks_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_outputs_that_are_not_finite_are_not_stored(tmp_path, bad):
+    blocks = ({"train": np.full((1, 2), value, np.float32)} for value in (0, 1, bad))
+    with pytest.raises(UserError, match="train outputs are not finite from image 2 on"):
+        teacher_logits.write(tmp_path / "logits", "abc", {"train": 3}, blocks, {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_they_are_computed_once(folder):
     def never():
         raise AssertionError
