@@ -5,7 +5,6 @@ CIFAR: https://www.cs.toronto.edu/~kriz/cifar.html; STL-10: https://cs.stanford.
 
 import pathlib
 import tarfile
-import zlib
 
 import numpy as np
 
@@ -47,7 +46,9 @@ def read_files(path: pathlib.Path, folder: str, names: tuple[str, ...]) -> dict[
                     raise UserError(f"{path}: {name} has {len(found[name]):,} of {member.size:,} bytes: fetch it again")
                 if len(found) == len(names):
                     break
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of tarfile and what decompresses for it, many kinds
         raise UserError(f"{path} is no whole tar archive ({error}): fetch it again") from None
     if missing := [name for name in names if name not in found]:
         raise UserError(f"{path} lacks {folder}/{missing[0]}: fetch it again")

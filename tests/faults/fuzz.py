@@ -184,7 +184,7 @@ def parsers(place: pathlib.Path) -> dict[str, Parser]:
         path = place / name
 
         def write_and_read(value: Any) -> Any:
-            storage.write_text(path, json.dumps({**value, "seal": storage.fingerprint(value)}))
+            path.write_text(json.dumps(storage.sealed(value)))
             return read(path)
 
         return write_and_read
@@ -241,7 +241,7 @@ def parsers(place: pathlib.Path) -> dict[str, Parser]:
         (place / "other").mkdir(exist_ok=True)
         (place / "other" / "anchors.npz").write_bytes(content)
         value = {**facts, "anchors_sha256": storage.sha256(place / "other" / "anchors.npz")}
-        storage.write_text(place / "other" / "config.json", json.dumps(value))
+        (place / "other" / "config.json").write_text(json.dumps(value))
         return runs.read(place / "other")
 
     def read_lists(content: bytes) -> Any:
@@ -253,7 +253,7 @@ def parsers(place: pathlib.Path) -> dict[str, Parser]:
 
     def read_cache(value: Any) -> Any:
         value = {**value, "fingerprint": storage.fingerprint(value)}
-        storage.write_text(place / "cache" / "manifest.json", json.dumps(value))
+        (place / "cache" / "manifest.json").write_text(json.dumps(value))
         return cache.read(place / "cache")
 
     def read_folder(name: bytes) -> Any:
@@ -337,7 +337,7 @@ def fuzz(
         try:
             parser.read(value)
             counts["taken"] += 1
-        except (UserError, cache.Damaged) as error:
+        except (UserError, cache.Damaged, OSError) as error:  # of the last `main` makes one line
             if "\n" in str(error) or not str(error):
                 counts["crashed"] += 1
                 crashes.setdefault(f"refused in several lines: {error}"[:200], value)
@@ -371,7 +371,8 @@ def run(
     before = signal.signal(signal.SIGALRM, _hangs)
     found, crashes = {}, []
     try:
-        with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
+        memory = "/dev/shm" if pathlib.Path("/dev/shm").is_dir() else None
+        with tempfile.TemporaryDirectory(dir=memory) as place, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as the program does where it decodes images
             chosen = parsers(pathlib.Path(place))
             names = only or list(chosen)
