@@ -29,30 +29,36 @@ from cnn2gnn_jax.data import cache
 from cnn2gnn_jax.metrics import read_records
 from tests.faults import runs
 
-# What is there once a stage is complete. Results and report are made anew by each command.
+# What is there once a stage is complete, and how many. Results and report are made anew by each command.
 DONE = {
-    "cache": "cache/datasets/*/manifest.json",
-    "teacher": "cache/teachers/*/checkpoints/train/last/step_8",
-    "logits": "cache/teachers/*/teacher_logits/manifest.json",
-    "pretraining": "run/checkpoints/*/pretrain/last/step_4",
-    "student": "run/checkpoints/*/train/last/step_8",
-    "evaluation": "run/evaluations/*.json",
+    "cache": ("cache/datasets/*/manifest.json", 1),
+    "teacher": ("cache/teachers/*/checkpoints/train/last/step_8", 1),
+    "logits": ("cache/teachers/*/teacher_logits/manifest.json", 1),
+    "pretraining": ("run/checkpoints/*/pretrain/last/step_4", 1),
+    "student": ("run/checkpoints/*/train/last/step_8", 1),
+    "evaluation": ("run/evaluations/*.json", 1),
+    "sweep's 1st": ("run/records/*.json", 1),
+    "sweep's 2nd": ("run/records/*.json", 2),
 }
 LAST = "report"
 STOPPED = 75  # the exit code after SIGTERM
-METHODS = {"cnn2gnn": [name for name in DONE if name != "pretraining"], "ab": list(DONE)}
+METHODS = {
+    "cnn2gnn": ["cache", "teacher", "logits", "student", "evaluation"],
+    "ab": ["cache", "teacher", "logits", "pretraining", "student", "evaluation"],
+    "sweep": ["cache", "teacher", "logits", "sweep's 1st", "sweep's 2nd"],
+}
 
 
 def stage(out: pathlib.Path, method: str) -> str:
     """The first stage that is not complete."""
-    return next((name for name in METHODS[method] if not any(out.glob(DONE[name]))), LAST)
+    return next((name for name in METHODS[method] if len(list(out.glob(DONE[name][0]))) < DONE[name][1]), LAST)
 
 
 def complete(out: pathlib.Path, method: str) -> dict[str, tuple[int, ...]]:
     """The files of the stages that are complete, with what would change if they were written again."""
     found = {}
     for name in METHODS[method][: [*METHODS[method], LAST].index(stage(out, method))]:
-        for path in out.glob(DONE[name]):
+        for path in out.glob(DONE[name][0]):
             folder = path.parent if path.suffix == ".json" else path
             for file in folder.rglob("*"):
                 if file.is_file():
@@ -145,7 +151,7 @@ def broken(out: pathlib.Path, method: str, whole: dict[str, Any], rng: random.Ra
     out.mkdir(parents=True)
     log, records, before = out / "log.txt", [], {}
     aims = [*METHODS[method], LAST]
-    moments = [("student", signal.SIGTERM), *((aim, signal.SIGKILL) for aim in rng.sample(aims, min(kills, len(aims))))]
+    moments = [(aims[3], signal.SIGTERM), *((aim, signal.SIGKILL) for aim in rng.sample(aims, min(kills, len(aims))))]
     for aim, how in sorted(moments, key=lambda moment: aims.index(moment[0])):
         process = runs.start(runs.command(out, method), log)
         delay = rng.uniform(0, whole["seconds"][aim])
@@ -172,8 +178,9 @@ def broken(out: pathlib.Path, method: str, whole: dict[str, Any], rng: random.Ra
         wrong += [f"{path} was written again" for path, facts in before.items() if after.get(path, facts) != facts]
         wrong += [f"{path} was left" for path in out.rglob("*") if unfinished(path.relative_to(out))]
         wrong += broken_files(out)
-        steps = [(r["stage"], r["step"]) for r in read_records(out / "run" / "metrics.jsonl")]
-        wrong += [] if len(set(steps)) == len(steps) else ["steps are recorded twice"]
+        for path in out.rglob("metrics.jsonl"):
+            steps = [(record["stage"], record["step"]) for record in read_records(path)]
+            wrong += [] if len(set(steps)) == len(steps) else [f"{path} has steps twice"]
         wrong += [] if runs.outcome(out / "run") == whole["results"] else ["other results"]
         wrong += [] if weights(out, log) == whole["weights"] else ["other weights"]
     for record in records:

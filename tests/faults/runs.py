@@ -1,5 +1,6 @@
 """Runs of the tiny pipeline, by its usual flags, in forked processes, which need not import JAX again."""
 
+import json
 import os
 import pathlib
 import signal
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 from matplotlib import font_manager
 
-from cnn2gnn_jax import main, storage
+from cnn2gnn_jax import cli, main, storage, sweep
 from cnn2gnn_jax.data import digits
 
 CONFIG = pathlib.Path(__file__).with_name("tiny.py")
@@ -31,12 +32,15 @@ def prepare(out: pathlib.Path) -> None:
 
 
 def command(out: pathlib.Path, method: str, *flags: str) -> list[str]:
-    """The flags of a run under `out`, which holds its cache and its workdir."""
+    """The flags of a run under `out`, which holds its cache and its workdir; `method` may be `sweep`."""
+    if method == "sweep":
+        sweep_file = f"--sweep={CONFIG.with_name('tiny_sweep.py')}"
+        return [sweep_file, f"--out={out / 'run'}", f"--config.cache_dir={out / 'cache'}", *flags]
     return [f"--config={CONFIG}:{method}", f"--workdir={out / 'run'}", f"--config.cache_dir={out / 'cache'}", *flags]
 
 
 def start(flags: Sequence[str], log: pathlib.Path, prepare: Callable[[], None] = lambda: None) -> int:
-    """Starts `python -m cnn2gnn_jax.main` with these flags in a process of its own; its id.
+    """Starts `python -m cnn2gnn_jax.main`, or `.sweep`, with these flags in a process of its own; its id.
 
     `prepare` is called in it first. What it prints is added to `log`, through a pipe, as no limit holds for one.
     """
@@ -56,8 +60,11 @@ def start(flags: Sequence[str], log: pathlib.Path, prepare: Callable[[], None] =
         os.dup2(writer.stdin.fileno(), 2)
         os.close(writer.stdin.fileno())
         prepare()
-        sys.argv = ["cnn2gnn_jax.main", *flags]
-        main.run()
+        sys.argv = ["cnn2gnn_jax", *flags]
+        if flags[0].startswith("--sweep"):
+            cli.run(sweep.main)
+        else:
+            main.run()
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
@@ -88,6 +95,9 @@ def wait(process: int, seconds: float = 900) -> int:
 
 
 def outcome(workdir: pathlib.Path) -> dict:
-    """The results of a finished run, without times."""
+    """The results of a finished run or sweep, without times."""
+    if (workdir / "results.jsonl").exists():
+        cells = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+        return {str(k): {name: v for name, v in cell.items() if name not in TIMES} for k, cell in enumerate(cells)}
     results = storage.read_json(workdir / "results.json")
     return {key: value for key, value in results.items() if key not in TIMES}
