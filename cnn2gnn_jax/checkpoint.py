@@ -32,8 +32,8 @@ _OS_ERROR = re.compile(r"(?:OS error |os_error_code=')(\d+)")  # as TensorStore 
 
 # What the threads of Orbax and TensorStore suffer from is raised here as well: one line instead of pages.
 logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
-_print = sys.excepthook
-sys.excepthook = lambda kind, error, trace: _print(kind, error, trace) if str(error) != _FOLLOWS else None
+_print = sys.unraisablehook
+sys.unraisablehook = lambda found: _print(found) if str(found.exc_value) != _FOLLOWS else None
 
 
 class Checkpoints:
