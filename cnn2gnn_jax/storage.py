@@ -158,8 +158,14 @@ def unsealed(value: Any) -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         raise ValueError("no JSON object")
-    if _SEAL in value and value.pop(_SEAL) != fingerprint(value):
-        raise ValueError("it is not what was written")
+    if _SEAL in value:
+        if value.pop(_SEAL) != fingerprint(value):
+            raise ValueError("it is not what was written")
+        return value
+    for name, seal in value.items():
+        others = {key: other for key, other in value.items() if key != name}
+        if isinstance(seal, str) and len(seal) == 16 and seal == fingerprint(others):
+            raise ValueError("the name of its seal is not what was written")
     return value
 
 

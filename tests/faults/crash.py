@@ -110,7 +110,7 @@ def weights(out: pathlib.Path, log: pathlib.Path) -> str:
         from cnn2gnn_jax.checkpoint import Checkpoints
 
         digest = hashlib.sha256()
-        for folder in sorted(out.glob("*/**/last")):
+        for folder in sorted(out.glob("cache/**/last") if (out / "run" / "cells").exists() else out.glob("*/**/last")):
             owner = storage.read_json(next(folder.glob("step_*/files.json")))["owner"]
             with Checkpoints(folder, owner) as checkpoints:
                 tree = checkpoints.restore_as_saved()
