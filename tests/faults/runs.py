@@ -17,7 +17,7 @@ from cnn2gnn_jax.data import digits
 
 CONFIG = pathlib.Path(__file__).with_name("tiny.py")
 # Of a resumed run's results these alone may differ.
-TIMES = ("seconds",)
+TIMES = ("seconds", "inference_seconds")
 _WRITERS: dict[int, subprocess.Popen] = {}  # of what a process prints
 
 
