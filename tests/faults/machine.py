@@ -30,8 +30,7 @@ METHOD = "cnn2gnn"
 FOLDERS = {
     "cache": "",
     "cache/teachers": "cache",
-    "cache/teachers/*": "cache",
-    "cache/teachers/*/checkpoints/train/last": "teacher",
+    "cache/teachers/*": "teacher",
     "run": "logits",
     "run/checkpoints": "logits",
     "run/evaluations": "student",
