@@ -92,8 +92,9 @@ def read(folder: pathlib.Path) -> Bundle:
     try:
         classes, image_shape = tuple(manifest["classes"]), tuple(manifest["image_shape"])
         expected, platforms = manifest["files"][MODEL]["sha256"], manifest["platforms"]
+        _check_types(classes, image_shape, platforms)
     except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / MANIFEST} is damaged (no {error}): {again}") from None
+        raise UserError(f"{folder / MANIFEST} is damaged ({error}): {again}") from None
     if not (folder / MODEL).is_file() or storage.sha256(folder / MODEL) != expected:
         raise UserError(f"{folder / MODEL} is missing or damaged (its sha256 is not the manifest's): {again}")
     if (platform := jax.default_backend().replace("gpu", "cuda")) not in platforms:
@@ -104,6 +105,15 @@ def read(folder: pathlib.Path) -> Bundle:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder / MODEL} cannot be read by JAX {jax.__version__} ({reason}): {again}") from error
     return Bundle(module.call, classes, image_shape, manifest)
+
+
+def _check_types(classes: tuple, image_shape: tuple, platforms: Any) -> None:
+    if not all(isinstance(name, str) for name in classes):
+        raise TypeError("classes are no names")
+    if len(image_shape) != 3 or not all(isinstance(side, int) and side > 0 for side in image_shape):
+        raise TypeError("image_shape is no shape")
+    if not isinstance(platforms, list) or not all(isinstance(name, str) for name in platforms):
+        raise TypeError("platforms are no names")
 
 
 def of_student(student: Trained) -> bytes:

@@ -1,12 +1,14 @@
 """Claims: which of several processes that share a folder does which piece of work.
 
 A claim is a file that is created exclusively and touched every half minute while its owner works. One that nobody has
-touched for five minutes is taken over. Ages are told by the folder's own clock, that of the machine which keeps it.
+touched for five minutes is taken over, and that of a process of this machine which is no more at once. Ages are told by
+the folder's own clock, that of the machine which keeps it.
 """
 
 import contextlib
 import os
 import pathlib
+import re
 import socket
 import threading
 import uuid
@@ -30,7 +32,7 @@ class Claims:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.renew_seconds, self.stale_seconds = folder, renew_seconds, stale_seconds
-        self.owner = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex}"
+        self.owner = f"process {os.getpid()} on {socket.gethostname()} {_boot()}, {uuid.uuid4().hex}"
 
     @contextlib.contextmanager
     def hold(self, name: str, on_loss: Callable[[], None]) -> Iterator[bool]:
@@ -102,4 +104,24 @@ class Claims:
         clock.touch()
         now = clock.stat().st_mtime
         clock.unlink()
-        return now - touched > self.stale_seconds
+        return now - touched > self.stale_seconds or _is_dead(path)
+
+
+def _is_dead(path: pathlib.Path) -> bool:
+    """Whether a claim is of a process that ran on this machine and has ended."""
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        found = re.fullmatch(r"process (\d+) on (.+), \w+", path.read_text(encoding="utf-8", errors="replace"))
+        if found is not None and found[2] == f"{socket.gethostname()} {_boot()}":
+            try:
+                os.kill(int(found[1]), 0)
+            except ProcessLookupError:
+                return True
+    return False
+
+
+def _boot() -> str:
+    """Names this machine since it was started: containers may share a name, and not the processes."""
+    with contextlib.suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip() + namespace
+    return uuid.uuid4().hex

@@ -1,13 +1,14 @@
-"""Command lines whose mistakes end in one line and exit code 2."""
+"""Command lines whose mistakes end in one line and exit code 2, and what the machine refuses in one and code 74."""
 
 import argparse
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from cnn2gnn_jax import errors
 from cnn2gnn_jax.errors import Stopped, UserError
 
-STOPPED = 75
+MACHINE, STOPPED = 74, 75
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,12 +22,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a program: a user's mistake ends in one line and exit code 2, SIGTERM, where it is heeded, in 75."""
+    """Runs a program: what a user can mend ends in one line and a code.
+
+    2 for a mistake, 74 for what the machine refuses, 75 for SIGTERM where it is heeded.
+    """
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"error: {errors.of_machine(error)}", file=sys.stderr)
+        sys.exit(MACHINE)
     except Stopped as stopped:
         print(f"stopped by SIGTERM {stopped}: the same command goes on", file=sys.stderr)
         sys.exit(STOPPED)

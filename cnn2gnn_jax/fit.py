@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import operator
 import os
 import pathlib
 import time
@@ -15,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn2gnn_jax import parallel, processes, train
-from cnn2gnn_jax.checkpoint import Checkpoints, newest_step
+from cnn2gnn_jax.checkpoint import Checkpoints, recover
 from cnn2gnn_jax.errors import Stopped
-from cnn2gnn_jax.metrics import Recorder, say
+from cnn2gnn_jax.metrics import Recorder, not_finite, say
 from cnn2gnn_jax.parallel import ONE, Devices
 from cnn2gnn_jax.task import Task, with_stage
 from cnn2gnn_jax.train import TrainState
@@ -28,11 +29,15 @@ _HOST_SHARE = 0.25  # likewise where the device is the CPU, whose memory is ever
 
 
 class Job(NamedTuple):
-    """A task with its name in the records and the folder of its checkpoints; each stage has one of its own there."""
+    """A task with its name in the records, the folder of its checkpoints, and what these are marked with.
+
+    Each stage has a folder of its own there.
+    """
 
     task: Task
     name: str
     checkpoints: pathlib.Path
+    owner: str
 
 
 def fit_on_disk(
@@ -76,26 +81,28 @@ def fit_on_disk(
         @functools.cache
         def load() -> TrainState:
             folder = job.checkpoints / last.name / ("best" if job.task.recipe.epoch == "best" else "last")
-            with Checkpoints(folder) as found:
+            with Checkpoints(folder, job.owner) as found:
                 return _local(found.restore(_shapes(with_stage(job.task, last), fresh, devices)))
 
         return load
 
     unfinished = []
     for job in jobs:
-        if _newest(job, last.name) == with_stage(job.task, last).total_steps:
+        progress = _progress(job)
+        if progress == (len(job.task.distiller.stages) - 1, with_stage(job.task, last).total_steps):
             say(f"{job.name}: already trained")
         else:
-            unfinished.append(job)
+            unfinished.append((progress, job))
     if unfinished:
         resident, host = place(arrays(), residency, devices)
         variables = devices.replicate(teacher_variables())
         recording = functools.partial(Recorder, records if processes.is_first() else None, tensorboard=tensorboard)
-        for _, group in itertools.groupby(sorted(unfinished, key=_progress), key=_progress):
-            together = list(group)
+        unfinished.sort(key=operator.itemgetter(0))
+        for progress, group in itertools.groupby(unfinished, key=operator.itemgetter(0)):
+            together = [job for _, job in group]
             used = dataclasses.replace(devices, spreads_seeds=devices.spreads_seeds and len(together) > 1)
             with processes.stopping_between_chunks():
-                _train(together, fresh, resident, host, variables, recording, score, every_seconds, used)
+                _train(together, progress, fresh, resident, host, variables, recording, score, every_seconds, used)
     return [reader(job) for job in jobs]
 
 
@@ -134,19 +141,28 @@ def place(
 
 
 def _newest(job: Job, stage: str) -> int:
-    """The steps that are done of a stage, 0 without a checkpoint."""
-    return processes.agreed(newest_step(job.checkpoints / stage / "last") or 0)
+    """The steps that are done of a stage, 0 without a sound checkpoint."""
+    step = 0
+
+    def look() -> None:
+        nonlocal step
+        step = recover(job.checkpoints / stage / "last", job.owner)
+
+    processes.on_first(look)
+    return processes.agreed(step)
 
 
 def _progress(job: Job) -> tuple[int, int]:
     """The stage that a job is in, and the steps of it that are done."""
-    newest = [_newest(job, stage.name) for stage in job.task.distiller.stages]
-    begun = max((k for k, step in enumerate(newest) if step), default=0)
-    return begun, newest[begun]
+    for k, stage in reversed(list(enumerate(job.task.distiller.stages))):
+        if step := _newest(job, stage.name):
+            return k, step
+    return 0, 0
 
 
 def _train(
     jobs: Sequence[Job],
+    progress: tuple[int, int],
     fresh: Callable[..., TrainState],
     resident: dict[str, jax.Array],
     host: dict[str, np.ndarray],
@@ -156,8 +172,8 @@ def _train(
     every_seconds: float,
     devices: Devices,
 ) -> None:
-    """Trains the stages that are left of jobs which are equally far."""
-    begun, start = _progress(jobs[0])
+    """Trains the stages that are left of jobs which are equally far: the stage they are in, and its steps."""
+    begun, start = progress
     stages = jobs[0].task.distiller.stages
     before: list[TrainState] | None = None
     for stage in stages[begun:]:
@@ -167,8 +183,8 @@ def _train(
         seeds = _Seeds(task, shapes, len(tasks), devices)
         names = [job.name if len(stages) == 1 else f"{job.name} {stage.name}" for job in jobs]
         with contextlib.ExitStack() as opened:
-            folders = [job.checkpoints / stage.name for job in jobs]
-            newest = [opened.enter_context(Checkpoints(folder / "last")) for folder in folders]
+            folders = [(job.checkpoints / stage.name, job.owner) for job in jobs]
+            newest = [opened.enter_context(Checkpoints(folder / "last", owner)) for folder, owner in folders]
             if start:
                 say(f"{', '.join(names)}: going on after step {start} of {task.total_steps}")
                 states = [checkpoints.restore(shapes) for checkpoints in newest]
@@ -184,10 +200,10 @@ def _train(
                 recording(names, start, task.total_steps, task.steps_per_epoch, task.recipe.batch_size)
             )
             if task.recipe.epoch == "best" and stage is stages[-1]:
-                best = [opened.enter_context(Checkpoints(folder / "best", keep=1)) for folder in folders]
-                saver: _Saver = _BestSaver(tasks, newest, every_seconds, seeds, start, best, score)
+                best = [opened.enter_context(Checkpoints(folder / "best", owner, keep=1)) for folder, owner in folders]
+                saver: _Saver = _BestSaver(names, tasks, newest, every_seconds, seeds, start, best, score)
             else:
-                saver = _Saver(tasks, newest, every_seconds, seeds, start)
+                saver = _Saver(names, tasks, newest, every_seconds, seeds, start)
             # Where seeds are spread, copies of the last one fill up what some devices lack; nothing of them is kept.
             copies = devices.padded(len(tasks)) - len(tasks) if devices.spreads_seeds else 0
             state = train.fit(
@@ -195,7 +211,7 @@ def _train(
                 seeds.stack(states + states[-1:] * copies),
                 resident,
                 teacher_variables,
-                functools.partial(_record, recorder, copies),
+                functools.partial(_record, recorder, copies, saver),
                 saver,
                 host,
                 devices,
@@ -204,9 +220,10 @@ def _train(
         start = 0
 
 
-def _record(recorder: Recorder, copies: int, first: int, metrics: Mapping[str, np.ndarray]) -> None:
+def _record(recorder: Recorder, copies: int, saver: "_Saver", first: int, metrics: Mapping[str, np.ndarray]) -> None:
     """Records what is no copy's."""
-    recorder.chunk(first, {name: values[:-copies] for name, values in metrics.items()} if copies else metrics)
+    own = {name: values[:-copies] for name, values in metrics.items()} if copies else metrics
+    recorder.chunk(first, own, saver.saved_step)
 
 
 class _Seeds:
@@ -242,16 +259,31 @@ class _Seeds:
         return [state] if self.count == 1 else self._apart(state)
 
 
+@jax.jit
+def _finite(state: TrainState) -> jax.Array:
+    """Whether all numbers of a state are finite."""
+    numbers = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in numbers]))
+
+
 class _Saver:
     """Saves the newest states, every so often, at the end, and where the run is to stop.
 
     Raises:
       Stopped: from `save`, after SIGTERM.
+      UserError: from `save`, where a state is not finite.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], newest: Sequence[Checkpoints], every_seconds: float, seeds: _Seeds, start: int
+        self,
+        names: Sequence[str],
+        tasks: Sequence[Task],
+        newest: Sequence[Checkpoints],
+        every_seconds: float,
+        seeds: _Seeds,
+        start: int,
     ) -> None:
+        self.names = names
         self.tasks, self.newest, self.every_seconds, self.seeds = tasks, newest, every_seconds, seeds
         self.saved_at, self.saved_step, self.look_at = time.monotonic(), start, start
         self.stopping = self.saves_newest = False
@@ -260,6 +292,17 @@ class _Saver:
         self.stopping = processes.must_stop()
         self.saves_newest = self.stopping or step == self.tasks[0].total_steps or self._long_ago(step)
         return self.saves_newest
+
+    def _sound(self, step: int, state: TrainState) -> list[TrainState]:
+        """The states of the tasks, apart, all of whose numbers are finite.
+
+        The loss of a step is that before its update, so a state can be broken whose losses were not.
+        """
+        states = self.seeds.apart(state)
+        for name, one in zip(self.names, states, strict=True):
+            if not _finite(one):
+                raise not_finite(name, "the weights became NaN or infinite", step, self.saved_step)
+        return states
 
     def _long_ago(self, step: int) -> bool:
         """Whether the last save is too long ago by the first process's clock.
@@ -275,8 +318,9 @@ class _Saver:
         return elapsed >= self.every_seconds
 
     def save(self, step: int, state: TrainState) -> None:
+        states = self._sound(step, state)
         if self.saves_newest:
-            for checkpoints, one in zip(self.newest, self.seeds.apart(state), strict=True):
+            for checkpoints, one in zip(self.newest, states, strict=True):
                 checkpoints.save(step, one)
             self.saved_at, self.saved_step, self.look_at = time.monotonic(), step, step
         if self.stopping and step < self.tasks[0].total_steps:
@@ -288,6 +332,7 @@ class _BestSaver(_Saver):
 
     def __init__(
         self,
+        names: Sequence[str],
         tasks: Sequence[Task],
         newest: Sequence[Checkpoints],
         every_seconds: float,
@@ -296,7 +341,7 @@ class _BestSaver(_Saver):
         best: Sequence[Checkpoints],
         score: Callable[[Task, TrainState], float],
     ) -> None:
-        super().__init__(tasks, newest, every_seconds, seeds, start)
+        super().__init__(names, tasks, newest, every_seconds, seeds, start)
         self.best, self.score = best, score
         self.highest = [-1.0 if chosen.newest() is None else chosen.facts()["accuracy"] for chosen in best]
 
@@ -305,7 +350,7 @@ class _BestSaver(_Saver):
 
     def save(self, step: int, state: TrainState) -> None:
         if step % self.tasks[0].steps_per_epoch == 0:
-            states = self.seeds.apart(state)
+            states = self._sound(step, state)
             for k, (task, one) in enumerate(zip(self.tasks, states, strict=True)):
                 accuracy = self.score(task, _local(one))
                 if accuracy > self.highest[k]:

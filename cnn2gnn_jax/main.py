@@ -2,8 +2,8 @@
 
 python -m cnn2gnn_jax.main --config=configs/digits.py [--workdir=DIR] [--stage=STAGE] [--config.field=value ...]
 
-Exit codes: 0 done, 2 a mistake in what was asked for, 75 stopped by SIGTERM and 76 another process was lost: after
-these two the same command goes on.
+Exit codes: 0 done, 2 a mistake in what was asked for, 74 the machine refused to read or write (a full disk, no
+permission), 75 stopped by SIGTERM, 76 another process was lost: after the last three the same command goes on.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cnn2gnn_jax import cli, pipeline, processes
-from cnn2gnn_jax.errors import Stopped, UserError
+from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.report import text
 
 LOST = 76
@@ -49,16 +49,10 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """The program: a user's mistake ends in one line and exit code 2."""
+    """The program: what a user can mend ends in one line, see the exit codes above."""
     jax.config.config_with_absl()
     try:
-        app.run(main, argv=_parse(sys.argv), flags_parser=lambda arguments: arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Stopped as stopped:
-        print(f"stopped by SIGTERM {stopped}: the same command goes on", file=sys.stderr)
-        sys.exit(cli.STOPPED)
+        cli.run(lambda: app.run(main, argv=_parse(sys.argv), flags_parser=lambda arguments: arguments))
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise

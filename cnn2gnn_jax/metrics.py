@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from cnn2gnn_jax import processes, storage
 from cnn2gnn_jax.errors import UserError
@@ -32,19 +34,17 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
     """The records of a JSON lines file; a last line that a killed process left unfinished is dropped.
 
     Raises:
-      UserError: another line is no JSON object.
+      UserError: another line is no JSON object, or has changed since it was written.
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = path.read_bytes().splitlines(keepends=True)
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError("no JSON object")
-        except ValueError as error:
-            if number == len(lines) and not line.endswith("\n"):
+            record = storage.unsealed(json.loads(line.decode()))
+        except (ValueError, RecursionError) as error:
+            if number == len(lines) and not line.endswith(b"\n"):
                 break
             raise UserError(f"{path}, line {number}, is damaged ({error}): delete that file and run again") from None
         records.append(record)
@@ -75,6 +75,15 @@ def training_seconds(*paths: pathlib.Path) -> dict[str, float]:
     return {stage: round(value, 3) for stage, value in {**seconds, "compilation": compilation}.items()}
 
 
+def not_finite(stage: str, what: str, step: int, saved: int) -> UserError:
+    """The error that ends training whose numbers have gone wrong; `saved` is the step of the last checkpoint, or 0."""
+    kept = f"its last checkpoint, of step {saved}, is good" if saved else "it has no checkpoint yet"
+    return UserError(
+        f"{stage}: {what} at step {step}; {kept}: try a lower learning rate, a larger batch or compute_dtype float32, "
+        "and look at the images and logits that are trained on"
+    )
+
+
 class Recorder:
     """Writes the metrics of one training stage, or of several that run side by side; a context manager.
 
@@ -98,16 +107,19 @@ class Recorder:
         batch_size: int,
         tensorboard: pathlib.Path | None = None,
     ) -> None:
-        self._writes = path is not None
+        self._writes, self._path = path is not None, path or pathlib.Path(os.devnull)
         if path is not None:
             kept = [r for r in read_records(path) if r.get("stage") not in stages or r.get("step", 0) <= start]
-            storage.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = open(path or os.devnull, "a", encoding="utf-8")  # noqa: SIM115
+            storage.write_text(path, "".join(json.dumps(storage.sealed(record)) + "\n" for record in kept))
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
         self._stages, self._steps_per_epoch, self._batch_size = stages, steps_per_epoch, batch_size
         self._title = stages[0] + (f" and {len(stages) - 1} beside it" if len(stages) > 1 else "")
-        self._events = None
+        self._events, self._events_path = None, tensorboard or pathlib.Path(os.devnull)
         if tensorboard is not None and self._writes:
-            self._events = tensorboardX.SummaryWriter(str(tensorboard), purge_step=start + 1)
+            tensorboard.mkdir(parents=True, exist_ok=True)
+            # Not by SummaryWriter, whose thread would die on a full disk and leave us waiting for it.
+            self._events = EventsWriter(str(tensorboard / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
+            self._events.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
         self._total, self._step = total, start
         self._bar = tqdm.tqdm(
             total=total,
@@ -125,16 +137,19 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        self._file.close()
+        with storage.naming(self._path):
+            self._file.close()
         if self._events is not None:
-            self._events.close()
+            with storage.naming(self._events_path):
+                self._events.close()
 
-    def chunk(self, first: int, metrics: Mapping[str, np.ndarray]) -> None:
+    def chunk(self, first: int, metrics: Mapping[str, np.ndarray], saved: int = 0) -> None:
         """Records the means over the K steps that began with step `first`; the stages share the time.
 
         Args:
           first: the step.
           metrics: (K,) each, or (stages, K) of several stages.
+          saved: the step of the last checkpoint, 0 without any; for the error.
 
         Raises:
           UserError: the loss of a step is not finite.
@@ -143,10 +158,7 @@ class Recorder:
         for stage, losses in zip(self._stages, metrics["loss"], strict=True):
             broken = np.flatnonzero(~np.isfinite(losses))
             if len(broken):
-                raise UserError(
-                    f"{stage}: the loss became {losses[broken[0]]} at step {first + int(broken[0])}: "
-                    "try a lower learning rate, or delete this stage's checkpoints to start again"
-                )
+                raise not_finite(stage, f"the loss became {losses[broken[0]]}", first + int(broken[0]), saved)
         steps = metrics["loss"].shape[1]
         now, compiled = time.monotonic(), sum(_compilations())
         seconds, compiling = now - self._clock, compiled - self._compiled
@@ -162,11 +174,14 @@ class Recorder:
                 "seconds": round(seconds / len(self._stages), 4),
                 "compile_seconds": round(compiling / len(self._stages), 4),  # part of `seconds`
             }
-            self._file.write(json.dumps(record) + "\n")
+            self._file.write(json.dumps(storage.sealed(record)) + "\n")
             if self._events is not None:
-                for name, value in own.items():
-                    self._events.add_scalar(f"{stage}/{name}", value, self._step)
-        self._file.flush()
+                values_now = [Summary.Value(tag=f"{stage}/{name}", simple_value=value) for name, value in own.items()]
+                event = Event(wall_time=time.time(), step=self._step, summary=Summary(value=values_now))
+                with storage.naming(self._events_path):
+                    self._events.write_event(event)
+        with storage.naming(self._path):
+            self._file.flush()
         self._show(steps, {name: float(np.mean(values)) for name, values in means.items()}, seconds, now)
 
     def _show(self, steps: int, means: Mapping[str, float], seconds: float, now: float) -> None:

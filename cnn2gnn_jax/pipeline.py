@@ -60,6 +60,7 @@ def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = ST
         raise UserError(f"stage {stage!r} is unknown: choose one of {', '.join(STAGES)}")
     begun = runs.begin(config, workdir)
     with processes.first_holds(storage.lock(begun.workdir / ".lock", wait=False)):
+        processes.on_first(lambda: storage.remove_remains(begun.workdir))
         processes.on_first(lambda: runs.record(begun))
         counts = f"{len(begun.dataset.train)} training and {len(begun.dataset.test)} test images"
         say(f"{begun.dataset.name}: {counts}; workdir {begun.workdir}")
@@ -72,6 +73,7 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
         cached = given_outputs(run)
     elif configs.needs_teacher(run.config):
         with processes.first_holds(storage.lock(run.teacher_folder / ".lock", wait=True)):
+            processes.on_first(lambda: storage.remove_remains(run.teacher_folder))
             load_teacher = train_teacher(run)
             if last >= STAGES.index("logits"):
                 cached = teacher_outputs(run, load_teacher)
@@ -132,7 +134,14 @@ def train_teacher(run: Run) -> Load:
 
     [load] = _fit(
         run,
-        [Job(task, f"teacher {run.config.teacher.network}", run.teacher_folder / "checkpoints")],
+        [
+            Job(
+                task,
+                f"teacher {run.config.teacher.network}",
+                run.teacher_folder / "checkpoints",
+                run.teacher_folder.name,
+            )
+        ],
         records=run.teacher_folder / "metrics.jsonl",
         load_data=lambda: {"input": dataset.train.images, "label": dataset.train.labels},
         score=score,
@@ -342,7 +351,10 @@ def train_students(
         teacher_variables=teacher_variables,
         score=score,
     )
-    jobs = [Job(task, student_name(task), run.workdir / "checkpoints" / student_name(task)) for task in tasks]
+    jobs = [
+        Job(task, name, run.workdir / "checkpoints" / name, f"{run.fingerprint}/{name}")
+        for task, name in ((task, student_name(task)) for task in tasks)
+    ]
     groups = [jobs] if tasks[0].is_dense else [[job] for job in jobs]
     return list(zip(tasks, [load for group in groups for load in train_together(jobs=group)], strict=True))
 

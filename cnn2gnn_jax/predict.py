@@ -70,7 +70,7 @@ def read_pictures(
             "replace or remove them, or leave them out with --skip_unreadable"
         )
     for reason in unreadable:
-        say(f"left out: {_plain(reason)}")
+        say(f"left out: {reason}")
     if not pixels:
         raise UserError(f"no image to classify: none of {len(files)} files can be read")
     return Pictures(names, np.stack(pixels))

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from cnn2gnn_jax import errors
 from cnn2gnn_jax.errors import Stopped, UserError
 
 LOST_SECONDS = 30  # of silence after which a process is taken for lost
@@ -66,16 +67,16 @@ def on_first(function: Callable[[], Any]) -> None:
     """Calls `function` in the first process while all others wait.
 
     Raises:
-      UserError: in all processes, if `function` raised one.
+      UserError: in all processes, if `function` raised one, or an OSError.
     """
     text = ""
     if is_first():
         try:
             function()
-        except UserError as error:
+        except (UserError, OSError) as error:
             if jax.process_count() == 1:
                 raise
-            text = str(error)
+            text = errors.of_machine(error) if isinstance(error, OSError) else str(error)
     if jax.process_count() == 1:
         return
     raw = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")

@@ -4,7 +4,6 @@ A workdir holds all that its student needs to answer for new images: the data se
 """
 
 import pathlib
-import zipfile
 from typing import NamedTuple
 
 import jax
@@ -69,7 +68,13 @@ def _refuse_another(workdir: pathlib.Path, fingerprint: str) -> None:
 
 def record(run: Run) -> None:
     """Writes what the run is to its workdir, for `reopen`."""
-    train = run.dataset.train
+    train, anchors_sha256 = run.dataset.train, None
+    if run.config.student.kind == "graph":
+        index = np.stack(evaluate.anchor_sets(train.labels, run.config.evaluate))
+        with storage.atomic_path(run.workdir / "anchors.npz") as beside:
+            with open(beside, "wb") as file:
+                np.savez(file, index=index, labels=train.labels[index], images=train.images[index])
+            anchors_sha256 = storage.sha256(beside)
     facts = {
         "format": configs.STUDENT_FORMAT,
         "fingerprint": run.fingerprint,
@@ -83,17 +88,15 @@ def record(run: Run) -> None:
             "std": list(run.dataset.std),
         },
         "config": run.config.to_dict(),
+        "anchors_sha256": anchors_sha256,
     }
     storage.write_json(run.workdir / "config.json", facts)
-    if run.config.student.kind == "graph":
-        index = np.stack(evaluate.anchor_sets(train.labels, run.config.evaluate))
-        with storage.atomic_path(run.workdir / "anchors.npz") as beside, open(beside, "wb") as file:
-            np.savez(file, index=index, labels=train.labels[index], images=train.images[index])
 
 
 class Recorded(NamedTuple):
     """What a workdir tells of its run.
 
+    fingerprint: of the run.
     teacher_folder: of the teacher, which may have gone since.
     classes: the name of label k at position k.
     image_shape: (H, W, C).
@@ -104,6 +107,7 @@ class Recorded(NamedTuple):
 
     config: FrozenConfigDict
     workdir: pathlib.Path
+    fingerprint: str
     teacher_folder: pathlib.Path
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
@@ -137,11 +141,13 @@ def read(workdir: pathlib.Path) -> Recorded:
         height, width, channels = dataset["image_shape"]
         anchors = None
         if config.student.kind == "graph":
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                anchors = {name: arrays[name] for name in ("index", "labels", "images")}
+            if facts["anchors_sha256"] != storage.sha256(path):
+                raise ValueError(f"{path.name} is not what was written")
+            anchors = _anchors(path)
         return Recorded(
             config,
             workdir,
+            str(facts["fingerprint"]),
             pathlib.Path(facts["teacher_folder"]),
             tuple(dataset["classes"]),
             (height, width, channels),
@@ -150,6 +156,16 @@ def read(workdir: pathlib.Path) -> Recorded:
             tuple(dataset["std"]),
             anchors,
         )
-    except (AttributeError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of values where a config has sections, many kinds
         what = " ".join(str(error).split())
         raise UserError(f"{workdir} is damaged or of another version ({what}): run its own command again") from None
+
+
+def _anchors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("index", "labels", "images")}
+    except Exception as error:  # of NumPy and zipfile, many kinds
+        raise ValueError(f"{path.name}: {error}") from None

@@ -1,5 +1,6 @@
 """What a trained student is worth: its anchors, and its accuracies under every protocol, kept on disk."""
 
+import pathlib
 import time
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import evaluate, gnn, processes, storage, train
+from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.fit import Load
 from cnn2gnn_jax.metrics import say
 from cnn2gnn_jax.runs import Run
@@ -59,7 +61,7 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
     """
     path = run.workdir / "evaluations" / f"{name}.json"
     fingerprint = storage.fingerprint([_FORMAT, run.fingerprint, configs.plain(run.config.evaluate)])
-    if processes.agreed(path.exists() and storage.read_json(path).get("fingerprint") == fingerprint):
+    if processes.agreed(is_evaluated(path, fingerprint)):
         return storage.read_json(path)
     say(f"evaluating {name}")
     start, state = time.monotonic(), load()
@@ -121,3 +123,12 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
     }
     processes.on_first(lambda: storage.write_json(path, result))
     return result
+
+
+def is_evaluated(path: pathlib.Path, fingerprint: str) -> bool:
+    """Whether a file holds what `evaluate_student` has found under this fingerprint, and no damage, which is named."""
+    try:
+        return path.exists() and storage.read_json(path).get("fingerprint") == fingerprint
+    except UserError as error:
+        say(f"evaluated anew: {error}")
+        return False

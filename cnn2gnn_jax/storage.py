@@ -13,9 +13,12 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from cnn2gnn_jax.errors import UserError
 
 _BLOCK = 1 << 22
+_SEAL = "seal"
 
 
 def fingerprint(value: Any) -> str:
@@ -34,6 +37,17 @@ def sha256(path: pathlib.Path) -> str:
 
 
 @contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """Adds the file's name to an OSError that lacks one, as those of writing and closing do."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
 def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a path beside `path` to write to; on success it is synced and renamed to `path`, otherwise removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,12 +55,13 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
     os.close(handle)
     beside = pathlib.Path(name)
     try:
-        yield beside
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
-        beside.chmod(0o644)
-        os.replace(beside, path)
-        _sync_folder(path.parent)
+        with naming(path):
+            yield beside
+            with open(beside, "rb+") as file:
+                os.fsync(file.fileno())
+            beside.chmod(0o644)
+            os.replace(beside, path)
+            _sync_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -62,18 +77,39 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(remains, ignore_errors=True)
     beside = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
     try:
-        yield beside
-        for file in beside.rglob("*"):
-            if file.is_file():
-                with open(file, "rb+") as opened:
-                    os.fsync(opened.fileno())
-        beside.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(beside, path)
-        _sync_folder(path.parent)
+        with naming(path):
+            yield beside
+            for file in beside.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb+") as opened:
+                        os.fsync(opened.fileno())
+            beside.chmod(0o755)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(beside, path)
+            _sync_folder(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def new_array(path: pathlib.Path, dtype: Any, shape: tuple[int | None, ...]) -> np.memmap:
+    """A memory-mapped .npy file to fill, whose room on disk is reserved.
+
+    Without that, a disk that fills up later would end the process by SIGBUS.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)  # type: ignore[arg-type]
+    with naming(path), open(path, "rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def remove_remains(folder: pathlib.Path) -> None:
+    """Removes what killed processes have left unfinished in a folder and below; call it under the folder's lock."""
+    for remains in folder.rglob(".*.partial"):
+        if remains.is_dir():
+            shutil.rmtree(remains)
+        else:
+            remains.unlink()
 
 
 def _sync_folder(path: pathlib.Path) -> None:
@@ -90,23 +126,46 @@ def write_text(path: pathlib.Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+    """Writes a JSON object atomically, sealed, so that `read_json` notices changes."""
+    write_text(path, json.dumps(sealed(value), indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Reads a JSON object; one without a seal, from elsewhere or an earlier version, as it is.
 
     Raises:
-      UserError: the file is no JSON object.
+      UserError: the file is no JSON object, or has changed since it was written.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        return unsealed(value)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and run the same command again") from None
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with a fingerprint of itself."""
+    plain = json.loads(json.dumps(value, allow_nan=False))
+    return {**plain, _SEAL: fingerprint(plain)}
+
+
+def unsealed(value: Any) -> dict[str, Any]:
+    """The object that was sealed; one without a seal as it is.
+
+    Raises:
+      ValueError: it is no object, or another one than was sealed.
+    """
     if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged (no JSON object): delete it and run the same command again")
+        raise ValueError("no JSON object")
+    if _SEAL in value:
+        if value.pop(_SEAL) != fingerprint(value):
+            raise ValueError("it is not what was written")
+        return value
+    for name, seal in value.items():
+        others = {key: other for key, other in value.items() if key != name}
+        if isinstance(seal, str) and len(seal) == 16 and seal == fingerprint(others):
+            raise ValueError("the name of its seal is not what was written")
     return value
 
 
@@ -133,8 +192,9 @@ def lock(path: pathlib.Path, wait: bool) -> Iterator[None]:
             raise UserError(
                 f"{path.parent} is in use by {owner}: wait for it to end, or choose another folder"
             ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        with naming(path):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
     finally:
         os.close(handle)

@@ -13,11 +13,16 @@ import numpy as np
 
 from cnn2gnn_jax import processes, storage
 from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.metrics import say
 
 MANIFEST = "manifest.json"
 
 
 Blocks = Iterable[Mapping[str, np.ndarray]]
+
+
+class Damaged(UserError):
+    """Arrays that are not what was written."""
 
 
 def write(
@@ -31,15 +36,23 @@ def write(
       rows: the images of the arrays whose name is the key or begins with `<key>_`.
       blocks: rows of the arrays by name, (b, ...) each, one block after the other in the order of the data set.
       facts: JSON values to keep in the manifest.
+
+    Raises:
+      UserError: a number is not finite.
     """
     with storage.atomic_folder(folder) as beside:
         arrays: dict[str, np.memmap] = {}
         written = collections.Counter[str]()
         for block in blocks:
             for name, part in block.items():
+                if not np.isfinite(part).all():
+                    raise UserError(
+                        f"{folder.name}: the teacher's {name} outputs are not finite from image {written[name]} on: "
+                        "train it with a lower learning rate or compute_dtype float32"
+                    )
                 if name not in arrays:
                     shape = (_count(name, rows), *part.shape[1:])
-                    arrays[name] = np.lib.format.open_memmap(beside / f"{name}.npy", "w+", part.dtype, shape)
+                    arrays[name] = storage.new_array(beside / f"{name}.npy", part.dtype, shape)
                 arrays[name][written[name] : written[name] + len(part)] = part
                 written[name] += len(part)
         files = {}
@@ -70,34 +83,37 @@ def read(
       rows: as given to `write`.
 
     Raises:
-      UserError: an array is missing, damaged, of another teacher or of other data.
+      Damaged: an array is missing or has changed.
+      UserError: they are of another teacher.
     """
-    again = f"delete {folder} and run the same command again"
-    manifest = storage.read_json(folder / MANIFEST)
+    try:
+        manifest = storage.read_json(folder / MANIFEST)
+    except UserError as error:
+        raise Damaged(str(error)) from None
     if manifest.get("fingerprint") != fingerprint:
         raise UserError(
-            f"{folder} holds the logits of teacher {manifest.get('fingerprint')}, expected {fingerprint}: {again}"
+            f"{folder} holds the logits of teacher {manifest.get('fingerprint')}, expected {fingerprint}: "
+            "delete it and run the same command again"
         )
     files = manifest.get("arrays")
     if not isinstance(files, dict):
-        raise UserError(f"{folder / MANIFEST} is damaged (no arrays): {again}")
+        raise Damaged(f"{folder / MANIFEST} is damaged (no arrays)")
     arrays = {}
     for name, facts in files.items():
-        path = folder / f"{name}.npy"
+        path = folder / f"{pathlib.PurePath(name).name}.npy"
         try:
             expected, shape, dtype = facts["sha256"], tuple(facts["shape"]), facts["dtype"]
         except (KeyError, TypeError):
-            raise UserError(f"{folder / MANIFEST} is damaged (array {name}): {again}") from None
+            raise Damaged(f"{folder / MANIFEST} is damaged (array {name})") from None
         if not path.is_file():
-            raise UserError(f"{path} is missing: {again}")
+            raise Damaged(f"{path} is missing")
         if storage.sha256(path) != expected:
-            raise UserError(f"{path} is damaged (its sha256 is not the manifest's): {again}")
+            raise Damaged(f"{path} is damaged (its sha256 is not the manifest's)")
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         count = _count(name, rows)
         if array.shape != shape or str(array.dtype) != dtype or array.shape[0] != count:
-            raise UserError(
-                f"{path} holds {array.dtype}{list(array.shape)}, "
-                f"expected {dtype}{list(shape)} for {count} images: {again}"
+            raise Damaged(
+                f"{path} holds {array.dtype}{list(array.shape)}, expected {dtype}{list(shape)} for {count} images"
             )
         arrays[name] = array
     return arrays, manifest
@@ -109,16 +125,29 @@ def ensure(
     rows: Mapping[str, int],
     compute: Callable[[], tuple[Blocks, dict[str, Any]]],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of `read` and the facts beside them, after `compute` and `write` where the folder is missing.
+    """The arrays of `read` and the facts beside them, after `compute` and `write` where they are missing or damaged.
 
     All processes compute, each its share, and the first one writes.
+
+    Raises:
+      UserError: they are of another teacher.
     """
-    if not processes.agreed((folder / MANIFEST).exists()):
+    found: list[tuple[dict[str, np.ndarray], dict[str, Any]]] = []
+
+    def look() -> None:
+        try:
+            if (folder / MANIFEST).exists():
+                found.append(read(folder, fingerprint, rows))
+        except Damaged as error:
+            say(f"computed anew: {error}")
+
+    processes.on_first(look)
+    if not processes.agreed(bool(found)):
         blocks, facts = compute()
         if not processes.is_first():
             collections.deque(blocks, 0)  # computed here too, step by step with the first process, which writes them
         processes.on_first(lambda: write(folder, fingerprint, rows, blocks, facts))
-    return read(folder, fingerprint, rows)
+    return found[0] if found else read(folder, fingerprint, rows)
 
 
 def given(path: str, labels: np.ndarray, classes: int) -> tuple[np.ndarray, float]:
@@ -137,7 +166,7 @@ def given(path: str, labels: np.ndarray, classes: int) -> tuple[np.ndarray, floa
     expected = f"expected an .npy of {len(labels)} x {classes} floats"
     try:
         array = np.load(pathlib.Path(path).expanduser(), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # of NumPy's reader, many kinds
         raise UserError(f"{what} cannot be read ({' '.join(str(error).split())}): {expected}") from None
     if not isinstance(array, np.ndarray) or array.shape != (len(labels), classes) or array.dtype.kind != "f":
         found = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"

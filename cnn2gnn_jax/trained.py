@@ -74,7 +74,8 @@ def open_student(workdir: pathlib.Path) -> Trained:
         open_teacher(recorded) if config.student.kind == "graph" and config.student.backbone == "teacher" else None
     )
     folder = workdir / "checkpoints" / pipeline.student_name(task)
-    state = _restore(folder, task, f"the student in {workdir}")
+    owner = f"{recorded.fingerprint}/{pipeline.student_name(task)}"
+    state = _restore(folder, owner, task, f"the student in {workdir}")
     _check_shapes(task, state, recorded, features)
     student = Network(task.module, state.variables)
     columns = []
@@ -102,7 +103,8 @@ def open_teacher(recorded: runs.Recorded) -> Network:
         rows=recorded.train_images,
         seed=config.teacher.seed,
     )
-    state = _restore(recorded.teacher_folder / "checkpoints", task, f"the teacher of {recorded.workdir}")
+    folder = recorded.teacher_folder
+    state = _restore(folder / "checkpoints", folder.name, task, f"the teacher of {recorded.workdir}")
     return Network(task.module, state.variables)
 
 
@@ -120,12 +122,12 @@ def _student_task(recorded: runs.Recorded) -> Task:
     )
 
 
-def _restore(checkpoints: pathlib.Path, task: Task, what: str) -> TrainState:
+def _restore(checkpoints: pathlib.Path, owner: str, task: Task, what: str) -> TrainState:
     """The state that training ended with, or the best; without the optimiser's and the distiller's parts."""
     folder = checkpoints / task.stage.name
     steps = None
     if (folder / "last").is_dir():
-        with Checkpoints(folder / "last") as last:
+        with Checkpoints(folder / "last", owner) as last:
             steps = last.newest()
     if steps is None:
         raise UserError(f"{what} is not there ({folder / 'last'} is missing): run the run's own command again")
@@ -133,7 +135,7 @@ def _restore(checkpoints: pathlib.Path, task: Task, what: str) -> TrainState:
         raise UserError(
             f"{what} is trained for {steps} of {task.total_steps} steps: run the run's own command to the end"
         )
-    with Checkpoints(folder / ("best" if task.recipe.epoch == "best" else "last")) as found:
+    with Checkpoints(folder / ("best" if task.recipe.epoch == "best" else "last"), owner) as found:
         saved = found.restore_as_saved()
     table = None
     if saved.get("table") is not None:

@@ -93,3 +93,20 @@ def test_processes_that_race_for_stale_claims_do_each_piece_once(tmp_path):
         assert racer.returncode == 0, errors.decode()
     assert len(list((tmp_path / "order").iterdir())) == 200
     assert list((tmp_path / "claims").iterdir()) == []
+
+
+def test_the_claim_of_a_process_that_was_killed_here_is_taken_over_at_once(tmp_path):
+    program = (
+        "import pathlib, sys, time\nfrom cnn2gnn_jax.claims import Claims\n"
+        "with Claims(pathlib.Path(sys.argv[1])).hold('cell', lambda: None): print('held', flush=True); time.sleep(60)"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout.readline() == "held\n"
+    with hold(Claims(tmp_path)) as mine:
+        assert not mine
+    owner.kill()
+    owner.communicate()
+    with hold(Claims(tmp_path)) as mine:
+        assert mine

@@ -1,5 +1,6 @@
 """Seeds side by side on disk: what each has in its folder is what it would have alone, wherever the others are."""
 
+import re
 import types
 
 import chex
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax import distillers, fit, gnn
+from cnn2gnn_jax.checkpoint import Checkpoints, recover
 from cnn2gnn_jax.config import RECIPES
+from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.fit import Job
 from cnn2gnn_jax.metrics import read_records
 from cnn2gnn_jax.task import Task
@@ -24,8 +27,8 @@ def data():
     return {"input": images, "label": label}
 
 
-def task(seed, epochs=3, epoch="last"):
-    fields = {"head_update": "rows", "chunk_steps": 3, "epoch": epoch, "epochs": epochs, "batch_size": BATCH}
+def task(seed, epochs=3, epoch="last", **fields):
+    fields |= {"head_update": "rows", "chunk_steps": 3, "epoch": epoch, "epochs": epochs, "batch_size": BATCH}
     recipe = types.SimpleNamespace(**{**RECIPES["paper"], **fields})
     labels = distillers.create("none", {})
     module = gnn.GraphStudent(3, gnn.Flatten(), sparsity=3, hidden=4, head_widths=(4, 4))
@@ -33,7 +36,7 @@ def task(seed, epochs=3, epoch="last"):
 
 
 def train(folder, data, seeds, score=None, **fields):
-    jobs = [Job(task(seed, **fields), f"seed{seed}", folder / f"seed{seed}") for seed in seeds]
+    jobs = [Job(task(seed, **fields), f"seed{seed}", folder / f"seed{seed}", f"run/seed{seed}") for seed in seeds]
     loads = fit.fit_on_disk(
         jobs,
         records=folder / "metrics.jsonl",
@@ -64,6 +67,20 @@ def test_each_seed_keeps_the_best_of_its_own_epochs(data, tmp_path):
 
     states = train(tmp_path, data, [0, 1], score, epoch="best")
     assert [int(state.step) for state in states] == [6, 3]
+
+
+def test_training_that_breaks_says_where_and_keeps_the_last_state_that_is_finite(data, tmp_path):
+    with pytest.raises(UserError) as raised:
+        train(tmp_path, data, [0], epochs=200, learning_rate=100.0, weight_decay=0.0, momentum=0.9)
+    found = re.fullmatch(
+        r"seed0: .* became .* at step (\d+); its last checkpoint, of step (\d+), is good: try .*", str(raised.value)
+    )
+    assert found is not None, raised.value
+    broken, kept = map(int, found.groups())
+    assert 0 < kept <= broken <= kept + 6
+    assert recover(tmp_path / "seed0" / "train" / "last", "run/seed0") == kept
+    with Checkpoints(tmp_path / "seed0" / "train" / "last", "run/seed0") as checkpoints:
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpoints.restore_as_saved()))
 
 
 def test_the_training_set_stays_where_there_is_room(data, monkeypatch, capsys):

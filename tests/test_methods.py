@@ -6,7 +6,7 @@ import chex
 import numpy as np
 import pytest
 
-from cnn2gnn_jax import distillers, pipeline
+from cnn2gnn_jax import distillers, pipeline, storage
 from cnn2gnn_jax.checkpoint import Checkpoints
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.metrics import read_records
@@ -79,7 +79,9 @@ def test_killed_in_either_stage_a_staged_method_ends_identical_to_the_bit(progra
     assert "train: going on after step" in program(command("broken"))
     states = []
     for name in ("whole", "broken"):
-        with Checkpoints(tmp_path / name / "checkpoints" / "cnn-seed0" / "train" / "last") as checkpoints:
+        folder = tmp_path / name / "checkpoints" / "cnn-seed0" / "train" / "last"
+        owner = storage.read_json(tmp_path / name / "config.json")["fingerprint"] + "/cnn-seed0"
+        with Checkpoints(folder, owner) as checkpoints:
             states.append(checkpoints.restore_as_saved())
     assert states[0]["step"] == 3 * 14
     chex.assert_trees_all_equal(*states)

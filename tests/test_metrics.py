@@ -83,6 +83,17 @@ def test_a_damaged_line_is_named(tmp_path, line):
         read_records(path)
 
 
+def test_a_line_that_has_changed_is_named(tmp_path):
+    with recorder(tmp_path / "m.jsonl") as records:
+        records.chunk(0, chunk([1.0] * 10))
+        records.chunk(10, chunk([2.0] * 10))
+    whole = (tmp_path / "m.jsonl").read_bytes()
+    for place in range(whole.index(b"\n")):
+        (tmp_path / "m.jsonl").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match="line 1, is damaged"):
+            read_records(tmp_path / "m.jsonl")
+
+
 def test_tensorboard_events_are_written(tmp_path):
     with recorder(tmp_path / "m.jsonl", tensorboard=tmp_path / "events") as records:
         records.chunk(0, chunk([1.0]))

@@ -54,7 +54,7 @@ def data():
 
 def on_disk(folder, data, seeds, devices, **fields):
     """Trains and returns the states, each with all of the table's rows."""
-    jobs = [Job(task(seed, **fields), f"seed{seed}", folder / f"seed{seed}") for seed in seeds]
+    jobs = [Job(task(seed, **fields), f"seed{seed}", folder / f"seed{seed}", f"run/seed{seed}") for seed in seeds]
     loads = fit.fit_on_disk(
         jobs,
         records=folder / "metrics.jsonl",

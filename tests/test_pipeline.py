@@ -3,15 +3,12 @@
 import json
 import os
 import pathlib
-import signal
-import sys
 
-import chex
 import jax
 import numpy as np
 import pytest
 
-from cnn2gnn_jax import cli, pipeline, storage
+from cnn2gnn_jax import pipeline, storage
 from cnn2gnn_jax.checkpoint import Checkpoints
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.metrics import read_records
@@ -36,13 +33,18 @@ def done(cache, tmp_path_factory):
     return config, workdir, pipeline.run(config, workdir)
 
 
+def owner(folder):
+    """Whose the checkpoints in a folder are."""
+    return storage.read_json(next(folder.glob("step_*/files.json")))["owner"]
+
+
 def modified(folder):
     return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_results_are_complete_and_far_above_chance(done):
     _, workdir, results = done
-    assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert storage.read_json(workdir / "results.json") == json.loads(json.dumps(results))
     assert results["teacher"]["accuracy"] > 70
     found = {(e["graph"], e["mechanism"], e["batch_order"]): e["accuracy"] for e in results["accuracies"]}
     protocols = [("one_by_one", None), ("batch_by_batch", "shuffled"), ("batch_by_batch", "class_sorted")]
@@ -196,7 +198,10 @@ def test_several_seeds_and_the_best_epoch_on_held_out_images(cache, tmp_path):
     assert {entry["seed"] for entry in results["accuracies"]} == {0, 1}
     assert results["dataset"]["holdout_images"] == 288 - 1
     folder = tmp_path / "run" / "checkpoints" / "graph_learned-seed0" / "train"
-    with Checkpoints(folder / "best") as best, Checkpoints(folder / "last") as last:
+    with (
+        Checkpoints(folder / "best", owner(folder / "best")) as best,
+        Checkpoints(folder / "last", owner(folder / "last")) as last,
+    ):
         assert best.newest() % 11 == 0  # an epoch's end
         assert 0 < best.facts()["accuracy"] <= 100
         assert last.newest() == 33
@@ -211,22 +216,21 @@ def test_the_workdir_is_one_runs_at_a_time(done, tmp_path):
         pipeline.run(config, workdir)
 
 
-def test_logits_of_another_teacher_or_damaged_are_refused(done, cache, tmp_path):
+def test_logits_of_another_teacher_are_refused_and_damaged_ones_computed_anew(done, cache, tmp_path, capsys):
     config, _, results = done
     folder = cache / "teachers" / results["teacher"]["fingerprint"] / "teacher_logits"
     manifest = (folder / "manifest.json").read_bytes()
     array = (folder / "train.npy").read_bytes()
     try:
-        (folder / "manifest.json").write_bytes(
-            manifest.replace(results["teacher"]["fingerprint"].encode(), b"0123456789abcdef")
-        )
+        facts = storage.read_json(folder / "manifest.json")
+        storage.write_json(folder / "manifest.json", facts | {"fingerprint": "0123456789abcdef"})
         with pytest.raises(UserError, match="holds the logits of teacher 0123456789abcdef"):
             pipeline.run(config, tmp_path / "run")
         (folder / "manifest.json").write_bytes(manifest)
         (folder / "train.npy").write_bytes(array[:-1] + bytes([array[-1] ^ 1]))
-        with pytest.raises(UserError, match=r"train.npy is damaged"):
-            pipeline.run(config, tmp_path / "run")
-        assert not (tmp_path / "run" / "checkpoints").exists()
+        pipeline.run(config, tmp_path / "run", "logits")
+        assert "train.npy is damaged" in capsys.readouterr().err
+        assert (folder / "train.npy").read_bytes() == array
     finally:
         (folder / "manifest.json").write_bytes(manifest)
         (folder / "train.npy").write_bytes(array)
@@ -287,38 +291,3 @@ def test_wrong_values_are_one_clear_line_and_nothing_is_written(cache, tmp_path,
         pipeline.run(tiny(cache, **{field: value}), tmp_path / "run")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
-
-
-def command(cache, workdir, *flags):
-    return [
-        *(sys.executable, "-m", "cnn2gnn_jax.main", "--config=configs/digits.py:smoke", f"--workdir={workdir}"),
-        *(f"--config.cache_dir={cache}", "--config.checkpoint.every_seconds=0", "--config.student.sparsity=20"),
-        *("--config.student.stem_widths=(8, 16)", "--config.student.train.chunk_steps=2"),
-        *("--config.teacher.train.chunk_steps=2", "--config.evaluate.graph_off=False", *flags),
-    ]
-
-
-def outcome(workdir):
-    results = storage.read_json(workdir / "results.json")
-    del results["seconds"], results["inference_seconds"]
-    return results
-
-
-def final_state(workdir):
-    with Checkpoints(workdir / "checkpoints" / "graph_learned-seed0" / "train" / "last") as checkpoints:
-        return checkpoints.restore_as_saved()
-
-
-def test_killed_at_any_moment_a_run_ends_identical_to_the_bit(program, killed, tmp_path):
-    program(command(tmp_path / "cache", tmp_path / "whole"))
-    broken = command(tmp_path / "broken-cache", tmp_path / "broken")
-    # Once in the teacher, twice in the student: after so many lines of its records.
-    killed(broken, "broken-cache/teachers/*/metrics.jsonl", 8)
-    stopped = killed(broken, "broken/metrics.jsonl", 5, signal.SIGTERM, cli.STOPPED)
-    assert "stopped by SIGTERM after step" in stopped
-    killed(broken, "broken/metrics.jsonl", 14)
-    assert "going on after step" in program(broken)
-    assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
-    chex.assert_trees_all_equal(final_state(tmp_path / "broken"), final_state(tmp_path / "whole"))
-    steps = [r["step"] for r in read_records(tmp_path / "broken" / "metrics.jsonl")]
-    assert steps == sorted(set(steps))

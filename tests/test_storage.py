@@ -1,6 +1,5 @@
 """Files are whole or absent, and one owner at a time."""
 
-import json
 import subprocess
 import sys
 
@@ -27,7 +26,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         fail()
-    assert json.loads(path.read_text()) == {"old": True}
+    assert storage.read_json(path) == {"old": True}
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -51,6 +50,18 @@ def test_a_folder_is_replaced_whole_and_remains_are_removed(tmp_path):
         fail()
     assert [path.name for path in folder.iterdir()] == ["second"]
     assert [path.name for path in tmp_path.iterdir()] == ["arrays"]
+
+
+def test_json_that_has_changed_since_is_named_and_that_of_others_is_read(tmp_path):
+    path = tmp_path / "facts.json"
+    value = {"accuracy": 71.25, "1": [None, True, "é"], "seconds": 1e-7}
+    storage.write_json(path, value)
+    assert storage.read_json(path) == value
+    path.write_text(path.read_text().replace("71.25", "71.75"))
+    with pytest.raises(UserError, match=r"facts\.json is damaged \(it is not what was written"):
+        storage.read_json(path)
+    path.write_text('{"accuracy": 71.75}')
+    assert storage.read_json(path) == {"accuracy": 71.75}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"a": }', "\x00", "[" * 100_000])

@@ -1,11 +1,9 @@
 """Stored logits are opened only if every byte and every fact is as it was written."""
 
-import json
-
 import numpy as np
 import pytest
 
-from cnn2gnn_jax import teacher_logits
+from cnn2gnn_jax import storage, teacher_logits
 from cnn2gnn_jax.errors import UserError
 
 ROWS = {"train": 7, "test": 3}
@@ -41,6 +39,14 @@ def test_what_breaks_off_between_blocks_leaves_nothing(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         teacher_logits.write(tmp_path / "maps", "abc", {"train": 7}, blocks(), {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_outputs_that_are_not_finite_are_not_stored(tmp_path, bad):
+    blocks = ({"train": np.full((1, 2), value, np.float32)} for value in (0, 1, bad))
+    with pytest.raises(UserError, match="train outputs are not finite from image 2 on"):
+        teacher_logits.write(tmp_path / "logits", "abc", {"train": 3}, blocks, {})
     assert not list(tmp_path.iterdir())
 
 
@@ -85,7 +91,7 @@ def test_damage_is_found_and_named(folder, name, damage):
 )
 def test_another_manifest_is_refused(folder, change, message):
     path = folder / teacher_logits.MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    storage.write_json(path, storage.read_json(path) | change)
     with pytest.raises(UserError, match=message):
         teacher_logits.read(folder, "abc", ROWS)
 

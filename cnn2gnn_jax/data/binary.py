@@ -5,12 +5,13 @@ CIFAR: https://www.cs.toronto.edu/~kriz/cifar.html; STL-10: https://cs.stanford.
 
 import pathlib
 import tarfile
-import zlib
 
 import numpy as np
 
 from cnn2gnn_jax.errors import UserError
 
+LARGEST = 1 << 30  # bytes of a file: the published ones have 221 MB at most
+MOST_MEMBERS = 1000  # of an archive: the published ones have 13 at most
 _CIFAR_SIDE = 32
 _STL10_SIDE = 96
 
@@ -21,18 +22,23 @@ def read_files(path: pathlib.Path, folder: str, names: tuple[str, ...]) -> dict[
     Nothing is extracted: regular members under exactly these names are read and all others passed over.
 
     Raises:
-      UserError: the archive is damaged or lacks a file.
+      UserError: the archive is damaged or lacks a file, or a file or their number is far too large.
     """
     if path.is_dir():
+        for file in names:
+            _check_size((path / file).stat().st_size, f"{path / file}")
         return {name: (path / name).read_bytes() for name in names}
     wanted = {f"{folder}/{name}": name for name in names}
     found: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r|*") as archive:
-            for member in archive:
+            for number, member in enumerate(archive):
+                if number == MOST_MEMBERS:
+                    raise UserError(f"{path} has more than {MOST_MEMBERS:,} members: fetch it again")
                 name = wanted.get(member.name.removeprefix("./"))
                 if name is None or not member.isreg():
                     continue
+                _check_size(member.size, f"{path}: {name}")
                 content = archive.extractfile(member)
                 assert content is not None, member.name
                 found[name] = content.read()
@@ -40,11 +46,18 @@ def read_files(path: pathlib.Path, folder: str, names: tuple[str, ...]) -> dict[
                     raise UserError(f"{path}: {name} has {len(found[name]):,} of {member.size:,} bytes: fetch it again")
                 if len(found) == len(names):
                     break
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of tarfile and what decompresses for it, many kinds
         raise UserError(f"{path} is no whole tar archive ({error}): fetch it again") from None
     if missing := [name for name in names if name not in found]:
         raise UserError(f"{path} lacks {folder}/{missing[0]}: fetch it again")
     return found
+
+
+def _check_size(size: int, what: str) -> None:
+    if size > LARGEST:
+        raise UserError(f"{what} has {size:,} bytes, expected at most {LARGEST:,}: fetch it again")
 
 
 def cifar(data: bytes, label_bytes: int, classes: int, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -118,9 +118,10 @@ def read(folder: pathlib.Path) -> Arrays | None:
             raise Damaged(f"its layout is {manifest.get('version')}, expected {VERSION}")
         if manifest.pop("fingerprint", "") != storage.fingerprint(manifest):
             raise Damaged("manifest.json does not match its own fingerprint")
-        for key, expected in manifest["arrays"].items():
-            if (found := storage.sha256(folder / f"{key}.npy")) != expected["sha256"]:
-                raise Damaged(f"{key}.npy has sha256 {found}, expected {expected['sha256']}")
+        for key in _ARRAYS:
+            expected = manifest["arrays"][key]["sha256"]
+            if (found := storage.sha256(folder / f"{key}.npy")) != expected:
+                raise Damaged(f"{key}.npy has sha256 {found}, expected {expected}")
         arrays = {key: _map(folder / f"{key}.npy") for key in _ARRAYS}
         return Arrays(
             {split: arrays[f"{split}_images"] for split in _SPLITS},
@@ -129,6 +130,8 @@ def read(folder: pathlib.Path) -> Arrays | None:
         )
     except (UserError, OSError, ValueError) as error:
         raise Damaged(str(error)) from None
+    except (KeyError, TypeError):
+        raise Damaged("manifest.json lists no arrays") from None
 
 
 def _write_split(
@@ -156,7 +159,7 @@ def _write_split(
             continue
         if images is None:
             shape = shape or image.shape
-            images = np.lib.format.open_memmap(folder / f"{split}_images.npy", "w+", np.uint8, (examples.count, *shape))
+            images = storage.new_array(folder / f"{split}_images.npy", np.uint8, (examples.count, *shape))
         if image.shape != shape:
             raise UserError(
                 f"{name} is {_size(image.shape)}, images before it are {_size(shape)}: "

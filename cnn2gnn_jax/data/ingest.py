@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from cnn2gnn_jax import storage
+from cnn2gnn_jax import errors, storage
 from cnn2gnn_jax.data import cache, sources
 from cnn2gnn_jax.errors import UserError
 
@@ -42,7 +42,7 @@ def arrays(
     try:
         found = _arrays(name, image_size, manual_dir, cache_dir, skip_unreadable, split)
     except OSError as error:
-        raise UserError(f"{name}: {error}") from error
+        raise UserError(f"{name}: {errors.of_machine(error)}") from error
     if not skip_unreadable:
         cache.refuse_unreadable(name, found.manifest["unreadable"])
     return found

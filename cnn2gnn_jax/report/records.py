@@ -62,7 +62,7 @@ def write(out: pathlib.Path, cell: str, config: ConfigDict, results: Mapping[str
         "examples": [] if config.seed else _rounded(results["examples"]),
         "curves": _rounded(_curves(metrics)),
     }
-    storage.write_text(out / "records" / f"{cell}.json", json.dumps(record, allow_nan=False) + "\n")
+    storage.write_text(out / "records" / f"{cell}.json", json.dumps(storage.sealed(record)) + "\n")
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,231 @@
+"""Damaged files: each kind that is read again, truncated, flipped, emptied, removed and swapped, at every byte range.
+
+    python -m tests.faults.damage --out=DIR [--ranges=32] [--seed=0]
+
+Each damaged file is read as the program reads it. It must be refused by an error of our own, or give what the whole
+file gave (what was changed then holds nothing); never anything else. Then a run is started again on one damage of each
+kind: it ends with the results of the whole files, or says which file to delete. Appends a JSON line for each kind to
+DIR/damage.jsonl and prints a table.
+"""
+
+import argparse
+import collections
+import hashlib
+import json
+import pathlib
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cnn2gnn_jax import bundle, pipeline, scoring, storage, teacher_logits, trained
+from cnn2gnn_jax.checkpoint import Checkpoints
+from cnn2gnn_jax.data import cache
+from cnn2gnn_jax.errors import UserError
+from tests.faults import tiny
+from tests.faults.runs import TIMES
+
+OUTCOMES = ("refused", "unchanged", "used", "crashed")
+TRUNCATIONS = (0.01, 0.25, 0.5, 0.75, 0.99)
+
+
+class Kind(NamedTuple):
+    """What is damaged: a folder, how it is read again, and the same of another run."""
+
+    folder: pathlib.Path
+    read: Callable[[pathlib.Path], Any]
+    other: pathlib.Path | None
+
+
+def kinds(cache_dir: pathlib.Path, workdir: pathlib.Path, others: tuple[pathlib.Path, pathlib.Path] | None) -> dict:
+    """The kinds of a finished run with a bundle in its workdir; `others` are cache and workdir of another."""
+
+    def kind(pattern: str, read: Callable[[pathlib.Path], Any], place: int = 1) -> Kind:
+        mine, *same = (next(both[place].glob(pattern)) if pattern else both[place] for both in pairs)
+        return Kind(mine, read, same[0] if same else None)
+
+    def logits(folder: pathlib.Path) -> Any:
+        return teacher_logits.read(folder, of_logits["fingerprint"], rows)
+
+    def checkpoint(owner: str) -> Callable[[pathlib.Path], Any]:
+        def read(folder: pathlib.Path) -> Any:
+            with Checkpoints(folder, owner) as found:
+                return found.restore_as_saved()
+
+        return read
+
+    def evaluation(folder: pathlib.Path) -> Any:
+        path, expected = folder / f"{student}.json", storage.read_json(workdir / "evaluations" / f"{student}.json")
+        if not scoring.is_evaluated(path, expected["fingerprint"]):
+            raise UserError("evaluated anew")
+        return storage.read_json(path)
+
+    pairs = [(cache_dir, workdir), *([others] if others else [])]
+    of_logits = storage.read_json(next(cache_dir.glob("teachers/*/teacher_logits/manifest.json")))
+    rows = {name: array["shape"][0] for name, array in of_logits["arrays"].items()}
+    student = next(workdir.glob("checkpoints/*")).name
+    owner = f"{storage.read_json(workdir / 'config.json')['fingerprint']}/{student}"
+    return {
+        "data cache": kind("datasets/*/", lambda folder: cache.read(folder), 0),
+        "logits": kind("teachers/*/teacher_logits", logits, 0),
+        "teacher checkpoint": kind("teachers/*/checkpoints/train/last", checkpoint(of_logits["fingerprint"]), 0),
+        "student checkpoint": kind("checkpoints/*/train/last", checkpoint(owner)),
+        "run": kind("", trained.open_student),
+        "results": kind("", lambda folder: storage.read_json(folder / "results.json"))._replace(other=None),
+        "evaluation": kind("evaluations", evaluation),
+        "bundle": kind("bundle", lambda folder: bundle.read(folder)[1:]),
+    }
+
+
+# Of a folder that holds more. Results are never read again but by people, so that those of another run are not told.
+FILES = {"run": ("config.json", "anchors.npz"), "results": ("results.json",)}
+
+
+def damages(content: bytes, other: bytes | None, ranges: int, rng: random.Random) -> Iterator[tuple[str, bytes | None]]:
+    """Ways to damage a file: a name, and the new content or None for no file."""
+    yield "removed", None
+    yield "emptied", b""
+    for part in TRUNCATIONS:
+        if content:
+            yield "truncated", content[: min(int(part * len(content)), len(content) - 1)]
+    for k in range(min(ranges, len(content))):
+        begin, end = k * len(content) // ranges, max((k + 1) * len(content) // ranges, k * len(content) // ranges + 1)
+        flipped = bytearray(content)
+        place = rng.randrange(begin, min(end, len(content)))
+        flipped[place] ^= rng.randrange(1, 256)
+        yield "flipped", bytes(flipped)
+        if k % 4 == 0:
+            yield "zeroed", content[:begin] + bytes(len(content[begin:end])) + content[end:]
+    if other is not None and other != content:
+        yield "swapped", other
+
+
+def digest(value: Any) -> str:
+    """A hash of what was read, whatever it is made of."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        found.update(jax.tree_util.keystr(path).encode())
+        array = np.asarray(leaf)
+        found.update(repr((array.shape, str(array.dtype))).encode())
+        found.update(array.tobytes() if array.dtype != object else repr(leaf).encode())
+    return found.hexdigest()
+
+
+def inject(
+    name: str, kind: Kind, place: pathlib.Path, ranges: int, rng: random.Random
+) -> tuple[collections.Counter, list]:
+    """Damages each file of a kind in a copy at `place`; counts by (damage, outcome), and what was wrong."""
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    wrong = []
+    files = [kind.folder / file for file in FILES[name]] if name in FILES else sorted(kind.folder.rglob("*"))
+    files = [file for file in files if file.is_file() and file.name != ".lock"]
+    shutil.rmtree(place, ignore_errors=True)
+    for file in files:
+        target = place / file.relative_to(kind.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    if name in FILES:
+        (place / "checkpoints").symlink_to(kind.folder / "checkpoints")
+    steps = sorted(place.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+    for step in steps[:-1]:  # so that none is left to fall back to
+        shutil.rmtree(step)
+    whole = digest(kind.read(place))
+    for file in files:
+        target = place / file.relative_to(kind.folder)
+        if not target.exists():
+            continue
+        same = kind.other / file.relative_to(kind.folder) if kind.other else None
+        other = same.read_bytes() if same is not None and same.is_file() else None
+        content = target.read_bytes()
+        for damage, changed in damages(content, other, ranges, rng):
+            target.unlink(missing_ok=True)
+            if changed is not None:
+                target.write_bytes(changed)
+            try:
+                outcome = "unchanged" if digest(kind.read(place)) == whole else "used"
+                text = ""
+            except (UserError, cache.Damaged, FileNotFoundError) as error:
+                outcome, text = ("refused", "") if "\n" not in str(error) else ("crashed", str(error))
+            except Exception as error:
+                outcome, text = "crashed", f"{type(error).__name__}: {error}"
+            counts[damage, outcome] += 1
+            if outcome in ("used", "crashed"):
+                wrong.append(f"{name}, {target.relative_to(place)} {damage}: {outcome} {text[:300]}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+    return counts, wrong
+
+
+def finished(out: pathlib.Path, teacher_seed: int) -> tuple[Any, dict[str, Any]]:
+    """A finished tiny run under `out`, with its bundle: its config and results."""
+    config = tiny.get_config()
+    config.cache_dir, config.teacher.seed, config.tensorboard = str(out / "cache"), teacher_seed, False
+    results = pipeline.run(config, out / "run")
+    assert results is not None
+    student = trained.open_student(out / "run")
+    bundle.write(out / "run" / "bundle", student, bundle.of_student(student), {})
+    return config, results
+
+
+def started_again(out: pathlib.Path, config: Any, results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Damages a file of each kind in place and runs again: the kind, what came of it, and what is wrong."""
+    for name, kind in kinds(out / "cache", out / "run", None).items():
+        if name == "bundle":
+            continue  # which no run reads
+        last = max(kind.folder.glob("step_*"), key=lambda path: int(path.name[5:]), default=kind.folder)
+        file = max(
+            [kind.folder / path for path in FILES[name]] if name in FILES else last.rglob("*"),
+            key=lambda path: path.stat().st_size if path.is_file() else -1,
+        )
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        try:
+            again = pipeline.run(config, out / "run")
+            assert again is not None
+        except UserError as error:
+            yield name, "refused", "" if "\n" not in str(error) else str(error)
+            continue
+        same = {**again, **dict.fromkeys(TIMES)} == {**results, **dict.fromkeys(TIMES)}
+        yield name, "rebuilt", "" if same else "other results"
+
+
+def main() -> None:
+    """Reads the command line and damages everything."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.damage", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--ranges", type=int, default=32, help="of the bytes of each file")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    out, rng, failed = given.out.absolute(), random.Random(given.seed), []
+    config, results = finished(out, 0)
+    finished(out / "other", 1)
+    total: collections.Counter[str] = collections.Counter()
+    print(f"{'damaged':20}{'faults':>8}" + "".join(f"{outcome:>11}" for outcome in OUTCOMES))
+    found = kinds(out / "cache", out / "run", (out / "other" / "cache", out / "other" / "run"))
+    with open(out / "damage.jsonl", "a") as file:
+        for name, kind in found.items():
+            counts, wrong = inject(name, kind, out / "damaged", given.ranges, rng)
+            failed += wrong
+            by_outcome = collections.Counter[str]()
+            for (_, outcome), count in counts.items():
+                by_outcome[outcome] += count
+            total += by_outcome
+            print(f"{name:20}{counts.total():8}" + "".join(f"{by_outcome[o]:11}" for o in OUTCOMES), flush=True)
+            facts = {f"{damage} {outcome}": count for (damage, outcome), count in sorted(counts.items())}
+            file.write(json.dumps({"kind": name, "faults": counts.total(), **facts}) + "\n")
+        print(f"{'all':20}{total.total():8}" + "".join(f"{total[outcome]:11}" for outcome in OUTCOMES))
+        for name, outcome, wrong_text in started_again(out, config, results):
+            print(f"started again with a damaged {name}: {outcome}")
+            file.write(json.dumps({"started again with a damaged": name, "outcome": outcome}) + "\n")
+            failed += [f"{name}: {wrong_text}"] if wrong_text else []
+    print("\n".join(failed))
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

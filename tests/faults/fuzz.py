@@ -1,0 +1,409 @@
+"""A fuzzer of everything that reads files which others have made.
+
+    python -m tests.faults.fuzz --out=DIR [--inputs=120000] [--seed=0] [--only NAME ...]
+
+Good inputs are changed at random: bytes flipped, cut, doubled, spliced, words put in; values of JSON replaced by
+others, under a new seal, so that what is behind the seal is reached. A parser may take an input or refuse it by one
+line of our own; anything else is a crash, and so is a minute without an answer. Crashing inputs are kept in DIR.
+Appends a JSON line for each parser to DIR/fuzz.jsonl and prints a table.
+"""
+
+import argparse
+import collections
+import contextlib
+import copy
+import io
+import json
+import pathlib
+import random
+import shutil
+import signal
+import sys
+import tarfile
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from PIL import Image
+
+from cnn2gnn_jax import bundle, checkpoint, config, runs, storage, teacher_logits
+from cnn2gnn_jax.data import binary, cache, images
+from cnn2gnn_jax.data.builders import image_folder, mini_imagenet
+from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.metrics import read_records
+from configs import digits
+
+SECONDS = 60  # after which a parser hangs
+WORDS = (
+    *(
+        b"",
+        b"\0",
+        b'"',
+        b",",
+        b"\n",
+        b"\r\n",
+        b"..",
+        b"../",
+        b"/etc/passwd",
+        b"=1+1",
+        b"\xef\xbb\xbf",
+        b"\xff\xfe",
+        b"e",
+    ),
+    *(
+        b"9" * 40,
+        b"-1",
+        b"1e999",
+        b"NaN",
+        b"null",
+        b"[" * 2000,
+        b"{",
+        b"}",
+        b"\x93NUMPY",
+        b"O",
+        b"|O",
+        b"<f4",
+        b"PK\x03\x04",
+    ),
+    *(
+        b"(10000000000,)",
+        b"True",
+        b"\xff" * 8,
+        bytes(64),
+        b"\x7f\xff\xff\xff",
+        b"\x80",
+        "ä".encode(),
+        b"filename,label\n",
+    ),
+)
+VALUES = (
+    *(None, True, False, -1, 0, 1, 10**30, 1.5, 1e308, "", "x", "../x", "/", "\0", "ä" * 300, [], {}, [[]], [None]),
+    *([1, 2, 3], {"a": 1}, [0] * 50, "NaN", "float32", [8, 8, 1], [-1, 8, 1], [10**9, 10**9, 3]),
+)
+
+
+class Parser(NamedTuple):
+    """What reads an input, and the good inputs that bad ones are made of."""
+
+    read: Callable[[Any], Any]
+    good: list[Any]
+
+
+def changed(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
+    """Content with a few random changes."""
+    found = bytearray(content)
+    for _ in range(rng.choice((1, 1, 2, 3, 8))):
+        at = rng.randrange(len(found) + 1)
+        length = rng.choice((1, 2, 4, 16, 256))
+        match rng.randrange(8):
+            case 0 | 1 if found:
+                found[at % len(found)] ^= 1 << rng.randrange(8)
+            case 2 if found:
+                found[at % len(found)] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
+            case 3:
+                del found[at : at + length]
+            case 4:
+                found[at:at] = found[at : at + length] * rng.choice((1, 2, 50))
+            case 5:
+                found[at : at + rng.choice((0, length))] = rng.choice(WORDS)
+            case 6:
+                del found[at:]
+            case 7:
+                other = rng.choice(others)
+                cut = rng.randrange(len(other) + 1)
+                found[at:] = other[cut : cut + 100_000]
+    return bytes(found)
+
+
+def changed_json(value: Any, rng: random.Random) -> Any:
+    """A JSON object with a few of its values, or keys, replaced at random."""
+    value = copy.deepcopy(value)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        place = value
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            if not keys:
+                break
+            key = rng.choice(keys)
+            if isinstance(place[key], dict | list) and place[key] and rng.random() < 0.85:
+                place = place[key]
+                continue
+            if rng.random() < 0.2:
+                del place[key]
+            elif isinstance(place, dict) and rng.random() < 0.1:
+                place[str(rng.choice(VALUES))] = place.pop(key)
+            else:
+                place[key] = copy.deepcopy(rng.choice(VALUES))
+            break
+    return value
+
+
+def encoded(file_format: str, mode: str = "RGB", **options: Any) -> bytes:
+    out, pixels = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (12, 9, 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(out, file_format, **options)
+    return out.getvalue()
+
+
+def npy(array: np.ndarray, **options: Any) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array, **options)
+    return out.getvalue()
+
+
+def archive(compression: str) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=f"w:{compression}") as made:
+        for name, content in (("set/a", b"A" * 3000), ("set/b", b"B" * 10), ("../set/a", b"C"), ("/set/b", b"D")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            made.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("set/c")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        made.addfile(link)
+    return out.getvalue()
+
+
+def parsers(place: pathlib.Path) -> dict[str, Parser]:
+    """All of them; `place` is a folder for what they read from files."""
+
+    def in_file(name: str, read: Callable[[pathlib.Path], Any]) -> Callable[[bytes], Any]:
+        path = place / name
+
+        def write_and_read(content: bytes) -> Any:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            return read(path)
+
+        return write_and_read
+
+    def sealed(name: str, read: Callable[[pathlib.Path], Any]) -> Callable[[Any], Any]:
+        path = place / name
+
+        def write_and_read(value: Any) -> Any:
+            path.write_text(json.dumps(storage.sealed(value)))
+            return read(path)
+
+        return write_and_read
+
+    rng = np.random.default_rng(0)
+    cifar = np.concatenate([np.full((3, 1), 3), rng.integers(0, 256, (3, 3072))], 1).astype(np.uint8).tobytes()
+    cifar100 = np.concatenate([np.full((2, 2), 3), rng.integers(0, 256, (2, 3072))], 1).astype(np.uint8).tobytes()
+    stl10 = rng.integers(0, 256, (2, 27648), np.uint8).tobytes() + bytes([1, 10])
+    rows = [f"n{k // 7:08d}{k:08d}.jpg,n{k // 7:08d}" for k in range(21)]
+    lists = "\n".join(["filename,label", *rows]).encode()
+    labels = np.repeat(np.arange(4), 25)
+    logits = np.eye(4)[labels].astype(np.float32)
+
+    arrays = {"train": logits, "test": logits[:10]}
+    teacher_logits.write(place / "logits", "abc", {"train": 100, "test": 10}, [arrays], {"test_accuracy": 50.0})
+    split = cache.Examples(4, [(np.full((3, 3, 1), 60 * k, np.uint8), k % 2, str(k)) for k in range(4)])
+    cache.write(place / "cache", "x", ("a", "b"), {"train": split, "test": split}, {"key": "0", "path": ""})
+    cached = {
+        key: value
+        for key, value in storage.read_json(place / "cache" / "manifest.json").items()
+        if key != "fingerprint"
+    }
+    (place / "bundle").mkdir()
+    (place / "bundle" / bundle.MODEL).write_bytes(b"no module")
+    model = {"sha256": storage.sha256(place / "bundle" / bundle.MODEL), "bytes": 9}
+    manifest = {"format": bundle.FORMAT, "classes": ["a", "b"], "image_shape": [8, 8, 1], "mean": [0.5], "std": [0.2]}
+    manifest |= {"platforms": ["cpu"], "files": {bundle.MODEL: model}}
+    (place / "step" / "state").mkdir(parents=True)
+    (place / "step" / "state" / "x").write_bytes(b"x")
+    listed = {"owner": "me", "files": {"state/x": storage.sha256(place / "step" / "state" / "x")}}
+
+    smoke = digits.get_config("smoke")
+    smoke.method = "gnn"
+    complete = config.resolve(smoke).to_dict()
+    (place / "run").mkdir()
+    np.savez(
+        place / "run" / "anchors.npz",
+        index=np.zeros((1, 4), int),
+        labels=np.zeros((1, 4), int),
+        images=np.zeros((1, 4, 8, 8, 1), np.uint8),
+    )
+    facts = {
+        "format": config.STUDENT_FORMAT,
+        "fingerprint": "0" * 16,
+        "teacher_folder": "/nowhere",
+        "dataset_fingerprint": "0" * 16,
+        "dataset": {"classes": list("ab"), "image_shape": [8, 8, 1], "train_images": 100, "mean": [0.5], "std": [0.2]},
+        "config": json.loads(json.dumps(complete)),
+        "anchors_sha256": storage.sha256(place / "run" / "anchors.npz"),
+    }
+    anchors = (place / "run" / "anchors.npz").read_bytes()
+
+    def read_anchors(content: bytes) -> Any:
+        (place / "other").mkdir(exist_ok=True)
+        (place / "other" / "anchors.npz").write_bytes(content)
+        value = {**facts, "anchors_sha256": storage.sha256(place / "other" / "anchors.npz")}
+        (place / "other" / "config.json").write_text(json.dumps(value))
+        return runs.read(place / "other")
+
+    def read_lists(content: bytes) -> Any:
+        (place / "lists").mkdir(exist_ok=True)
+        (place / "lists" / "train.csv").write_bytes(content)
+        for name in ("val.csv", "test.csv"):
+            (place / "lists" / name).write_bytes(b"filename,label\n")
+        return mini_imagenet.files_by_class(place / "lists")
+
+    def read_cache(value: Any) -> Any:
+        value = {**value, "fingerprint": storage.fingerprint(value)}
+        (place / "cache" / "manifest.json").write_text(json.dumps(value))
+        return cache.read(place / "cache")
+
+    def read_folder(name: bytes) -> Any:
+        # A folder of images with one class and one file of that name.
+        folder = place / "pictures"
+        shutil.rmtree(folder, ignore_errors=True)
+        parts = [
+            part[:100]
+            for part in name.decode("utf-8", "surrogateescape").replace("\0", "").split("/")
+            if part not in ("", ".", "..")
+        ]
+        path = folder.joinpath(*parts[:3]) if parts else folder
+        folder.mkdir()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path != folder:
+            path.write_bytes(b"")
+        return image_folder.files_by_class(folder)
+
+    def decode(content: bytes) -> Any:
+        return images.decode(content, "x.png"), images.decode(content, "x.png", channels=1, size=8)
+
+    records = b'{"stage": "a", "step": 1, "loss": 0.5}\n{"stage": "a", "step": 2, "loss": 0.25}\n'
+    everything = [encoded("PNG"), encoded("PNG", "P"), encoded("PNG", "LA"), encoded("PNG", "1")]
+    everything += [
+        encoded("JPEG"),
+        encoded("JPEG", "L", progressive=True),
+        encoded("JPEG", "CMYK"),
+        encoded("BMP"),
+        encoded("BMP", "P"),
+        encoded("WEBP"),
+        encoded("WEBP", lossless=True),
+    ]
+    return {
+        "CIFAR-10": Parser(lambda x: binary.cifar(x, 1, 10, "x.bin"), [cifar]),
+        "CIFAR-100": Parser(lambda x: binary.cifar(x, 2, 100, "x.bin"), [cifar100]),
+        "STL-10": Parser(lambda x: binary.stl10(x[:-2], x[-2:], "x.bin"), [stl10]),
+        "class names": Parser(lambda x: binary.class_names(x, 3, "names.txt"), [b"a\nb\nc\n"]),
+        "archive": Parser(
+            in_file("x.tar", lambda path: binary.read_files(path, "set", ("a", "b"))),
+            [archive(""), archive("gz"), archive("bz2")],
+        ),
+        "Mini-ImageNet csv": Parser(read_lists, [lists]),
+        "image": Parser(decode, everything),
+        "folder of images": Parser(read_folder, [b"a/b.png", b".a/b.png", b"a/b.txt", b"train/a/b.png"]),
+        "logits .npy": Parser(
+            in_file("x.npy", lambda path: teacher_logits.given(str(path), labels, 4)),
+            [npy(logits), npy(logits.astype(np.float16)), npy(np.array([{}]), allow_pickle=True)],
+        ),
+        "logits manifest": Parser(
+            sealed(
+                "logits/manifest.json", lambda path: teacher_logits.read(path.parent, "abc", {"train": 100, "test": 10})
+            ),
+            [storage.read_json(place / "logits" / "manifest.json")],
+        ),
+        "cache manifest": Parser(read_cache, [cached]),
+        "bundle manifest": Parser(sealed("bundle/manifest.json", lambda path: bundle.read(path.parent)), [manifest]),
+        "config.json": Parser(sealed("run/config.json", lambda path: runs.read(path.parent)), [facts]),
+        "anchors.npz": Parser(read_anchors, [anchors]),
+        "checkpoint list": Parser(
+            sealed("step/files.json", lambda path: checkpoint._damage(path.parent, "me")), [listed]
+        ),
+        "any JSON": Parser(
+            in_file("x.json", storage.read_json), [json.dumps({**facts, "seal": "x"}).encode(), b'{"a": [1, 2.5, "x"]}']
+        ),
+        "metrics.jsonl": Parser(in_file("x.jsonl", read_records), [records]),
+    }
+
+
+def fuzz(
+    name: str, parser: Parser, count: int, seed: int, out: pathlib.Path
+) -> tuple[collections.Counter[str], list[str]]:
+    """Feeds a parser `count` inputs; how often it took, refused and crashed, and its different crashes."""
+    rng, counts, crashes = random.Random(f"{name} {seed}"), collections.Counter[str](), {}
+    for value in parser.good:
+        with contextlib.suppress(UserError, cache.Damaged):
+            parser.read(value)
+    for k in range(count):
+        good = rng.choice(parser.good)
+        value = changed_json(good, rng) if isinstance(good, dict) else changed(good, parser.good, rng)
+        signal.alarm(SECONDS)
+        try:
+            parser.read(value)
+            counts["taken"] += 1
+        except (UserError, cache.Damaged, OSError) as error:  # of the last `main` makes one line
+            if "\n" in str(error) or not str(error):
+                counts["crashed"] += 1
+                crashes.setdefault(f"refused in several lines: {error}"[:200], value)
+            else:
+                counts["refused"] += 1
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            counts["crashed"] += 1
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            crashes.setdefault(f"{type(error).__name__} at {where.filename}:{where.lineno}", (value, error, k))
+        finally:
+            signal.alarm(0)
+    for k, (what, value) in enumerate(crashes.items()):
+        (out / f"crash-{name.replace(' ', '-').replace('/', '-')}-{k}.txt").write_text(f"{what}\n{value!r}\n")
+    return counts, [
+        f"{name}: {what}: {value[1] if isinstance(value, tuple) else ''}"[:300] for what, value in crashes.items()
+    ]
+
+
+def _hangs(*_: object) -> None:
+    raise TimeoutError
+
+
+def run(
+    out: pathlib.Path, inputs: int, seed: int, only: list[str] | None = None
+) -> tuple[dict[str, collections.Counter[str]], list[str]]:
+    """Fuzzes all parsers, or some, with so many inputs in all; the counts of each, and the crashes."""
+    out.mkdir(parents=True, exist_ok=True)
+    logging.set_verbosity(logging.ERROR)
+    before = signal.signal(signal.SIGALRM, _hangs)
+    found, crashes = {}, []
+    try:
+        memory = "/dev/shm" if pathlib.Path("/dev/shm").is_dir() else None
+        with tempfile.TemporaryDirectory(dir=memory) as place, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as the program does where it decodes images
+            chosen = parsers(pathlib.Path(place))
+            names = only or list(chosen)
+            for name in names:
+                found[name], new = fuzz(name, chosen[name], -(-inputs // len(names)), seed, out)
+                crashes += new
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    return found, crashes
+
+
+def main() -> None:
+    """Reads the command line and fuzzes."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.fuzz", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--inputs", type=int, default=120_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+")
+    given = parser.parse_args()
+    found, crashes = run(given.out, given.inputs, given.seed, given.only)
+    outcomes = ("taken", "refused", "crashed")
+    print(f"{'parser':20}{'inputs':>9}" + "".join(f"{outcome:>10}" for outcome in outcomes))
+    for name, counts in [*found.items(), ("all", sum(found.values(), collections.Counter()))]:
+        print(f"{name:20}{counts.total():9}" + "".join(f"{counts[outcome]:10}" for outcome in outcomes))
+    with open(given.out / "fuzz.jsonl", "a") as file:
+        for name, counts in found.items():
+            row = {"parser": name, "inputs": counts.total(), **{outcome: counts[outcome] for outcome in outcomes}}
+            file.write(json.dumps(row) + "\n")
+    print("\n".join(crashes))
+    sys.exit(bool(crashes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Runs of the tiny pipeline, by its usual flags, in forked processes, which need not import JAX again."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+from matplotlib import font_manager
+
+from cnn2gnn_jax import cli, main, storage, sweep
+from cnn2gnn_jax.data import digits
+
+CONFIG = pathlib.Path(__file__).with_name("tiny.py")
+# Of a resumed run's results these alone may differ.
+TIMES = ("seconds", "inference_seconds")
+_WRITERS: dict[int, subprocess.Popen] = {}  # of what a process prints
+
+
+def prepare(out: pathlib.Path) -> None:
+    """Makes this process ready to start runs: on one CPU, with compiled programs kept under `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_compilation_cache_dir", str(out.absolute() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    digits.load()
+    font_manager.findfont("sans")
+
+
+def command(out: pathlib.Path, method: str, *flags: str) -> list[str]:
+    """The flags of a run under `out`, which holds its cache and its workdir; `method` may be `sweep`."""
+    if method == "sweep":
+        sweep_file = f"--sweep={CONFIG.with_name('tiny_sweep.py')}"
+        return [sweep_file, f"--out={out / 'run'}", f"--config.cache_dir={out / 'cache'}", *flags]
+    return [f"--config={CONFIG}:{method}", f"--workdir={out / 'run'}", f"--config.cache_dir={out / 'cache'}", *flags]
+
+
+def start(flags: Sequence[str], log: pathlib.Path, prepare: Callable[[], None] = lambda: None) -> int:
+    """Starts `python -m cnn2gnn_jax.main`, or `.sweep`, with these flags in a process of its own; its id.
+
+    `prepare` is called in it first. What it prints is added to `log`, through a pipe, as no limit holds for one.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with open(log, "ab") as file:
+        writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file, start_new_session=True)
+    assert writer.stdin is not None
+    process = os.fork()
+    if process:
+        writer.stdin.close()
+        _WRITERS[process] = writer
+        return process
+    code = 1
+    try:
+        os.dup2(writer.stdin.fileno(), 1)
+        os.dup2(writer.stdin.fileno(), 2)
+        os.close(writer.stdin.fileno())
+        prepare()
+        sys.argv = ["cnn2gnn_jax", *flags]
+        if flags[0].startswith("--sweep"):
+            cli.run(sweep.main)
+        else:
+            main.run()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait(process: int, seconds: float = 900) -> int:
+    """The exit code of a started process, negative for a signal; one that takes too long is killed."""
+    until = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            _WRITERS.pop(process).wait()
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            _WRITERS.pop(process).wait()
+            raise TimeoutError(f"a run hung for {seconds:.0f} seconds")
+        time.sleep(0.005)
+
+
+def outcome(workdir: pathlib.Path) -> dict:
+    """The results of a finished run or sweep, without times."""
+    if (workdir / "results.jsonl").exists():
+        cells = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+        return {str(k): {name: v for name, v in cell.items() if name not in TIMES} for k, cell in enumerate(cells)}
+    results = storage.read_json(workdir / "results.json")
+    return {key: value for key, value in results.items() if key not in TIMES}

@@ -1,0 +1,22 @@
+"""The pipeline of the faults: 200 digits, eight steps a stage, a checkpoint after every second one.
+
+After the colon a method: `cnn2gnn`, or `ab`, which trains in two stages.
+"""
+
+from configs import digits
+
+
+def get_config(method="cnn2gnn"):
+    config = digits.get_config("smoke")
+    config.method = method
+    config.data.limit = 20
+    for train in (config.teacher.train, config.student.train):
+        train.epochs, train.batch_size, train.chunk_steps = 2, 50, 2
+    config.student.stem_widths, config.student.head_widths = (4,), (32, 16)
+    config.student.sparsity = config.student.hidden = 20
+    config.evaluate.graph_off = False
+    config.checkpoint.every_seconds = 0.0
+    config.compilation_cache = False  # the programs of the faults share one, which is never damaged
+    if method == "ab":
+        config.distill.pretrain_epochs = 1
+    return config
