@@ -147,6 +147,9 @@ def run(
       UserError: another process has taken over a cell, because this one was silent too long.
     """
     records.write_plan(out, title, [(cell.name, cell.places) for cell in cells])
+    for cell in cells:
+        if records.is_done(out, cell.name) and not keep_checkpoints:
+            _discard_checkpoints(out, cell)  # a kill may have come before it
     claims, end, times = Claims(out / "claims"), _End(), collections.defaultdict[str, list[float]](list)
     old_failures = {cell.name: _failure(out, cell) for cell in cells}
     timer = threading.Timer(60 * minutes, end.ask, [_TIME_IS_UP]) if minutes else None
@@ -211,9 +214,13 @@ def _run_cell(out: pathlib.Path, cell: Cell, keep_checkpoints: bool) -> None:
     else:
         failure.unlink(missing_ok=True)
         if not keep_checkpoints:
-            shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+            _discard_checkpoints(out, cell)
     finally:
         jax.clear_caches()  # of the last cell; what the next one shares with it is in the cache on disk
+
+
+def _discard_checkpoints(out: pathlib.Path, cell: Cell) -> None:
+    shutil.rmtree(out / "cells" / cell.name / "checkpoints", ignore_errors=True)
 
 
 def _failure(out: pathlib.Path, cell: Cell) -> str | None:

@@ -153,6 +153,8 @@ def broken(out: pathlib.Path, method: str, whole: dict[str, Any], rng: random.Ra
     aims = [*METHODS[method], LAST]
     moments = [(aims[3], signal.SIGTERM), *((aim, signal.SIGKILL) for aim in rng.sample(aims, min(kills, len(aims))))]
     for aim, how in sorted(moments, key=lambda moment: aims.index(moment[0])):
+        if aims.index(stage(out, method)) > aims.index(aim):
+            continue  # the last process got further than the moment drawn
         process = runs.start(runs.command(out, method), log)
         delay = rng.uniform(0, whole["seconds"][aim])
         while stage(out, method) != aim and not _ended(process):

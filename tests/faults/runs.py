@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from matplotlib import font_manager
@@ -96,8 +97,15 @@ def wait(process: int, seconds: float = 900) -> int:
 
 def outcome(workdir: pathlib.Path) -> dict:
     """The results of a finished run or sweep, without times."""
-    if (workdir / "results.jsonl").exists():
-        cells = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
-        return {str(k): {name: v for name, v in cell.items() if name not in TIMES} for k, cell in enumerate(cells)}
-    results = storage.read_json(workdir / "results.json")
-    return {key: value for key, value in results.items() if key not in TIMES}
+    if not (workdir / "results.jsonl").exists():
+        return _without_times(storage.read_json(workdir / "results.json"))
+    cells = map(json.loads, (workdir / "results.jsonl").read_text().splitlines())
+    return {cell["cell"]: _without_times(cell) for cell in cells}
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_times(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _without_times(one) for name, one in value.items() if name not in TIMES}
+    return value
