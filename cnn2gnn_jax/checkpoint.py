@@ -7,6 +7,7 @@ A checkpoint without the list was written by an earlier version: it gets its lis
 """
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
@@ -107,8 +108,13 @@ class Checkpoints:
         try:
             _check_shapes(self._saved(step), like)
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like, strict=False))
-            return self._manager.restore(step, args=args).state
+            with _os_errors(self.folder):
+                return self._manager.restore(step, args=args).state
         except Exception as error:  # Orbax and its storage raise many kinds
+            if isinstance(error, MemoryError | jax.errors.JaxRuntimeError) or (
+                isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
+            ):
+                raise  # of the machine, and not of the files
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise UserError(
                 f"the checkpoint of step {step} in {self.folder} cannot be restored ({reason}): "
@@ -123,7 +129,8 @@ class Checkpoints:
         """
         step, here = self._checked(), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), self._saved(step).tree)
-        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
+        with _os_errors(self.folder):
+            return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
 
     def _saved(self, step: int | None) -> Any:
         """The shapes of the state of a step."""
@@ -136,7 +143,8 @@ class Checkpoints:
           UserError: it is damaged or another's.
         """
         step = self._checked()
-        return self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())).facts
+        with _os_errors(self.folder):
+            return self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())).facts
 
     def _checked(self) -> int | None:
         """The newest step, after its files were read; those that have changed since raise UserError."""
@@ -144,9 +152,11 @@ class Checkpoints:
 
         def check() -> None:
             if (folder := self.folder / f"step_{step}").is_dir() and (wrong := _damage(folder, self.owner)):
+                # Of the best there is but one.
+                back = "run the run's own command again, which goes back to the one before; or "
                 raise UserError(
-                    f"the checkpoint {folder} is damaged ({wrong}): run the run's own command again, which goes back "
-                    f"to the one before; or delete {self.folder.parent} to train this stage again"
+                    f"the checkpoint {folder} is damaged ({wrong}): {back if self.folder.name == 'last' else ''}"
+                    f"delete {self.folder.parent} to train this stage again"
                 )
 
         processes.on_first(check)

@@ -11,11 +11,13 @@ import pathlib
 import re
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 
 RENEW_SECONDS = 30.0
 STALE_SECONDS = 300.0
+_REMAINS_SECONDS = 3600.0
 
 
 class Claims:
@@ -31,6 +33,10 @@ class Claims:
         self, folder: pathlib.Path, renew_seconds: float = RENEW_SECONDS, stale_seconds: float = STALE_SECONDS
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        for remains in folder.glob(".*"):  # of processes that were killed
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - remains.stat().st_mtime > _REMAINS_SECONDS:
+                    remains.unlink()
         self.folder, self.renew_seconds, self.stale_seconds = folder, renew_seconds, stale_seconds
         self.owner = f"process {os.getpid()} on {socket.gethostname()} {_boot()}, {uuid.uuid4().hex}"
 
@@ -39,6 +45,7 @@ class Claims:
         """Holds the claim `name`, if it is free, while the context lasts; the value tells whether it does.
 
         `on_loss` is called, in another thread, if someone has taken the claim over: this process was silent too long.
+        One that was given back meanwhile is taken again.
         """
         path = self.folder / name
         if not self._take(path):
@@ -60,20 +67,23 @@ class Claims:
         return sum(not self._is_stale(path) for path in self.folder.iterdir() if not path.name.startswith("."))
 
     def _take(self, path: pathlib.Path) -> bool:
-        if self._is_stale(path):
-            # Of several that take over, one succeeds in moving the old claim away; who moved a new one puts it back.
-            aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-            try:
-                os.rename(path, aside)
-            except FileNotFoundError:
-                return False
-            try:
-                if not self._is_stale(aside):
-                    with contextlib.suppress(FileExistsError):
-                        os.link(aside, path)
-                    return False
-            finally:
-                aside.unlink()
+        if not self._is_stale(path):
+            return self._create(path)
+        # Of several that take over, one creates the new claim beside; as it takes the old one's place, no claim is
+        # free in between.
+        beside = path.with_name(f".{path.name}.takeover")
+        if not self._create(beside):
+            if self._is_stale(beside):
+                beside.unlink(missing_ok=True)  # of one that was killed
+            return False
+        if not self._is_stale(path):
+            beside.unlink(missing_ok=True)
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(beside, path)
+        return self._is_mine(path)
+
+    def _create(self, path: pathlib.Path) -> bool:
         try:
             with open(path, "x", encoding="utf-8") as file:
                 file.write(self.owner)
@@ -83,11 +93,13 @@ class Claims:
 
     def _renew(self, path: pathlib.Path, done: threading.Event, on_loss: Callable[[], None]) -> None:
         while not done.wait(self.renew_seconds):
-            if not self._is_mine(path):
-                on_loss()
-                return
-            with contextlib.suppress(FileNotFoundError):
+            try:
+                if not self._is_mine(path) and not self._create(path):
+                    on_loss()
+                    return
                 os.utime(path)
+            except OSError:
+                continue  # a shared folder may be away for a while
 
     def _is_mine(self, path: pathlib.Path) -> bool:
         try:

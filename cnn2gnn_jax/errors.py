@@ -3,15 +3,23 @@
 import errno
 
 
+def printable(text: str) -> str:
+    """One line without what a terminal would act on: names of files and classes may hold anything."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
 class UserError(Exception):
     """Wrong input: the message says what was found, what was expected and what to do.
 
-    `main` prints it as one line and exits with code 2; nothing has been overwritten. Names of files may hold line
-    breaks and what a terminal acts on: its text does not.
+    `main` prints it as one line and exits with code 2; nothing has been overwritten.
     """
 
     def __str__(self) -> str:
-        return "".join(sign if sign.isprintable() else "?" for sign in super().__str__())
+        return printable(super().__str__())
+
+
+class InUse(UserError):
+    """Another process works in the folder that this one was to work in."""
 
 
 _MEND = {

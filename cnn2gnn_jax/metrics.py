@@ -19,15 +19,15 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from cnn2gnn_jax import processes, storage
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.errors import UserError, printable
 
 _LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
 def say(text: str) -> None:
-    """Prints a line of progress, of several processes in the first."""
+    """Prints progress, of several processes in the first."""
     if processes.is_first():
-        tqdm.tqdm.write(text, file=sys.stderr)
+        tqdm.tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stderr)
 
 
 def read_records(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from cnn2gnn_jax import bundle, cli, gnn, trained
 from cnn2gnn_jax.data import batches, images, sources
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.errors import UserError, printable
 from cnn2gnn_jax.metrics import say
 from cnn2gnn_jax.trained import Trained
 
@@ -194,24 +194,21 @@ def _batch(
             yield link
 
 
-def _plain(text: str) -> str:
-    """Text without what a terminal would act on."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
-
-
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
     """The answers for a terminal; under each image the neighbours that it was linked to."""
-    width = max(len(_plain(row["image"])) for row in rows)
-    class_width = max(len(_plain(row["class"])) for row in rows)
+    width = max(len(printable(row["image"])) for row in rows)
+    class_width = max(len(printable(row["class"])) for row in rows)
     lines = []
     for row in rows:
-        lines.append(f"{_plain(row['image']):{width}}  {_plain(row['class']):{class_width}}  {row['probability']:.4f}")
+        lines.append(
+            f"{printable(row['image']):{width}}  {printable(row['class']):{class_width}}  {row['probability']:.4f}"
+        )
         if "neighbors" in row:
             lines.append(f"    {row['self_weight']:.4f}  itself")
         for link in row.get("neighbors", ()):
-            what = [f"training image {link['index']}, {_plain(link['class'])}"] if "index" in link else []
+            what = [f"training image {link['index']}, {printable(link['class'])}"] if "index" in link else []
             if "image" in link:
-                what = [_plain(link["image"]), *(f"nearest to {text}" for text in what)]
+                what = [printable(link["image"]), *(f"nearest to {text}" for text in what)]
             lines.append(f"    {link['weight']:.4f}  {', '.join(what)}")
     return "\n".join(lines)
 

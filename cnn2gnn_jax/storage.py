@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.errors import InUse, UserError
 
 _BLOCK = 1 << 22
 _SEAL = "seal"
@@ -178,7 +178,7 @@ def lock(path: pathlib.Path, wait: bool) -> Iterator[None]:
       wait: whether to wait for another owner or to refuse at once.
 
     Raises:
-      UserError: another process holds it and `wait` is false.
+      InUse: another process holds it and `wait` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -189,9 +189,7 @@ def lock(path: pathlib.Path, wait: bool) -> Iterator[None]:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             owner = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
-            raise UserError(
-                f"{path.parent} is in use by {owner}: wait for it to end, or choose another folder"
-            ) from None
+            raise InUse(f"{path.parent} is in use by {owner}: wait for it to end, or choose another folder") from None
         with naming(path):
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

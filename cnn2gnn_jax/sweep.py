@@ -34,7 +34,7 @@ from ml_collections import ConfigDict
 from cnn2gnn_jax import cli, pipeline, processes, storage
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax.claims import Claims
-from cnn2gnn_jax.errors import Stopped, UserError
+from cnn2gnn_jax.errors import InUse, Stopped, UserError
 from cnn2gnn_jax.metrics import say
 from cnn2gnn_jax.report import records
 
@@ -96,10 +96,11 @@ def set_field(config: ConfigDict, field: str, text: str) -> None:
     try:
         *sections, name = field.split(".")
         kind = functools.reduce(operator.getitem, sections, config).get_type(name)
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"--config.{field}: there is no such field (see configs/base.py)") from None
+    try:
         value: Any = text if kind is str else ast.literal_eval(text)
         config.update_from_flattened_dict({field: value})
-    except (AttributeError, KeyError):
-        raise UserError(f"--config.{field}: there is no such field (see configs/base.py)") from None
     except (SyntaxError, TypeError, ValueError):
         raise UserError(f"--config.{field}={text}: expected a value of type {kind.__name__}") from None
 
@@ -148,8 +149,8 @@ def run(
     """
     records.write_plan(out, title, [(cell.name, cell.places) for cell in cells])
     for cell in cells:
-        if records.is_done(out, cell.name) and not keep_checkpoints:
-            _discard_checkpoints(out, cell)  # a kill may have come before it
+        if records.is_done(out, cell.name):
+            _tidy(out, cell, keep_checkpoints)  # a kill may have come before it
     claims, end, times = Claims(out / "claims"), _End(), collections.defaultdict[str, list[float]](list)
     old_failures = {cell.name: _failure(out, cell) for cell in cells}
     timer = threading.Timer(60 * minutes, end.ask, [_TIME_IS_UP]) if minutes else None
@@ -168,7 +169,8 @@ def run(
             timer.cancel()
         records.collect(out)
     done = sum(records.is_done(out, cell.name) for cell in cells)
-    return Outcome(done, sum(_failure(out, cell) is not None for cell in cells), end.why)
+    failed = sum(_failure(out, cell) is not None for cell in cells if not records.is_done(out, cell.name))
+    return Outcome(done, failed, end.why)
 
 
 def _run_all(
@@ -195,37 +197,50 @@ def _run_all(
                     continue
                 _show(cells, out, cell, claims, times)
                 began = time.monotonic()
-                _run_cell(out, cell, keep_checkpoints)
+                try:
+                    _run_cell(out, cell, keep_checkpoints)
+                except InUse as error:  # whoever was silent lives, and goes on with it
+                    say(f"cell {cell.name} is left to its owner: {error}")
+                    continue
                 times[cell.config.method].append(time.monotonic() - began)
                 ran, progress = ran + 1, True
 
 
 def _run_cell(out: pathlib.Path, cell: Cell, keep_checkpoints: bool) -> None:
-    workdir, failure = out / "cells" / cell.name, out / "failures" / f"{cell.name}.json"
+    workdir, failure = out / "cells" / cell.name, _failure_path(out, cell)
     try:
         results = pipeline.run(cell.config, workdir, "evaluate")
         assert results is not None
         records.write(out, cell.name, cell.config, results, workdir / "metrics.jsonl")
+    except InUse:
+        raise
     except Exception as error:
         what = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
         say(f"cell {cell.name} failed: {what}")
         facts = {"error": what, "traceback": traceback.format_exc(), "places": cell.places, "time": time.time()}
         storage.write_json(failure, facts)
     else:
-        failure.unlink(missing_ok=True)
-        if not keep_checkpoints:
-            _discard_checkpoints(out, cell)
+        _tidy(out, cell, keep_checkpoints)
     finally:
         jax.clear_caches()  # of the last cell; what the next one shares with it is in the cache on disk
 
 
-def _discard_checkpoints(out: pathlib.Path, cell: Cell) -> None:
-    shutil.rmtree(out / "cells" / cell.name / "checkpoints", ignore_errors=True)
+def _tidy(out: pathlib.Path, cell: Cell, keep_checkpoints: bool) -> None:
+    """Removes what a cell that is done no longer needs."""
+    _failure_path(out, cell).unlink(missing_ok=True)
+    if not keep_checkpoints:
+        shutil.rmtree(out / "cells" / cell.name / "checkpoints", ignore_errors=True)
+
+
+def _failure_path(out: pathlib.Path, cell: Cell) -> pathlib.Path:
+    return out / "failures" / f"{cell.name}.json"
 
 
 def _failure(out: pathlib.Path, cell: Cell) -> str | None:
-    path = out / "failures" / f"{cell.name}.json"
-    return path.read_text(encoding="utf-8") if path.exists() else None
+    try:
+        return _failure_path(out, cell).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
 
 
 def _show(

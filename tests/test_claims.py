@@ -63,6 +63,26 @@ def test_a_claim_is_renewed_and_a_silent_one_taken_over(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_claim_outlives_a_folder_that_is_away_and_is_taken_back(tmp_path, monkeypatch):
+    lost, failed, touch = threading.Event(), threading.Event(), os.utime
+
+    def away(path, *arguments):
+        if not failed.is_set():
+            failed.set()
+            raise OSError(5, "Input/output error")
+        touch(path, *arguments)
+
+    monkeypatch.setattr(os, "utime", away)
+    with Claims(tmp_path, renew_seconds=0.02).hold("cell", lost.set):
+        assert failed.wait(10)
+        (tmp_path / "cell").unlink()  # by one that found its owner alive after all
+        deadline = time.monotonic() + 10
+        while not (tmp_path / "cell").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (tmp_path / "cell").exists() and not lost.is_set()
+    assert list(tmp_path.iterdir()) == []
+
+
 _RACE = """
 import pathlib, sys, time
 from cnn2gnn_jax.claims import Claims

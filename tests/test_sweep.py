@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from cnn2gnn_jax import pipeline, storage, sweep
-from cnn2gnn_jax.errors import Stopped, UserError
+from cnn2gnn_jax.errors import InUse, Stopped, UserError
 from cnn2gnn_jax.report import records
 from cnn2gnn_jax.report.__main__ import write as write_report
 
@@ -96,6 +96,7 @@ def test_cells_that_compute_the_same_are_one(file):
     "settings, message",
     [
         ({"student.hiden": "8"}, "--config.student.hiden: there is no such field"),
+        ({"data.name.first": "1"}, "--config.data.name.first: there is no such field"),
         ({"student.hidden": "many"}, "--config.student.hidden=many: expected a value of type int"),
         ({"student.hidden": "__import__('os')"}, "expected a value of type int"),
         ({"student.hidden": "0"}, "student.hidden is 0"),
@@ -151,14 +152,21 @@ def test_failures_are_recorded_and_tried_again(tmp_path, file, monkeypatch, fake
     def fails(config, workdir, stage):
         if config.method == "kd":
             raise MemoryError("too large")
+        if config.method == "gnn":
+            raise InUse("its owner lives")
         return works(config, workdir, stage)
 
     monkeypatch.setattr(pipeline, "run", fails)
-    assert sweep.run(cells, out, "tiny") == (4, 2, None)
+    assert sweep.run(cells, out, "tiny") == (2, 2, None)
     failure = storage.read_json(out / "failures" / f"{cells[1].name}.json")
     assert failure["error"] == "MemoryError: too large" and "in fails" in failure["traceback"]
     monkeypatch.setattr(pipeline, "run", works)
     assert sweep.run(cells, out, "tiny") == (6, 0, None) and not list((out / "failures").iterdir())
+    # A kill between the record and what follows it.
+    (out / "failures" / f"{cells[1].name}.json").write_text("{}")
+    (out / "cells" / cells[1].name / "checkpoints").mkdir()
+    assert sweep.run(cells, out, "tiny") == (6, 0, None) and not list((out / "failures").iterdir())
+    assert not list((out / "cells").glob("*/checkpoints"))
 
 
 def test_time_that_is_up_stops_the_running_cell(tmp_path, file, monkeypatch):
@@ -193,7 +201,7 @@ def test_a_real_sweep_shared_by_two_processes_and_its_report(tmp_path, file, cac
     text = "".join(said)
     assert text.count("evaluating graph_learned-seed0") == 2  # one of cnn2gnn, one of gnn: each cell once
     page = write_report(tmp_path / "out", cache).read_text()
-    assert "<script" in page and "http" not in page.replace("http-equiv", "")
+    assert "<script" in page and "http:" not in page and "https:" not in page
     for words in ("CNN2GNN, batch by batch", "CNN2GNN, graph off", "Figure 3", "Figure 5", "audit of how much"):
         assert words in page, words
     found = records.read(tmp_path / "out")

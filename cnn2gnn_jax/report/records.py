@@ -4,9 +4,10 @@ A folder holds either `records/<cell>.json` and `plans/<sweep>.json`, as `cnn2gn
 `results.jsonl`, where a line is a record with its places: `collect` makes that of the first two.
 """
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -99,9 +100,19 @@ def is_done(out: pathlib.Path, cell: str) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def _alone(out: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from writing plans and `results.jsonl` meanwhile, and removes what killed ones left."""
+    with storage.lock(out / ".lock", wait=True):
+        for remains in (*out.glob(".*.partial"), *(out / "plans").glob(".*.partial")):
+            remains.unlink()
+        yield
+
+
 def write_plan(out: pathlib.Path, title: str, cells: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
     """Writes where the cells of a sweep stand, in their order, which tables keep."""
-    storage.write_json(out / "plans" / f"{title}.json", {"cells": cells})
+    with _alone(out):
+        storage.write_json(out / "plans" / f"{title}.json", {"cells": cells})
 
 
 def collect(out: pathlib.Path) -> None:
@@ -115,7 +126,8 @@ def collect(out: pathlib.Path) -> None:
         for cell in places
         if is_done(out, cell)
     ]
-    storage.write_text(out / "results.jsonl", "".join(line + "\n" for line in lines))
+    with _alone(out):
+        storage.write_text(out / "results.jsonl", "".join(line + "\n" for line in lines))
 
 
 def read(out: pathlib.Path) -> list[dict[str, Any]]:
