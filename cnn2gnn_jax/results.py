@@ -15,6 +15,7 @@ from cnn2gnn_jax.runs import Run
 from cnn2gnn_jax.task import Task, with_labels_only
 
 _PACKAGES = ("cnn2gnn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+NOT_INSTALLED = "not installed as a package"
 
 
 def versions() -> dict[str, str]:
@@ -24,7 +25,7 @@ def versions() -> dict[str, str]:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed as a package"
+            found[package] = NOT_INSTALLED
     return found
 
 

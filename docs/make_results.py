@@ -57,13 +57,16 @@ def section() -> str:
         for table in found:
             if table.title.startswith("Audit") or "paired" in table.title or "Figure" in table.title:
                 continue
-            if tuple(table.columns) == tables.AUDIT:
+            settings = tuple(table.columns) == tables.AUDIT
+            if settings:
                 keep = [table.columns.index(name) for name in SHOWN]
                 rows = [(heading, [cells[k] for k in keep]) for heading, cells in table.rows]
                 table = dataclasses.replace(table, columns=SHOWN, rows=rows)
-            parts.append(
-                formats.markdown(table, level=3) + f"\nAll of it: [results/{folder}](results/{folder}/results.md)."
-            )
+            text = formats.markdown(table, level=3) + f"\nAll of it: [results/{folder}](results/{folder}/results.md)."
+            if settings:  # long tables, which open at a click
+                heading, _, rest = text.partition("\n\n")
+                text = f"{heading}\n\n<details><summary>{len(rows)} settings</summary>\n\n{rest}\n\n</details>"
+            parts.append(text)
     return "\n\n".join(parts)
 
 

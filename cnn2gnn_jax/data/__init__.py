@@ -49,7 +49,7 @@ class Dataset:
     fingerprint: str
 
 
-def load(config: Any, cache_dir: pathlib.Path) -> Dataset:
+def load(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> Dataset:
     """Opens a data set; the first time, its images are decoded into `cache_dir`, and downloaded if need be.
 
     Args:
@@ -67,6 +67,7 @@ def load(config: Any, cache_dir: pathlib.Path) -> Dataset:
         test_fraction, split_seed: of an image folder without a test folder, the part of each class that is tested on
           and what chooses it.
       cache_dir: where caches are kept; runs at the same time may share it.
+      fetch: whether to download what is not at hand.
 
     Raises:
       UserError: a setting is out of range, the data set is unknown or not at hand, or its files are wrong.
@@ -79,6 +80,7 @@ def load(config: Any, cache_dir: pathlib.Path) -> Dataset:
         pathlib.Path(cache_dir),
         config.skip_unreadable,
         sources.FolderSplit(config.test_fraction, config.split_seed),
+        fetch,
     )
     manifest = arrays.manifest
     if not min(manifest["std"]) > 0:

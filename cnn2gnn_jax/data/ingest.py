@@ -25,6 +25,7 @@ def arrays(
     cache_dir: pathlib.Path,
     skip_unreadable: bool = False,
     split: sources.FolderSplit = sources.DEFAULT_SPLIT,
+    fetch: bool = True,
 ) -> cache.Arrays:
     """The decoded data set, from its cache if that is sound, otherwise made anew; safe to call in many processes.
 
@@ -35,12 +36,13 @@ def arrays(
       cache_dir: where caches are kept.
       skip_unreadable: whether images that cannot be read are left out.
       split: of an image folder without a test folder.
+      fetch: whether to download what is not at hand.
 
     Raises:
       UserError: the data set is unknown, or not at hand, or its files are wrong.
     """
     try:
-        found = _arrays(name, image_size, manual_dir, cache_dir, skip_unreadable, split)
+        found = _arrays(name, image_size, manual_dir, cache_dir, skip_unreadable, split, fetch)
     except OSError as error:
         raise UserError(f"{name}: {errors.of_machine(error)}") from error
     if not skip_unreadable:
@@ -55,12 +57,13 @@ def _arrays(
     cache_dir: pathlib.Path,
     skip_unreadable: bool,
     split: sources.FolderSplit,
+    fetch: bool,
 ) -> cache.Arrays:
     downloads = cache_dir / "downloads"
     source = sources.find(name, manual_dir, downloads, split)
     key = source.key if source else _only_key(name, image_size, cache_dir)
     if key is None:
-        source = _fetch(name, manual_dir, downloads)
+        source = _fetch(name, manual_dir, downloads, fetch)
         key = source.key
     elif source is None and manual_dir:
         logging.warning("%s is not in data.manual_dir=%s: using the cache in %s", name, manual_dir, cache_dir)
@@ -76,7 +79,7 @@ def _arrays(
         except cache.Damaged as error:
             logging.warning("%s is damaged and will be made anew (%s)", folder, error)
         if source is None and key == sources.published_key(name) and not _records_folder(name, key, cache_dir).exists():
-            source = _fetch(name, manual_dir, downloads)
+            source = _fetch(name, manual_dir, downloads, fetch)
         logging.info("preparing %s in %s", name, folder)
         _build(name, image_size, source, key, folder, cache_dir, skip_unreadable)
         found = cache.read(folder)
@@ -86,9 +89,9 @@ def _arrays(
         return found
 
 
-def _fetch(name: str, manual_dir: str, downloads: pathlib.Path) -> sources.Source:
+def _fetch(name: str, manual_dir: str, downloads: pathlib.Path, fetch: bool) -> sources.Source:
     wanted = sources.wanted(name, manual_dir, downloads)
-    if manual_dir or sources.published_key(name) is None:
+    if not fetch or manual_dir or sources.published_key(name) is None:
         raise UserError(wanted)
     try:
         return sources.fetch(name, downloads)

@@ -16,10 +16,11 @@ from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.metrics import say
 from cnn2gnn_jax.report import figures, formats, plots, records, tables
 from cnn2gnn_jax.report.page import Section, page
+from cnn2gnn_jax.results import NOT_INSTALLED
 
 _LEAD = (
     "Every figure on this page is drawn from the records of runs (results.jsonl) by one command. Accuracies are on the "
-    "images that each table names, at the last epoch, never at the best on test.",
+    "images and at the epoch that each table names, never at the best epoch on test.",
     "One by one (Mechanism 1) links each test image to a batch of training images. Batch by batch (Mechanism 2, the "
     "paper's) lets a batch of test images in shuffled order borrow the graph of their nearest training images.",
 )
@@ -39,7 +40,6 @@ def write(out: pathlib.Path, cache: pathlib.Path, manual_dir: str = "") -> pathl
     Raises:
       UserError: nothing is recorded.
     """
-    found, folder = records.read(out), out / "report"
     found, folder = records.read(out), out / "report"
     every = tables.every(found)
     sections: list[Section] = []
@@ -85,7 +85,7 @@ def _slug(title: str) -> str:
 def _versions(found: Sequence[dict[str, Any]]) -> str:
     kinds = sorted(
         {
-            ", ".join(f"{name} {value}" for name, value in record["versions"].items() if " " not in value)
+            ", ".join(f"{name} {value}" for name, value in record["versions"].items() if value != NOT_INSTALLED)
             for record in found
         }
     )
@@ -105,7 +105,9 @@ def _neighbors(
         if field.startswith("data."):
             config[field.removeprefix("data.")] = value
     try:
-        dataset = data.load(config, cache)
+        dataset = data.load(config, cache, fetch=False)
+        if dataset.fingerprint != record["dataset"]["fingerprint"]:
+            raise UserError(f"{dataset.name} is not the data set of the records: give its own by --manual_dir")
         split = dataset.holdout if record["dataset"]["evaluated"] == "holdout" else dataset.test
         assert split is not None
         figures.save(figures.neighbors(record["examples"], dataset, split), path)

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterable
 
-from cnn2gnn_jax.report.tables import Cell, Table
+from cnn2gnn_jax.report.tables import EMPTY, Cell, Table
 
 ARROWS = {1: "↑", -1: "↓", 0: ""}
 _LATEX = {
@@ -75,11 +75,25 @@ def _cell_in_latex(cell: Cell) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """CSV: for each column the text as in the other formats, and the bare mean."""
+    """CSV: of each cell its text and the numbers, as far as the table has them."""
+    every = [_numbers(cell) for _, cells in table.rows for cell in cells]
+    kept = [name for name in _numbers(EMPTY) if any(numbers[name] for numbers in every)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["", *(name for column in table.columns for name in (column, f"{column}: mean"))])
+    names = [name for column in table.columns for name in (column, *(f"{column}: {kind}" for kind in kept))]
+    writer.writerow(["", *names])
     for heading, cells in table.rows:
-        values = [(cell.text, "" if cell.value is None else f"{cell.value:.4f}") for cell in cells]
-        writer.writerow([heading, *(text for pair in values for text in pair)])
+        values = [(cell.text, *(_numbers(cell)[name] for name in kept)) for cell in cells]
+        writer.writerow([heading, *(text for texts in values for text in texts)])
     return out.getvalue()
+
+
+def _numbers(cell: Cell) -> dict[str, str]:
+    """The numbers of a cell by name, '' for none."""
+    low, high = cell.interval or (None, None)
+    less = None if cell.paper is None or cell.value is None else cell.value - cell.paper
+    exact = {"mean": cell.value, "deviation": cell.deviation, "low": low, "high": high, "paper": cell.paper}
+    numbers = {
+        name: "" if value is None else f"{value:.4f}" for name, value in (exact | {"less the paper's": less}).items()
+    }
+    return numbers | {"n": str(cell.n or ""), "rank": str(cell.rank or ""), "against KD": str(cell.arrow or "")}

@@ -1,6 +1,6 @@
 """Figures of a sweep's records: 4 and 6 (accuracy against a value), 5 (against FLOPs), and training curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -103,6 +103,14 @@ def _label(axis: Any, spots: Sequence[tuple[str, float, float, str]]) -> None:
             )
 
 
+def _stage(record: Mapping[str, Any]) -> str | None:
+    """The stage in which the first student of a record was trained to its end, with its graph, if it has curves."""
+    first = record["accuracies"][0]
+    name = f"graph_{first['graph']}-seed{first['seed']}" if first["graph"] else f"cnn-seed{first['seed']}"
+    mine = [stage for stage in record["curves"] if stage.split(" ")[0] == name]
+    return mine[-1] if mine else None
+
+
 def training(records: Sequence[dict[str, Any]], name: str, column: str) -> Figure:
     """Loss and training accuracy against the epoch, of the first seed of every row of a table."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
@@ -112,8 +120,10 @@ def training(records: Sequence[dict[str, Any]], name: str, column: str) -> Figur
         for place in record["places"]:
             if (place["name"], place.get("column")) != (name, column) or place["row"] in shown:
                 continue
+            stage = _stage(record)
+            if stage is None:
+                continue
             shown.add(place["row"])
-            stage = list(record["curves"])[-1 if "off" not in list(record["curves"])[-1] else 0]
             epochs, losses, accuracies = zip(*record["curves"][stage], strict=True)
             heading = row_title(place["row"])
             style: dict[str, Any] = {"lw": 1.1, "color": f"C{len(shown) % 10}", "ls": "-" if len(shown) <= 10 else "--"}

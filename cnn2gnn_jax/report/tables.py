@@ -38,18 +38,30 @@ _GRAPHS = {"inner_product": "InGNN", "euclidean": "EucGNN", "learned": ""}
 class Cell:
     """What stands in a cell.
 
-    text: mean and deviation, or a difference and its interval.
-    value: what it is sorted by.
+    text: mean and deviation, or a difference and its interval, as written.
+    value: the mean, by which it is sorted.
+    deviation, interval: over the seeds, of a mean and of a difference.
+    n: the seeds, None where they are not told.
+    paper: the paper's figure.
     rank: 1 for the best of its column, 2 for the second, 0 otherwise.
     arrow: whether it is above (1) or below (-1) KD.
-    beside: the paper's figure and the difference from it, or ''.
     """
 
     text: str
     value: float | None = None
+    deviation: float | None = None
+    interval: tuple[float, float] | None = None
+    n: int | None = None
+    paper: float | None = None
     rank: int = 0
     arrow: int = 0
-    beside: str = ""
+
+    @property
+    def beside(self) -> str:
+        """The paper's figure and the difference from it, or ''."""
+        if self.paper is None or self.value is None:
+            return ""
+        return f"{self.paper:.2f}, {self.value - self.paper:+.2f}"
 
 
 EMPTY = Cell("")
@@ -130,8 +142,7 @@ def _accuracy(seen: Sequence[Observation], published: float | None = None) -> Ce
     found = summarize(list(by_seed(seen).values()))
     if found is None:
         return EMPTY
-    beside = "" if published is None else f"{published:.2f}, {found.mean - published:+.2f}"
-    return Cell(str(found), found.mean, beside=beside)
+    return Cell(str(found), found.mean, deviation=found.deviation, n=found.n, paper=published)
 
 
 def _rows(seen: Sequence[Observation]) -> list[tuple[str, str, Callable[[Observation], bool]]]:
@@ -180,10 +191,19 @@ def methods(seen: Sequence[Observation], name: str) -> list[Table]:
     for _, row, belongs in rows:
         mine = [[one for one in seen if one.place["column"] == column and belongs(one)] for column in columns]
         grid.append([_accuracy(m, published.get((row, column))) for m, column in zip(mine, columns, strict=True)])
-    kd = next((k for k, (_, row, _) in enumerate(rows) if row == "kd"), None)
+    to_kd = [
+        [
+            _difference(
+                [one for one in seen if one.place["column"] == column and belongs(one)],
+                [one for one in seen if one.place["column"] == column and one.place["row"] == "kd"],
+            )
+            for column in columns
+        ]
+        for _, _, belongs in rows
+    ]
     grid = [
         [
-            dataclasses.replace(cell, rank=_rank(cell, [other[c] for other in grid]), arrow=_arrow(grid, kd, r, c))
+            dataclasses.replace(cell, rank=_rank(cell, [other[c] for other in grid]), arrow=_sign(to_kd[r][c]))
             for c, cell in enumerate(line)
         ]
         for r, line in enumerate(grid)
@@ -192,69 +212,85 @@ def methods(seen: Sequence[Observation], name: str) -> list[Table]:
     for column in columns:
         found = summarize(list(_teacher([one for one in seen if one.place["column"] == column]).values()))
         value = published.get(("teacher", column))
-        beside = "" if value is None or found is None else f"{value:.2f}, {found.mean - value:+.2f}"
-        teachers.append(EMPTY if found is None else Cell(str(found), found.mean, beside=beside))
-    body = [(METHODS["teacher"], teachers), *((row[0], line) for row, line in zip(rows, grid, strict=True))]
-    tables = [Table(name, columns, body, [_seeds(seen), "Bold is best and underlined second of a column's students; "
-                                          "arrows are against KD. " + _PAPER * bool(published)])]  # fmt: skip
-    if kd is not None:
-        differences = [
-            (
-                heading,
-                [
-                    _difference(
-                        [one for one in seen if one.place["column"] == column and belongs(one)],
-                        [one for one in seen if one.place["column"] == column and one.place["row"] == "kd"],
-                    )
-                    for column in columns
-                ],
-            )
-            for heading, row, belongs in rows
-            if row != "kd"
-        ]
-        note = "Mean over seeds of the difference to KD of the same seed, in points, with Student's 95% interval."
-        tables.append(Table(f"{name}: paired difference to KD", columns, differences, [note]))
+        teachers.append(EMPTY if found is None else Cell(str(found), found.mean, found.deviation, paper=value))
+    headings = [heading for heading, _, _ in rows]
+    body, seeds = _counted(list(zip(headings, grid, strict=True)))
+    notes = [
+        _caption(seen, seeds),
+        "Bold is best and underlined second of a column's students; arrows are against KD of the same seeds. "
+        + _PAPER * bool(published),
+    ]
+    tables = [Table(name, columns, [(METHODS["teacher"], teachers), *body], notes)]
+    if any(row == "kd" for _, row, _ in rows):
+        lines = [(title, line) for title, (_, row, _), line in zip(headings, rows, to_kd, strict=True) if row != "kd"]
+        body, seeds = _counted(lines)
+        note = f"Mean over {seeds} of the difference to KD of the same seed, in points, with Student's 95% interval."
+        tables.append(Table(f"{name}: paired difference to KD", columns, body, [note]))
     return tables
 
 
 _PAPER = "In brackets the paper's figure (ten runs; its batch order is not told) and ours less it."
 
 
+def _shown(value: float) -> float:
+    """A mean as it is written: what differs in less is a tie."""
+    return round(value, 2)
+
+
 def _rank(cell: Cell, column: Sequence[Cell]) -> int:
-    values = sorted({other.value for other in column if other.value is not None}, reverse=True)
-    return values.index(cell.value) + 1 if cell.value in values[:2] else 0
+    values = sorted({_shown(other.value) for other in column if other.value is not None}, reverse=True)
+    return values.index(_shown(cell.value)) + 1 if cell.value is not None and _shown(cell.value) in values[:2] else 0
 
 
-def _arrow(grid: Sequence[Sequence[Cell]], kd: int | None, row: int, column: int) -> int:
-    if kd is None or row == kd:
-        return 0
-    ours, theirs = grid[row][column].value, grid[kd][column].value
-    return 0 if ours is None or theirs is None else (ours > theirs) - (ours < theirs)
+def _sign(cell: Cell) -> int:
+    return 0 if cell.value is None else (_shown(cell.value) > 0) - (_shown(cell.value) < 0)
 
 
 def _difference(ours: Sequence[Observation], theirs: Sequence[Observation]) -> Cell:
     found = paired(by_seed(ours), by_seed(theirs))
-    return EMPTY if found is None else Cell(str(found), found.mean)
+    return EMPTY if found is None else Cell(str(found), found.mean, interval=found.interval, n=found.n)
 
 
-def _seeds(seen: Sequence[Observation]) -> str:
-    dataset = seen[0].record["dataset"]
-    seeds = sorted({len(by_seed(o for o in seen if o.place == place)) for place in _unique(o.place for o in seen)})
-    counts = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
-    student = seen[0].record["student"]
+Rows = Sequence[tuple[str, Sequence[Cell]]]
+
+
+def _counted(rows: Rows) -> tuple[list[tuple[str, list[Cell]]], str]:
+    """The rows with the seeds of those cells that have fewer than others, and the seeds of the others in words."""
+    most = max((cell.n or 0 for _, line in rows for cell in line), default=0)
+    counted = [
+        (
+            heading,
+            [
+                dataclasses.replace(cell, text=f"{cell.text} (n = {cell.n})") if cell.n and cell.n < most else cell
+                for cell in line
+            ],
+        )
+        for heading, line in rows
+    ]
+    fewer = any(cell.n and cell.n < most for _, line in rows for cell in line)
+    return counted, f"{most} seed{'s' * (most != 1)}" + ", where no other n is told," * fewer
+
+
+def _caption(seen: Sequence[Observation], seeds: str) -> str:
+    """What was trained on, what was evaluated on, and how, of all records of a table."""
+    datasets: dict[str, set[int]] = {}
+    for dataset in (one.record["dataset"] for one in seen):
+        images = f"{dataset['evaluated_images']} {dataset['evaluated']} images of {dataset['name']}"
+        datasets.setdefault(f"{images} ({{}} training images, {dataset['classes']} classes)", set()).add(
+            dataset["train_images"]
+        )
+    where = [text.format(_range(images)) for text, images in datasets.items()]
+    recipes, epochs = (sorted({one.record["student"][key] for one in seen}) for key in ("recipe", "epoch"))
+    teachers = len(_teacher(seen))
     return (
-        f"Accuracy in percent on {dataset['evaluated_images']} {dataset['evaluated']} images of {dataset['name']} "
-        f"({dataset['train_images']} training images, {dataset['classes']} classes), recipe {student['recipe']}, "
-        f"{student['epoch']} epoch; mean and deviation over {counts} seed{'s' * (seeds[-1] > 1)}, one teacher."
+        f"Accuracy in percent on {'; '.join(where)}. Recipe {' and '.join(recipes)}, {' and '.join(epochs)} epoch; "
+        f"mean and deviation over {seeds}" + f", {teachers} teacher{'s' * (teachers != 1)}" * bool(teachers) + "."
     )
 
 
-def _unique(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    found: list[Mapping[str, Any]] = []
-    for item in items:
-        if item not in found:
-            found.append(item)
-    return found
+def _range(values: Iterable[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 AUDIT = (
@@ -279,7 +315,7 @@ def _audited(mine: Sequence[Observation]) -> list[Cell]:
     def diagnostic(name: str, protocol: str, scale: float, unit: str, digits: int) -> Cell:
         values = [one.entry["diagnostics"].get(name) for one in on[protocol]]
         found = summarize([scale * value for value in values if value is not None])
-        return EMPTY if found is None else Cell(f"{found.mean:.{digits}f}{unit}", found.mean)
+        return EMPTY if found is None else Cell(f"{found.mean:.{digits}f}{unit}", found.mean, found.deviation)
 
     return [
         _accuracy(on["one by one"]),
@@ -299,8 +335,8 @@ def settings(seen: Sequence[Observation], name: str) -> Table:
     """A row for each setting, under every protocol."""
     seen = [one for one in seen if one.place["name"] == name]
     rows = list(dict.fromkeys(one.place["setting"] for one in seen))
-    body = [(row, _audited([one for one in seen if one.place["setting"] == row])) for row in rows]
-    return Table(name, AUDIT, body, [_seeds(seen)])
+    body, seeds = _counted([(row, _audited([one for one in seen if one.place["setting"] == row])) for row in rows])
+    return Table(name, AUDIT, body, [_caption(seen, seeds)])
 
 
 AUDIT_WORDS = (
@@ -324,7 +360,11 @@ def audit(records: Iterable[Mapping[str, Any]]) -> Table | None:
                 groups.setdefault(heading, []).append(Observation(place, record, entry))
     if not groups:
         return None
-    body = [(name, _audited(mine)) for name, mine in groups.items()]
+    # Its rows are of several tables, so each heading tells its seeds.
+    body = []
+    for name, mine in groups.items():
+        cells = _audited(mine)
+        body.append((f"{name} (n = {max(cell.n or 0 for cell in cells)})", cells))
     return Table("Audit of the graph students", AUDIT, body, [AUDIT_WORDS])
 
 
@@ -358,13 +398,14 @@ def ablation(seen: Sequence[Observation], name: str) -> Table:
             inference = summarize([one.entry["seconds"] for one in mine])
             line += [Cell(f"{found.mean:.2f}", found.mean) if found else EMPTY for found in (training, inference)]
         body.append((heading, line))
+    counted, seeds = _counted(body)
     columns = [f"{column}: {what}" for column in data for what in ("accuracy", "training, s", "inference, s")]
     notes = [
-        _seeds(seen),
+        _caption(seen, seeds),
         "Seconds without compilation, of training the student and of classifying all test images once. The paper gives "
         "one time, without saying of what: on CIFAR-100 4999 s one by one and 2797 s batch by batch, a ratio of 1.79.",
     ]
-    return Table(name, columns, body, notes)
+    return Table(name, columns, counted, notes)
 
 
 def _training_seconds(one: Observation) -> float:
@@ -382,4 +423,5 @@ def points(seen: Sequence[Observation], name: str) -> Table:
         mine = [o for o in seen if (o.place["panel"], o.place["line"], o.place["x"]) == (panel, line, x) and _is_on(o)]
         cells = [_accuracy([one for one in mine if is_protocol(one, protocol)]) for protocol in PROTOCOLS]
         body.append((f"{panel}, {line}, {x}", cells))
-    return Table(name, ["batch by batch", "one by one", "class-sorted (audit)"], body, [_seeds(seen)])
+    counted, seeds = _counted(body)
+    return Table(name, ["batch by batch", "one by one", "class-sorted (audit)"], counted, [_caption(seen, seeds)])

@@ -16,12 +16,12 @@ def what_to_look_at(results: Mapping[str, Any], records: Sequence[Mapping[str, A
       counts: (C, C), how many test images of class i the first student took for class j.
     """
     first = results["accuracies"][0]
-    images = results["dataset"]["evaluated_images"]
+    images, split = results["dataset"]["evaluated_images"], results["dataset"]["evaluated"]
     share = first["accuracy"] / 100
     error = 100 * math.sqrt(share * (1 - share) / images)
     lines = [
-        f"Accuracy: {first['accuracy']:.2f}% of {images} test images, guessing gives {100 / len(counts):.2f}%. By "
-        f"the chance of these test images alone it could be {2 * error:.1f} points more or less (two standard errors)."
+        f"Accuracy: {first['accuracy']:.2f}% of {images} {split} images, guessing gives {100 / len(counts):.2f}%. By "
+        f"the chance of these images alone it could be {2 * error:.1f} points more or less (two standard errors)."
     ]
     lines += _graph(results, first)
     teacher = results["teacher"]
@@ -48,17 +48,20 @@ def _graph(results: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
         )
     facts = first["diagnostics"]
     agreement, chance = 100 * facts["label_agreement"], 100 * facts["label_agreement_chance"]
-    verdict = "it finds the class" if agreement > 2 * chance else "hardly better than chance"
-    lines.append(
-        f"neighbors.png: test images and what they are linked to, green where the class is the same: "
-        f"{agreement:.0f}% of the weight on others, {chance:.0f}% by chance ({verdict})."
+    verdict = "it finds the class" if agreement > min(2 * chance, (100 + chance) / 2) else "hardly better than chance"
+    where = (
+        "neighbors.png: images and what they are linked to, green where the class is the same:"
+        if results["examples"]
+        else "The graph links images to those of their class by"
     )
+    lines.append(f"{where} {agreement:.0f}% of the weight on others, {chance:.0f}% by chance ({verdict}).")
     return lines
 
 
 def _training(records: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) -> list[str]:
     kind = f"graph_{first['graph']}" if first["graph"] else "cnn"
-    mine = [r["accuracy"] for r in records if r["stage"].startswith(f"{kind}-seed{first['seed']}") and "accuracy" in r]
+    stage = f"{kind}-seed{first['seed']}"
+    mine = [r["accuracy"] for r in records if r["stage"].split(" ")[0] == stage and "accuracy" in r]
     if not mine:
         return []
     line = f"curves.png: at its end the student had {mine[-1]:.1f}% of its training batches right"

@@ -34,5 +34,5 @@ def sweep(add: grids.Add, size: str = "") -> None:
             # Another graph is worth its own accuracy: the student without any is that of the first row.
             config.evaluate.graph_off = not fields or "student.backbone" in fields
             config.update_from_flattened_dict(fields)
-            title = "digits" if size == "digits" else f"CIFAR-100, 20 classes{', smoke' * (size == 'smoke')}"
+            title = {"": "CIFAR-100, 20 classes", "smoke": "CIFAR-100, smoke", "digits": "digits"}[size]
             add(config, "settings", f"Choices, held-out images of {title}", setting=setting)

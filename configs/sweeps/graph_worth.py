@@ -31,6 +31,10 @@ CIFAR100: list[tuple[float, str, int, dict[str, Any]]] = [
     for backbone in ("pixels", "teacher")
     for part in (1.0, 0.1)
     for distances, s in ((HEAD, 30), (EUCLIDEAN, 5))
+] + [
+    (0.1, distances, s, {"student.backbone": "pixels", **fields, "student.off_weight": 1.0})
+    for distances, s in ((HEAD, 30), (EUCLIDEAN, 5))
+    for fields in ({}, LARGE)
 ]
 
 
@@ -40,7 +44,7 @@ def sweep(add: grids.Add, size: str = "") -> None:
         config.data.holdout = round(1 - part, 4)  # held-out images are those whose labels nobody sees
         config.seeds, config.student.backbone, config.student.sparsity = 5, "pixels", sparsity
         config.student.graph = "learned" if distances == HEAD else "euclidean_sparse"
-        # As many steps whatever part is left.
+        # About as many images are seen, whatever part is left.
         config.student.train.epochs = round(40 / part)
         config.update_from_flattened_dict(fields)
         words = [f"{round(100 * part)}% of the labels", f"{distances}, s = {sparsity}"]

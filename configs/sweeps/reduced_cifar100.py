@@ -4,21 +4,20 @@ features, three seeds.
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/reduced_cifar100.py --out=DIR --config.data.manual_dir=DIR
 
 It is `configs/cifar100.py:smoke`: 100 training images a class, all test images, ResNet8 as teacher (8 epochs) and CNN
-student, and 6 epochs of the students.
+student, and 6 epochs of the students; `:smoke` is the same, `:digits` the same grid on digits.
 """
 
-from configs import cifar100
 from configs.sweeps import grids
 
 
 def sweep(add: grids.Add, size: str = "") -> None:
-    del size  # there is but this one
+    title = "digits" if size == "digits" else "CIFAR-100, reduced"
     for seed in range(3):
         for method in ("cnn2gnn", "gnn", "kd", "dkd"):
             for backbone in ("stem", "pixels", "teacher", "pair") if method == "cnn2gnn" else ("stem",):
-                config = cifar100.get_config("smoke")
+                config = grids.base("cifar100", size or "smoke")
                 config.seed, config.method, config.student.backbone = seed, method, backbone
                 row = method if backbone == "stem" else f"{method}, {backbone}"
-                add(config, "methods", "CIFAR-100, reduced", row=row, column="resnet8-resnet8")
+                add(config, "methods", title, row=row, column=grids.pairs(size or "smoke")[0])
                 if method == "cnn2gnn":
-                    add(config, "settings", "Node features on CIFAR-100, reduced", setting=backbone)
+                    add(config, "settings", f"Node features on {title}", setting=backbone)
