@@ -208,8 +208,9 @@ def parsers(place: pathlib.Path) -> dict[str, Parser]:
         if key != "fingerprint"
     }
     (place / "bundle").mkdir()
-    (place / "bundle" / bundle.MODEL).write_bytes(b"no module")
-    model = {"sha256": storage.sha256(place / "bundle" / bundle.MODEL), "bytes": 9}
+    module = bundle.serialize(lambda images: images[:, 0, :2, 0], (8, 8, 1))
+    (place / "bundle" / bundle.MODEL).write_bytes(module)
+    model = {"sha256": storage.sha256(place / "bundle" / bundle.MODEL), "bytes": len(module)}
     manifest = {"format": bundle.FORMAT, "classes": ["a", "b"], "image_shape": [8, 8, 1], "mean": [0.5], "std": [0.2]}
     manifest |= {"platforms": ["cpu"], "files": {bundle.MODEL: model}}
     (place / "step" / "state").mkdir(parents=True)
@@ -253,7 +254,7 @@ def parsers(place: pathlib.Path) -> dict[str, Parser]:
 
     def read_cache(value: Any) -> Any:
         value = {**value, "fingerprint": storage.fingerprint(value)}
-        (place / "cache" / "manifest.json").write_text(json.dumps(value))
+        (place / "cache" / "manifest.json").write_text(json.dumps(storage.sealed(value)))
         return cache.read(place / "cache")
 
     def read_folder(name: bytes) -> Any:
@@ -327,9 +328,12 @@ def fuzz(
 ) -> tuple[collections.Counter[str], list[str]]:
     """Feeds a parser `count` inputs; how often it took, refused and crashed, and its different crashes."""
     rng, counts, crashes = random.Random(f"{name} {seed}"), collections.Counter[str](), {}
+    taken = 0
     for value in parser.good:
         with contextlib.suppress(UserError, cache.Damaged):
             parser.read(value)
+            taken += 1
+    assert taken, f"{name}: none of the good inputs is taken"
     for k in range(count):
         good = rng.choice(parser.good)
         value = changed_json(good, rng) if isinstance(good, dict) else changed(good, parser.good, rng)
