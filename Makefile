@@ -13,6 +13,9 @@ REQUIREMENTS ?= $(shell if nvidia-smi -L 2>/dev/null | grep -q GPU; then echo re
 	elif [ -e /dev/accel0 ] || [ -n "$$TPU_NAME" ]; then echo requirements-tpu.txt; \
 	else echo requirements-cpu.txt; fi)
 
+# Tests that run side by side, each with up to 3 GB.
+WORKERS ?= 2
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(REQUIREMENTS)
 
@@ -21,7 +24,7 @@ demo: install
 	$(BIN)/python -m cnn2gnn_jax.main --config=configs/digits.py
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test-slow: install
 	$(BIN)/python -m pytest
