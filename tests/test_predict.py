@@ -140,7 +140,7 @@ def test_formats_hold_the_same_and_a_formula_is_text():
     "fields",
     [
         {"method": "ce", "student.network": "resnet8", "data.holdout": 0.2, "student.train.epoch": "best"},
-        {"student.backbone": "teacher", "evaluate.anchor_batches": 2},
+        pytest.param({"student.backbone": "teacher", "evaluate.anchor_batches": 2}, marks=pytest.mark.slow),
         {
             "method": "gnn",
             "student.graph": "inner_product",

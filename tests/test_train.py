@@ -176,7 +176,7 @@ def test_batches_from_the_host_train_as_those_on_the_device(data):
     chex.assert_trees_all_close(fed, resident, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "step"])
+@pytest.mark.parametrize("schedule", [pytest.param("constant", marks=pytest.mark.slow), "step"])
 def test_seeds_side_by_side_train_as_each_alone(data, schedule):
     fields = {"schedule": schedule, "milestones": (0.5,), "milestone_factor": 0.1, "augment": True}
     first = task(**fields)

@@ -91,12 +91,10 @@ def test_bfloat16_in_and_out_with_float32_statistics():
 
 
 # One of each family, the ResNet cut short for the sake of compilation.
-FAMILIES = pytest.mark.parametrize(
-    ("name", "fields"), [("resnet8", {"depths": (1, 1), "widths": (8, 16)}), ("vgg8", {}), ("wrn_10_1", {})]
-)
+RESNET, *OTHERS = ("resnet8", {"depths": (1, 1), "widths": (8, 16)}), ("vgg8", {}), ("wrn_10_1", {})
 
 
-@FAMILIES
+@pytest.mark.parametrize(("name", "fields"), [RESNET, *OTHERS])
 def test_a_padded_batch_equals_the_batch_without_padding(name, fields):
     with jax.enable_x64():
         net = networks.create(name, 10, dtype=jnp.float64).clone(**fields)
@@ -113,7 +111,9 @@ def test_a_padded_batch_equals_the_batch_without_padding(name, fields):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices (JAX_NUM_CPU_DEVICES=8)")
-@FAMILIES
+@pytest.mark.parametrize(
+    ("name", "fields"), [RESNET, *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS)]
+)
 def test_eight_unevenly_filled_devices_equal_one(name, fields):
     filled = (3, 3, 2, 3, 0, 1, 3, 2)  # unmasked images of each device
     with jax.enable_x64():
