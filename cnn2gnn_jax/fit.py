@@ -201,7 +201,7 @@ def _train(
             )
             if task.recipe.epoch == "best" and stage is stages[-1]:
                 best = [opened.enter_context(Checkpoints(folder / "best", owner, keep=1)) for folder, owner in folders]
-                saver: _Saver = _BestSaver(names, tasks, newest, every_seconds, seeds, start, best, score)
+                saver: _Saver = _BestSaver(best, score, names, tasks, newest, every_seconds, seeds, start)
             else:
                 saver = _Saver(names, tasks, newest, every_seconds, seeds, start)
             # Where seeds are spread, copies of the last one fill up what some devices lack; nothing of them is kept.
@@ -318,43 +318,34 @@ class _Saver:
         return elapsed >= self.every_seconds
 
     def save(self, step: int, state: TrainState) -> None:
-        states = self._sound(step, state)
+        self._keep(step, self._sound(step, state))
+        if self.stopping and step < self.tasks[0].total_steps:
+            raise Stopped(f"after step {step} of {self.tasks[0].total_steps}")
+
+    def _keep(self, step: int, states: Sequence[TrainState]) -> None:
         if self.saves_newest:
             for checkpoints, one in zip(self.newest, states, strict=True):
                 checkpoints.save(step, one)
             self.saved_at, self.saved_step, self.look_at = time.monotonic(), step, step
-        if self.stopping and step < self.tasks[0].total_steps:
-            raise Stopped(f"after step {step} of {self.tasks[0].total_steps}")
 
 
 class _BestSaver(_Saver):
     """Also saves, apart, the state of the epoch with the highest score; the first of equals."""
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        tasks: Sequence[Task],
-        newest: Sequence[Checkpoints],
-        every_seconds: float,
-        seeds: _Seeds,
-        start: int,
-        best: Sequence[Checkpoints],
-        score: Callable[[Task, TrainState], float],
-    ) -> None:
-        super().__init__(names, tasks, newest, every_seconds, seeds, start)
+    def __init__(self, best: Sequence[Checkpoints], score: Callable[[Task, TrainState], float], *common: Any) -> None:
+        super().__init__(*common)
         self.best, self.score = best, score
         self.highest = [-1.0 if chosen.newest() is None else chosen.facts()["accuracy"] for chosen in best]
 
     def due(self, step: int) -> bool:
         return super().due(step) or step % self.tasks[0].steps_per_epoch == 0
 
-    def save(self, step: int, state: TrainState) -> None:
+    def _keep(self, step: int, states: Sequence[TrainState]) -> None:
         if step % self.tasks[0].steps_per_epoch == 0:
-            states = self._sound(step, state)
             for k, (task, one) in enumerate(zip(self.tasks, states, strict=True)):
                 accuracy = self.score(task, _local(one))
                 if accuracy > self.highest[k]:
                     self.highest[k] = accuracy
                     self.best[k].save(step, one, {"accuracy": accuracy})
                     self.best[k].wait()  # a resumed run must find it, whichever state is the newest
-        super().save(step, state)
+        super()._keep(step, states)

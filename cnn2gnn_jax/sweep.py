@@ -183,7 +183,7 @@ def _run_all(
     limit: int,
     keep_checkpoints: bool,
 ) -> None:
-    ran, progress = 0, True
+    ran, progress, left = 0, True, list(cells)
     while progress:  # until a pass finds nothing to do: another process may have left a cell unfinished meanwhile
         progress = False
         for cell in cells:
@@ -195,7 +195,8 @@ def _run_all(
             with claims.hold(cell.name, functools.partial(end.ask, lost)) as mine:
                 if not mine or records.is_done(out, cell.name):
                     continue
-                _show(cells, out, cell, claims, times)
+                left = [other for other in left if not records.is_done(out, other.name)]  # reads a record once
+                _show(left, len(cells), out, cell, claims, times)
                 began = time.monotonic()
                 try:
                     _run_cell(out, cell, keep_checkpoints)
@@ -244,13 +245,17 @@ def _failure(out: pathlib.Path, cell: Cell) -> str | None:
 
 
 def _show(
-    cells: Sequence[Cell], out: pathlib.Path, cell: Cell, claims: Claims, times: Mapping[str, Sequence[float]]
+    left: Sequence[Cell],
+    total: int,
+    out: pathlib.Path,
+    cell: Cell,
+    claims: Claims,
+    times: Mapping[str, Sequence[float]],
 ) -> None:
     """A line of progress, with the time left as cells of the same methods took up to now."""
-    left = [other for other in cells if not records.is_done(out, other.name)]
     failed = sum(_failure(out, other) is not None for other in left)
     place = ", ".join(str(value) for value in cell.places[0].values())
-    line = f"[{len(cells) - len(left)} of {len(cells)} cells done, {failed} failed] {place}"
+    line = f"[{total - len(left)} of {total} cells done, {failed} failed] {place}"
     if times:
         every = [seconds for one in times.values() for seconds in one]
         expected = sum(statistics.mean(times.get(other.config.method, every)) for other in left)

@@ -27,7 +27,7 @@ from cnn2gnn_jax.checkpoint import Checkpoints
 from cnn2gnn_jax.data import cache
 from cnn2gnn_jax.errors import UserError
 from tests.faults import tiny
-from tests.faults.runs import TIMES
+from tests.faults.runs import without_times
 
 OUTCOMES = ("refused", "unchanged", "used", "crashed")
 TRUNCATIONS = (0.01, 0.25, 0.5, 0.75, 0.99)
@@ -190,7 +190,7 @@ def started_again(out: pathlib.Path, config: Any, results: dict[str, Any]) -> It
         except UserError as error:
             yield name, "refused", "" if "\n" not in str(error) else str(error)
             continue
-        same = {**again, **dict.fromkeys(TIMES)} == {**results, **dict.fromkeys(TIMES)}
+        same = without_times(again) == without_times(results)
         yield name, "rebuilt", "" if same else "other results"
 
 

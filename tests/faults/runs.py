@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from cnn2gnn_jax.data import digits
 
 CONFIG = pathlib.Path(__file__).with_name("tiny.py")
 # Of a resumed run's results these alone may differ.
-TIMES = ("seconds", "inference_seconds")
+_TIMES = ("seconds", "inference_seconds")
 _WRITERS: dict[int, subprocess.Popen] = {}  # of what a process prints
 
 
@@ -98,14 +98,12 @@ def wait(process: int, seconds: float = 900) -> int:
 def outcome(workdir: pathlib.Path) -> dict:
     """The results of a finished run or sweep, without times."""
     if not (workdir / "results.jsonl").exists():
-        return _without_times(storage.read_json(workdir / "results.json"))
+        return without_times(storage.read_json(workdir / "results.json"))
     cells = map(json.loads, (workdir / "results.jsonl").read_text().splitlines())
-    return {cell["cell"]: _without_times(cell) for cell in cells}
+    return {cell["cell"]: without_times(cell) for cell in cells}
 
 
-def _without_times(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_times(one) for one in value]
-    if isinstance(value, dict):
-        return {name: _without_times(one) for name, one in value.items() if name not in TIMES}
-    return value
+def without_times(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of a run, or a record of a sweep, whose accuracies have their times beside them, without times."""
+    plain = {name: value for name, value in results.items() if name not in _TIMES}
+    return plain | {"accuracies": [{**entry, "seconds": None} for entry in results["accuracies"]]}
