@@ -12,6 +12,7 @@ import sys
 
 from benchmarks.timing import Row, machine
 from cnn2gnn_jax import storage
+from cnn2gnn_jax.runtime import xla
 
 NAMES = ("head", "mechanisms", "loop", "seeds", "torch_steps", "compilation", "teacher", "epochs")
 
@@ -27,6 +28,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no benchmark is called {', '.join(unknown)}: choose of {', '.join(NAMES)}")
     if arguments.alone:
+        xla.set_cpu_options()
         print(json.dumps(importlib.import_module(f"benchmarks.{arguments.names[0]}").rows()))
         return
     found: list[Row] = []

@@ -1,9 +1,10 @@
-"""Training steps of CNN teachers in JAX and in PyTorch, in one process; images a second and share of the peak.
+"""Training steps and inference in JAX and in PyTorch, in one process and in turns.
 
-PyTorch runs channels-last, in bfloat16 by autocast and compiled where there is a GPU. Needs requirements-benchmark.txt.
+PyTorch runs channels-last. On a GPU the networks are large teachers in bfloat16, and PyTorch compiles them; on the CPU
+they are networks that a laptop can train, in float32. Needs requirements-benchmark.txt.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,12 +19,17 @@ from cnn2gnn_jax import results, train
 # Dense bfloat16 operations a second, as published, by a part of the device's name.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "V100": 125e12}
 IMAGES = 25_000
+ON_GPU = ("resnet18", "resnet34", "resnet152", "vgg13", "wrn_40_2")
+ON_CPU = ("resnet18", "vgg8", "wrn_16_2", "resnet20", "stem")
+CPU_INFERENCE = ("resnet18", "vgg8", "wrn_16_2")
+TURNS = 20
+PAPER_STEPS = 200 * 50_000 // 100  # of the paper's recipe
 
 
 def jax_steps(name: str, batch: int, dtype: Any, steps: int) -> Callable[[], jax.Array]:
-    """A function that takes `steps` more steps in JAX."""
+    """A function that takes `steps` more steps in JAX; `stem` is the graph student over that backbone."""
     data = students.images(IMAGES)
-    task = students.network(name, IMAGES, batch, dtype)
+    task = students.student("stem", IMAGES) if name == "stem" else students.network(name, IMAGES, batch, dtype)
     chunk, state = train.make_chunk(task), [students.start(task, data)]
 
     def run() -> jax.Array:
@@ -35,28 +41,32 @@ def jax_steps(name: str, batch: int, dtype: Any, steps: int) -> Callable[[], jax
 
 def torch_steps(name: str, batch: int, low: bool, steps: int) -> Callable[[], float]:
     """A function that takes `steps` more steps in PyTorch, of the same network, optimiser and loss."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-    model = torch_networks.create(name, 100).to(device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    device = _device()
+    network = torch_networks.StemStudent(IMAGES, 100) if name == "stem" else torch_networks.create(name, 100)
+    model: Any = network.to(device)
+    model = model.to(memory_format=torch.channels_last)
+    parameters = [p for key, p in model.named_parameters() if not key.startswith("rows.")]
+    optimizers: list[Any] = [torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4)]
+    if name == "stem":
+        # PyTorch has neither momentum nor weight decay for sparse rows; without them its step is a little cheaper.
+        optimizers.append(torch.optim.SGD(model.rows.parameters(), lr=0.01))
     data = students.images(IMAGES)
     images = torch.from_numpy(np.array(data["input"])).to(device)
     labels = torch.from_numpy(np.array(data["label"], np.int64)).to(device)
-
-    def step(index: torch.Tensor) -> torch.Tensor:
-        x = images[index].permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.25)
-        with torch.autocast(device, torch.bfloat16, enabled=low):
-            loss = torch.nn.functional.cross_entropy(
-                model(x.contiguous(memory_format=torch.channels_last)), labels[index]
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return loss
-
     if device == "cuda":
         model = torch.compile(model)
+
+    def step(index: torch.Tensor) -> torch.Tensor:
+        x = _normalize(images[index])
+        with torch.autocast(device, torch.bfloat16, enabled=low):
+            logits = model(x, index) if name == "stem" else model(x)
+            loss = torch.nn.functional.cross_entropy(logits, labels[index])
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        return loss
 
     def run() -> float:
         order = torch.randperm(len(images), device=device)
@@ -64,6 +74,44 @@ def torch_steps(name: str, batch: int, low: bool, steps: int) -> Callable[[], fl
         for k in range(steps):
             loss = step(order[k * batch : (k + 1) * batch])
         return loss.item()
+
+    return run
+
+
+def _device() -> str:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _normalize(images: torch.Tensor) -> torch.Tensor:
+    x = images.permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.25)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def jax_inference(name: str, batch: int) -> Callable[[], jax.Array]:
+    """A function that computes the logits of a batch in JAX."""
+    data = students.images(batch)
+    task = students.network(name, IMAGES, batch)
+    variables = students.start(task, data).variables
+
+    @jax.jit
+    def logits(variables: Any, images: jax.Array) -> jax.Array:
+        outputs: Any = task.module.apply(variables, train.prepare_plain(task, images), train=False)
+        return outputs.logits
+
+    return lambda: logits(variables, data["input"])
+
+
+def torch_inference(name: str, batch: int) -> Callable[[], torch.Tensor]:
+    """The same in PyTorch."""
+    model: Any = torch_networks.create(name, 100).to(_device())
+    model = model.to(memory_format=torch.channels_last).eval()
+    images = torch.from_numpy(np.array(students.images(batch)["input"])).to(_device())
+
+    @torch.inference_mode()
+    def run() -> torch.Tensor:
+        return model(_normalize(images))
 
     return run
 
@@ -80,17 +128,34 @@ def _share(name: str, images_a_second: float) -> str:
 
 
 def rows() -> list[Row]:
-    """The table's lines: on a GPU all networks in bfloat16, on the CPU ResNet18 in float32."""
-    gpu = jax.default_backend() == "gpu"
-    found = []
-    for name in ("resnet18", "resnet34", "resnet152", "vgg13", "wrn_40_2") if gpu else ("resnet18",):
-        batch, steps = (512, 20) if gpu else (students.BATCH, 2)
-        dtype = jnp.bfloat16 if gpu else jnp.float32
-        each = {"JAX": jax_steps(name, batch, dtype, steps), "PyTorch": torch_steps(name, batch, gpu, steps)}
+    """The table's lines."""
+    return list(_on_gpu() if jax.default_backend() == "gpu" else _on_cpu())
+
+
+def _on_gpu() -> Iterator[Row]:
+    batch, steps = 512, 20
+    for name in ON_GPU:
+        each = {"JAX": jax_steps(name, batch, jnp.bfloat16, steps), "PyTorch": torch_steps(name, batch, True, steps)}
         seconds = take_turns(each, rounds=5)
         rate = batch * steps / seconds["JAX"]
         detail = milliseconds(seconds, steps) + f" a step; JAX {rate:.0f} images/s{_share(name, rate)}"
-        target = "" if gpu else "at most 2"
-        what = f"{name}, batch {batch}, {'bf16' if gpu else 'f32'}: a step in JAX : in PyTorch"
-        found.append(Row(what, seconds["JAX"] / seconds["PyTorch"], target, detail))
-    return found
+        what = f"{name}, batch {batch}, bf16: a step in JAX : in PyTorch"
+        yield Row(what, seconds["JAX"] / seconds["PyTorch"], "", detail)
+
+
+def _on_cpu() -> Iterator[Row]:
+    batch = students.BATCH
+    for name in ON_CPU:
+        each = {"JAX": jax_steps(name, batch, jnp.float32, 1), "PyTorch": torch_steps(name, batch, False, 1)}
+        seconds = take_turns(each, rounds=TURNS)
+        detail = f"medians of {TURNS} turns: {milliseconds(seconds)} a step"
+        if name == "stem":
+            detail += f"; 200 epochs of 50,000 images: {PAPER_STEPS * seconds['JAX'] / 3600:.2f} hours"
+        what = f"{name}, batch {batch}, f32: a training step in JAX : in PyTorch"
+        yield Row(what, seconds["JAX"] / seconds["PyTorch"], "at most 1.1", detail)
+    for name in CPU_INFERENCE:
+        each = {"JAX": jax_inference(name, batch), "PyTorch": torch_inference(name, batch)}
+        seconds = take_turns(each, rounds=TURNS)
+        detail = f"medians of {TURNS} turns: {milliseconds(seconds)} a batch"
+        what = f"{name}, batch {batch}, f32: inference in JAX : in PyTorch"
+        yield Row(what, seconds["JAX"] / seconds["PyTorch"], "at most 1.1", detail)

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from cnn2gnn_jax import errors
 from cnn2gnn_jax.errors import Stopped, UserError
+from cnn2gnn_jax.runtime import xla
 
 MACHINE, STOPPED = 74, 75
 
@@ -26,6 +27,7 @@ def run(main: Callable[[], None]) -> None:
 
     2 for a mistake, 74 for what the machine refuses, 75 for SIGTERM where it is heeded.
     """
+    xla.set_cpu_options()
     try:
         main()
     except UserError as error:

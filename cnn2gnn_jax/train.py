@@ -246,7 +246,7 @@ def state_axes(task: Task, seeds: int = 1, devices: Devices = ONE) -> Any:
 
 
 def make_chunk(task: Task, seeds: int = 1, devices: Devices = ONE) -> Callable[..., tuple[TrainState, Metrics]]:
-    """K steps in one call: `chunk(state, data, teacher_variables, feed, seed) -> (state, metrics of K steps)`.
+    """K steps: `chunk(state, data, teacher_variables, feed, seed) -> (state, metrics of K steps)`.
 
     `data` holds what is on the device of the training set, (N, ...) each: `input` (uint8 images or features), `label`,
     the teacher's cached outputs. `feed` has `index` and `mask`, (K, B), and the batches of what is not in `data`,
@@ -256,22 +256,63 @@ def make_chunk(task: Task, seeds: int = 1, devices: Devices = ONE) -> Callable[.
     """
     step = make_step(on_one_shard(task, devices.batch_axis), devices.shards_head)
 
-    def chunk(
+    def one_step(
+        state: TrainState, data: Batch, teacher_variables: Any, batch: Batch, seed: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        rows = {name: array[batch["index"]] for name, array in data.items()}
+        return step(state, {**rows, **batch}, teacher_variables, seed)
+
+    def scanned_steps(
         state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        def body(state: TrainState, part: Batch) -> tuple[TrainState, Metrics]:
-            batch = {**{name: array[part["index"]] for name, array in data.items()}, **part}
-            return step(state, batch, teacher_variables, seed)
+        return lax.scan(lambda state, batch: one_step(state, data, teacher_variables, batch, seed), state, feed)
 
-        return lax.scan(body, state, feed)
+    def step_of_feed(
+        state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: jax.Array, k: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        batch = jax.tree.map(lambda array: lax.dynamic_index_in_dim(array, k, keepdims=False), feed)
+        return one_step(state, data, teacher_variables, batch, seed)
 
-    axes, seed_axes = state_axes(task, seeds, devices), (0, None, None, 0, 0)
+    if scans_steps(task):
+        return _map_over_devices(scanned_steps, task, seeds, devices)
+    mapped = _map_over_devices(step_of_feed, task, seeds, devices, extra_arguments=1)
+
+    def looped_steps(
+        state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        feed, metrics = jax.tree.map(jnp.asarray, feed), []  # put on the device once, not in every step
+        for k in range(feed["mask"].shape[_step_axis(seeds, devices)]):
+            state, metrics_of_step = mapped(state, data, teacher_variables, feed, seed, np.int32(k))
+            metrics.append(metrics_of_step)
+        return state, jax.tree.map(lambda *steps: jnp.stack(steps, axis=-1), *metrics)
+
+    return looped_steps
+
+
+def scans_steps(task: Task) -> bool:
+    """Whether the steps of a chunk are one `lax.scan`. On the CPU they are not if there are convolutions among them.
+
+    XLA's CPU backend brings a convolution into its fast form outside of loops alone.
+    """
+    has_convolutions = not task.is_dense or task.teacher is not None
+    return jax.default_backend() != "cpu" or not has_convolutions
+
+
+def _map_over_devices(
+    function: Callable, task: Task, seeds: int, devices: Devices, extra_arguments: int = 0
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """`function(state, data, teacher_variables, feed, seed, ...)` compiled for all seeds and devices, see `make_chunk`.
+
+    The `extra_arguments` after `seed` are the same for all.
+    """
+    axes, shared = state_axes(task, seeds, devices), (None,) * extra_arguments
+    seed_axes = (0, None, None, 0, 0, *shared)
     if not devices.spreads_seeds:
-        in_axes = (axes, None, None, _batch_axis(seeds), None)
-        return devices.map(over_seeds(chunk, seeds, seed_axes), in_axes, (axes, None), donate_argnums=0)
+        in_axes = (axes, None, None, _batch_axis(seeds), None, *shared)
+        return devices.map(over_seeds(function, seeds, seed_axes), in_axes, (axes, None), donate_argnums=0)
 
     def own_seeds(*arguments: Any) -> tuple[TrainState, Metrics]:
-        state, metrics = jax.vmap(chunk, seed_axes)(*arguments)
+        state, metrics = jax.vmap(function, seed_axes)(*arguments)
         return state, jax.tree.map(lambda x: all_gather(x, AXIS), metrics)
 
     return devices.map(own_seeds, seed_axes, (axes, None), donate_argnums=0)
@@ -280,6 +321,13 @@ def make_chunk(task: Task, seeds: int = 1, devices: Devices = ONE) -> Callable[.
 def _batch_axis(seeds: int) -> int:
     """Where the images of a feed are, (K, B, ...) or (seeds, K, B, ...)."""
     return 1 if seeds == 1 else 2
+
+
+def _step_axis(seeds: int, devices: Devices) -> int:
+    """Where the K steps of a feed are: (K, B, ...), (seeds, K, B, ...), or with pmap (devices, seeds, K, B, ...)."""
+    if seeds == 1:
+        return 0
+    return 2 if devices.spreads_seeds and devices.backend == "pmap" else 1
 
 
 def chunk_bounds(step: int, total: int, per_epoch: int, longest: int) -> Iterator[tuple[int, int]]:

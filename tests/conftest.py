@@ -9,8 +9,10 @@ import time
 import jax
 import pytest
 
+from cnn2gnn_jax.runtime import xla
 from configs import base
 
+xla.set_cpu_options()
 jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -23,8 +23,9 @@ def task(kind="graph", distiller=None, **fields):
     fields = {"head_update": "rows", "chunk_steps": 3, "epoch": "last", **fields}
     recipe = types.SimpleNamespace(**{**RECIPES["paper"], "epochs": 4, "batch_size": BATCH, **fields})
     distiller = distiller or distillers.create("none", {})
-    if kind == "graph":
-        module = gnn.GraphStudent(3, gnn.Stem((4,)), sparsity=4, hidden=8, head_widths=(10, 6))
+    if kind in ("graph", "dense"):
+        backbone = gnn.Stem((4,)) if kind == "graph" else gnn.Flatten()
+        module = gnn.GraphStudent(3, backbone, sparsity=4, hidden=8, head_widths=(10, 6))
     else:
         module = networks.create("resnet8", 3)
     return Task(
@@ -70,8 +71,9 @@ def test_golden_step(data):
     np.testing.assert_allclose(losses, GOLDEN, rtol=2e-4)
 
 
-def test_a_chunk_equals_its_steps(data):
-    this = task()
+@pytest.mark.parametrize("kind", ["graph", "cnn", "dense"])
+def test_a_chunk_equals_its_steps(data, kind):
+    this = task(kind)
     indices = np.stack([np.arange(BATCH), np.arange(BATCH, 2 * BATCH)])
     one = functools.partial(jax.jit(train.make_step(this)), teacher_variables=None, seed=this.seed)
     state = train.init_state(this, data["input"], None)
@@ -83,6 +85,14 @@ def test_a_chunk_equals_its_steps(data):
     chex.assert_trees_all_close(chunked, state, rtol=1e-4, atol=1e-6)
     assert found["loss"].shape == (2,)
     np.testing.assert_allclose(found["loss"][1], metrics["loss"], rtol=1e-4)
+
+
+def test_on_the_cpu_only_steps_without_convolutions_are_scanned():
+    teacher = networks.create("resnet8", 3)
+    assert train.scans_steps(task("dense"))
+    assert not train.scans_steps(task("graph"))
+    assert not train.scans_steps(task("cnn"))
+    assert not train.scans_steps(dataclasses.replace(task("dense"), teacher=teacher))
 
 
 @pytest.mark.parametrize("kind", ["graph", "cnn"])

@@ -1,72 +1,13 @@
-"""The convolution with gradients of its own and the max-pool, each against XLA's."""
-
-from functools import partial
+"""The convolution module and the max-pool against those of Linen."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 from cnn2gnn_jax.networks import layers
-from cnn2gnn_jax.networks.conv import Conv, convolve
-
-
-def xla_convolve(x, kernel, stride, padding):
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def value_and_gradients(function, x, kernel):
-    def loss(x, kernel):
-        y = function(x, kernel)
-        return jnp.sum(jnp.sin(y)), y
-
-    (_, y), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, kernel)
-    return y, gradients
-
-
-@pytest.mark.parametrize(
-    ("size", "stride", "padding", "sides"),
-    [
-        (3, 1, 1, (8, 8)),
-        (3, 1, 1, (1, 1)),
-        (3, 2, 1, (8, 8)),
-        (3, 2, 1, (9, 6)),
-        (3, 2, 1, (1, 2)),
-        (1, 1, 0, (5, 5)),
-        (1, 2, 0, (7, 8)),
-        (7, 2, 3, (9, 6)),
-        (7, 2, 3, (1, 1)),
-        (4, 2, 1, (6, 6)),
-        (3, 1, 0, (5, 4)),
-    ],
-)
-def test_convolution_and_its_gradients_equal_those_of_xla(size, stride, padding, sides):
-    rng = np.random.default_rng(0)
-    with jax.enable_x64():
-        x = rng.normal(size=(3, *sides, 2))
-        kernel = rng.normal(size=(size, size, 2, 4))
-        ours, xla = (
-            jax.jit(partial(value_and_gradients, partial(f, stride=stride, padding=padding)))(x, kernel)
-            for f in (convolve, xla_convolve)
-        )
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11), ours, xla)
-
-
-def test_convolution_under_vmap_and_scan():
-    """As the seeds of a sweep and the steps of a chunk use it."""
-    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 5, 2))
-    kernels = jax.random.normal(jax.random.key(1), (2, 3, 3, 2, 4))
-    gradients = partial(value_and_gradients, partial(convolve, stride=2, padding=1))
-    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
-    one_by_one = [gradients(a, b) for a, b in zip(x, kernels, strict=True)]
-    expected = jax.tree.map(lambda *a: jnp.stack(a), *one_by_one)
-    jax.tree.map(close, jax.jit(jax.vmap(gradients))(x, kernels), expected)
-    _, scanned = jax.jit(lambda *a: lax.scan(lambda c, ab: (c, gradients(*ab)), 0, a))(x, kernels)
-    jax.tree.map(close, scanned, expected)
+from cnn2gnn_jax.networks.conv import Conv
 
 
 @pytest.mark.parametrize("stride", [1, 2])

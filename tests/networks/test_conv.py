@@ -1,4 +1,4 @@
-"""Convolution and its own gradients against XLA's."""
+"""Convolution: values and gradients against XLA's, finite differences and float64."""
 
 import flax.linen as nn
 import jax
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.test_util import check_grads
 
 from cnn2gnn_jax.networks.conv import Conv, convolve
 
@@ -60,6 +61,23 @@ def test_output_and_gradients_equal_xlas(size, kernel, stride, padding):
         for ours, xlas in zip(found, expected, strict=True):
             np.testing.assert_allclose(ours, xlas, rtol=1e-12, atol=1e-12)
             assert np.abs(xlas).max() > 0.1
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding"), CASES)
+def test_gradients_equal_finite_differences(size, kernel, stride, padding):
+    with jax.enable_x64():
+        x, weights = operands(size, kernel)
+        check_grads(lambda x, k: convolve(x, k, stride, padding), (x, weights), order=1, modes=["rev"], eps=1e-4)
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding"), CASES)
+def test_float32_equals_float64(size, kernel, stride, padding):
+    arguments = operands(size, kernel)
+    single = with_gradients(convolve, stride, padding)(*(np.float32(a) for a in arguments))
+    with jax.enable_x64():
+        double = with_gradients(convolve, stride, padding)(*arguments)
+    for low, high in zip(single, double, strict=True):
+        np.testing.assert_allclose(low, high, rtol=1e-5, atol=1e-5 * np.abs(high).max())
 
 
 def test_bfloat16():
