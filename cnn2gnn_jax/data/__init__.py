@@ -20,11 +20,14 @@ class Split:
     images: (N, H, W, C) uint8, memory-mapped (read-only) where nothing was selected.
     labels: (N,) int32.
     index: (N,) int32, the position in this split; for `train` the row of the graph head's table.
+    files: of an image folder the file of each image, relative to the folder, with / between its parts; None for other
+      data sets.
     """
 
     images: np.ndarray
     labels: np.ndarray
     index: np.ndarray
+    files: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -143,7 +146,8 @@ def check(config: Any) -> None:
 
 
 def _split(arrays: cache.Arrays, split: str, selected: np.ndarray | None) -> Split:
-    images, labels = arrays.images[split], arrays.labels[split]
+    images, labels, files = arrays.images[split], arrays.labels[split], arrays.files[split]
     if selected is not None:
         images, labels = images[selected], labels[selected]
-    return Split(images, labels, np.arange(len(labels), dtype=np.int32))
+        files = None if files is None else tuple(files[position] for position in selected)
+    return Split(images, labels, np.arange(len(labels), dtype=np.int32), files)

@@ -277,6 +277,32 @@ def test_a_folder_of_images_is_read(tmp_path, config, image_folder):
     np.testing.assert_array_equal(dataset.train.images[5], Image.open(image_folder / "train" / "bee" / "1.png"))
 
 
+def test_an_image_folder_keeps_the_file_of_every_image(tmp_path, config, image_folder):
+    odd = os.fsdecode(b"caf\xe9.png")  # no UTF-8
+    shutil.copy(image_folder / "train" / "bee" / "3.png", image_folder / "train" / "bee" / odd)
+
+    def load(**fields):
+        return data.load(config(name="image_folder", manual_dir=image_folder, **fields), tmp_path / "cache")
+
+    for _ in range(2):
+        whole = load()
+        assert whole.train.files == (
+            *(f"train/ant/{i}.png" for i in range(4)),
+            *(f"train/bee/{i}.png" for i in range(4)),
+            f"train/bee/{odd}",
+        )
+        assert whole.test.files == ("val/ant/0.png", "val/ant/1.png", "val/bee/0.png", "val/bee/1.png")
+    for part in (load(limit=3, holdout=0.4), load(holdout=0.5, holdout_seed=1), load(image_size=9)):
+        for split in (part.train, part.test, part.holdout or part.test):
+            assert len(split.files) == len(split)
+            for image, file in zip(split.images, split.files, strict=True):
+                np.testing.assert_array_equal(image, Image.open(image_folder / file))
+    (native,) = (tmp_path / "cache" / "datasets").glob("image_folder-native-*/test_files.json")
+    native.write_text(native.read_text().replace("0.png", "1.png"))
+    assert load().test.files == whole.test.files
+    assert data.load(config(), tmp_path / "cache").train.files is None
+
+
 def test_wrong_folders_of_images_are_refused(tmp_path, config, image_folder):
     settings = config(name="image_folder", manual_dir=image_folder)
     (image_folder / "val" / "wasp").mkdir()
@@ -338,11 +364,14 @@ def test_unreadable_images_are_listed_and_left_out_only_if_asked(tmp_path, confi
     broken = image_folder / "val" / "bee" / "0.png"
     broken.write_bytes(broken.read_bytes()[:-30])
     for _ in range(2):
-        with pytest.raises(UserError, match=r"2 images cannot be read \(ant/1.png: no JPEG.*; bee/0.png: damaged"):
+        with pytest.raises(
+            UserError, match=r"2 images cannot be read \(train/ant/1.png: no JPEG.*; val/bee/0.png: damaged"
+        ):
             data.load(settings, tmp_path / "cache")
         with caplog.at_level("WARNING", logger="absl"):
             left = data.load(config(**vars(settings) | {"skip_unreadable": True}), tmp_path / "cache")
     assert [line for line in caplog.messages if "ant/1.png" in line and "left out" in line]
+    assert left.train.files == tuple(file for file in whole.train.files if file != "train/ant/1.png")
     np.testing.assert_array_equal(left.train.images, np.delete(whole.train.images, 1, axis=0))
     np.testing.assert_array_equal(left.test.images, np.delete(whole.test.images, 2, axis=0))
     assert left.test.labels.tolist() == [0, 0, 1]

@@ -1,5 +1,6 @@
 """A folder of the user's own images: <class>/<image>, or train/<class>/<image> and test/<class>/<image>."""
 
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +22,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     Without a folder to test on, `test_fraction` and `split_seed` choose what is tested on.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "manual_dir must hold <class>/<image>, or such folders in train/ and test/ (or val/)."
     )
@@ -46,7 +47,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
-        train_folder, test_folder = sources.split_folders(pathlib.Path(dl_manager.manual_dir))
+        root = pathlib.Path(dl_manager.manual_dir)
+        train_folder, test_folder = sources.split_folders(root)
         train = files_by_class(train_folder)
         if len(train) < 2:
             raise UserError(f"{train_folder} holds 1 class ({next(iter(train))}): expected 2 or more folders of images")
@@ -57,12 +59,16 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         if unknown := sorted(set(test) - set(train)):
             raise UserError(f"{test_folder}: class {unknown[0]} is not in {train_folder}: add or remove it")
         self.info.features["label"].names = sorted(train)
-        return {"train": self._generate_examples(train, train), "test": self._generate_examples(test, train)}
+        return {
+            "train": self._generate_examples(root, train, train),
+            "test": self._generate_examples(root, test, train),
+        }
 
-    def _generate_examples(self, files: Files, classes: Files) -> Iterator[Any]:
+    def _generate_examples(self, root: pathlib.Path, files: Files, classes: Files) -> Iterator[Any]:
         examples = ((k, path) for k, name in enumerate(sorted(classes)) for path in files.get(name, ()))
         for i, (label, path) in enumerate(examples):
-            yield i, {"image": path.read_bytes(), "label": label, "file_name": f"{path.parent.name}/{path.name}"}
+            file_name = os.fsencode(path.relative_to(root))  # bytes: a name need not be valid UTF-8
+            yield i, {"image": path.read_bytes(), "label": label, "file_name": file_name}
 
 
 def files_by_class(folder: pathlib.Path) -> Files:
