@@ -36,7 +36,7 @@ def grouped_order(labels: np.ndarray, classes: int, size: int, seed: int, epoch:
     _, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
     steps = len(labels) // size
     order, groups, used = _epoch_groups(counts, classes, size, steps, seed, epoch)
-    # Slot i is a group of images for batch i % steps. The slots of a class follow each other and are at most `steps`, so
+    # Slot i is a group of images for batch i % steps. A class has at most `steps` slots, which follow each other, so
     # that no batch gets two of them.
     slots = np.arange(classes * steps)
     shares = size // classes + (slots < size % classes * steps)
