@@ -44,7 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     # digits | cifar10 | cifar100 | stl10 | mini_imagenet | image_folder | a TFDS name prepared as array_record
     data.name = "digits"
     data.image_size = 0  # images are resized to this square on the way into the cache; 0 leaves them as published
-    data.manual_dir = ""  # where the data set's own files are, if they are not to be downloaded
+    data.manual_dir = ""  # where the data set's own files are; '' takes the download or the cache
     data.residency = "auto"  # the training set in training: device | host (gathered a chunk ahead) | auto (by its size)
     data.classes = 0  # the first classes alone; 0 keeps all
     data.limit = 0  # images of each class kept in each split; 0 keeps all

@@ -60,8 +60,8 @@ def load(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> Dataset:
         name: `digits`, `cifar10`, `cifar100`, `stl10`, `mini_imagenet`, `image_folder`, or any data set with an image
           and a label that TFDS has prepared as array_record;
         image_size: 0 (as published) or the side of the square that images are cropped and resized to;
-        manual_dir: '' or the folder that holds the original files (TFDS's data_dir for its data sets); once the cache
-          is made they need not be there;
+        manual_dir: the folder that holds the original files (TFDS's data_dir for its data sets), which must be there;
+          or '', which takes what was downloaded or is in the cache, of all data sets but an image folder;
         classes: 0 (all) or how many classes are kept, the first in order;
         limit: 0 (all) or how many images of each class are kept in each split, the first in order;
         holdout: 0, or the fraction of each class's training images (after `limit`) that `holdout` gets instead;
