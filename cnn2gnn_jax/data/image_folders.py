@@ -46,8 +46,8 @@ def scan(folder: pathlib.Path) -> ImageFolder:
         for name in TEST_FOLDERS:
             if _class_folders(folder / name):
                 raise UserError(
-                    f"{folder} holds {name}/ but no train/ with folders of images: add train/<class>/<image>, or rename "
-                    f"{name}/"
+                    f"{folder} holds {name}/ but no train/ with folders of images: add train/<class>/<image>, or "
+                    f"rename {name}/"
                 )
         return ImageFolder(_classes(folder, left_out), None, (), tuple(left_out))
     train = _classes(train_folder, left_out)
