@@ -42,7 +42,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 # Raised when the same config gives something else on disk than before.
 TEACHER_FORMAT = 1
-STUDENT_FORMAT = 2
+STUDENT_FORMAT = 3
 # Fields of a `train` section that are spelled out by others, or change how fast and not what.
 _HOW_FIELDS = ("recipe", "chunk_steps")
 
@@ -262,7 +262,7 @@ def check_data(config: FrozenConfigDict, dataset: Dataset) -> None:
     """Checks the config against the data.
 
     Raises:
-      UserError: a batch is larger than the data, or too small for the sparsity.
+      UserError: a batch is larger than the data, too small for the sparsity, or cannot hold so many classes.
     """
     train = len(dataset.train)
     test = len(dataset.test if config.evaluate.split == "test" else dataset.holdout or ())
@@ -276,6 +276,8 @@ def check_data(config: FrozenConfigDict, dataset: Dataset) -> None:
             raise UserError(
                 f"{field} is {size}, but {dataset.name} has {train} training images here: choose at most that"
             )
+    if config.student.classes_per_batch:
+        batches.check_groups(dataset.train.labels, config.student.classes_per_batch, config.student.train.batch_size)
     if config.teacher.logits_file:
         teacher_logits.given(config.teacher.logits_file, dataset.train.labels, len(dataset.classes))
     if config.student.kind == "graph":

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from cnn2gnn_jax import bundle, cli, gnn, trained
-from cnn2gnn_jax.data import batches, images, sources
+from cnn2gnn_jax.data import batches, images
 from cnn2gnn_jax.errors import UserError, printable
 from cnn2gnn_jax.metrics import say
 from cnn2gnn_jax.trained import Trained
@@ -85,10 +85,10 @@ def _content(file: pathlib.Path) -> bytes:
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
     if path.is_dir():
-        found = [file for file in path.rglob("*") if file.suffix.lower() in sources.IMAGE_SUFFIXES and file.is_file()]
+        found = [file for file in path.rglob("*") if file.suffix.lower() in images.IMAGE_SUFFIXES and file.is_file()]
         visible = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
         if not visible:
-            raise UserError(f"{path} holds no image ({', '.join(sources.IMAGE_SUFFIXES)}): give a folder that does")
+            raise UserError(f"{path} holds no image ({', '.join(images.IMAGE_SUFFIXES)}): give a folder that does")
         return sorted(visible)
     if not path.exists():
         raise UserError(f"{path} does not exist: give an image, or a folder of images")

@@ -44,7 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     # digits | cifar10 | cifar100 | stl10 | mini_imagenet | image_folder | a TFDS name prepared as array_record
     data.name = "digits"
     data.image_size = 0  # images are resized to this square on the way into the cache; 0 leaves them as published
-    data.manual_dir = ""  # where the data set's own files are, if they are not to be downloaded
+    data.manual_dir = ""  # where the data set's own files are; '' takes the download or the cache
     data.residency = "auto"  # the training set in training: device | host (gathered a chunk ahead) | auto (by its size)
     data.classes = 0  # the first classes alone; 0 keeps all
     data.limit = 0  # images of each class kept in each split; 0 keeps all
@@ -77,7 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
     student.hidden = 256  # width of the first graph convolution
     student.head_widths = (512, 256)  # the graph head's layers under its n_train neurons
     student.self_loops = True  # A + I before normalisation
-    student.classes_per_batch = 0  # classes in a training batch, of each as many images as fit; 0: as drawn
+    student.classes_per_batch = 0  # every training batch holds images of exactly so many classes; 0: as drawn
     # Of the same loss without the graph (A = I), under the same weights, added to it (BatchFormer's shared classifier).
     student.off_weight = 0.0
     student.threshold = 0.0  # the smallest weight kept in the graphs inner_product and euclidean

@@ -1,5 +1,7 @@
 """A folder of your own images: DIR/<class>/<image>, or DIR/train/<class>/<image> and DIR/test/<class>/<image>.
 
+Tiny-ImageNet, as published, is such a folder as well.
+
 python -m cnn2gnn_jax.main --config=configs/image_folder.py --config.data.manual_dir=DIR --workdir=runs/mine
 python -m cnn2gnn_jax.predict --workdir=runs/mine IMAGE_OR_FOLDER...
 python -m cnn2gnn_jax.export --workdir=runs/mine --out=BUNDLE

@@ -34,7 +34,7 @@ NUMBERS = {
     "parallel.devices": ([0, 1, 8], [-1, HUGE_INT]),
     "student.hidden": ([1, 256], [-1, 0, HUGE_INT]),
     "student.sparsity": ([1, 99], [-1, 0, 100, HUGE_INT]),
-    "student.classes_per_batch": ([0, 1, 100], [-1, 101, HUGE_INT]),
+    "student.classes_per_batch": ([0, 1, 10], [-1, 11, 101, HUGE_INT]),
     "student.off_weight": ([0.0, 1.0], [-1.0, HUGE]),
     "student.threshold": ([0.0, 0.5], [-0.1, HUGE]),
     "teacher.seed": ([0, 3], [-1, HUGE_INT]),

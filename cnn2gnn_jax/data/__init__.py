@@ -20,11 +20,14 @@ class Split:
     images: (N, H, W, C) uint8, memory-mapped (read-only) where nothing was selected.
     labels: (N,) int32.
     index: (N,) int32, the position in this split; for `train` the row of the graph head's table.
+    files: of an image folder the file of each image, relative to the folder, with / between its parts; None for other
+      data sets.
     """
 
     images: np.ndarray
     labels: np.ndarray
     index: np.ndarray
+    files: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,8 +60,8 @@ def load(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> Dataset:
         name: `digits`, `cifar10`, `cifar100`, `stl10`, `mini_imagenet`, `image_folder`, or any data set with an image
           and a label that TFDS has prepared as array_record;
         image_size: 0 (as published) or the side of the square that images are cropped and resized to;
-        manual_dir: '' or the folder that holds the original files (TFDS's data_dir for its data sets); once the cache
-          is made they need not be there;
+        manual_dir: the folder that holds the original files (TFDS's data_dir for its data sets), which must be there;
+          or '', which takes what was downloaded or is in the cache, of all data sets but an image folder;
         classes: 0 (all) or how many classes are kept, the first in order;
         limit: 0 (all) or how many images of each class are kept in each split, the first in order;
         holdout: 0, or the fraction of each class's training images (after `limit`) that `holdout` gets instead;
@@ -143,7 +146,8 @@ def check(config: Any) -> None:
 
 
 def _split(arrays: cache.Arrays, split: str, selected: np.ndarray | None) -> Split:
-    images, labels = arrays.images[split], arrays.labels[split]
+    images, labels, files = arrays.images[split], arrays.labels[split], arrays.files[split]
     if selected is not None:
         images, labels = images[selected], labels[selected]
-    return Split(images, labels, np.arange(len(labels), dtype=np.int32))
+        files = None if files is None else tuple(files[position] for position in selected)
+    return Split(images, labels, np.arange(len(labels), dtype=np.int32), files)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cnn2gnn_jax.data.permutations import Stream, permutation, rank_in_class
+from cnn2gnn_jax.data.permutations import Stream, permutation, random_raw, rank_in_class
 from cnn2gnn_jax.errors import UserError
 
 
@@ -12,21 +12,123 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def grouped_order(labels: np.ndarray, classes: int, size: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the training images in an epoch whose batches hold `classes` classes, (n,) int32.
+    """The order of the training images in an epoch of batches of exactly `classes` classes.
 
-    Each class is cut, at random, into groups of ceil(size / classes) images; groups follow each other at random, and
-    images that fill no group come last.
+    Each batch holds the same number of images of each of its classes, or one more, and no image twice. A class goes on
+    in each epoch where it stopped in the one before, so that over the epochs all images of a class are used equally
+    often. Classes are drawn in proportion to their images; a class that holds more than the `classes`-th part of all
+    images is in every batch, and its images are used less often than the others.
+
+    Args:
+      labels: (n,) labels; the classes are those that occur.
+      classes: how many classes a batch holds.
+      size: images in a batch.
+      seed: chooses the classes and images of each batch.
+      epoch: from 0.
+
+    Returns:
+      (n // size * size,) int32: the batches one after another.
+
+    Raises:
+      UserError: see `check_groups`.
     """
-    order = epoch_order(seed, epoch, len(labels))
-    group = -(-size // classes)
-    rank = rank_in_class(labels[order])
-    counts = np.bincount(labels)
-    whole = rank < (counts // group * group)[labels[order]]
-    # Groups by class, then shuffled as blocks.
-    inside = order[whole]
-    blocks = inside[np.lexsort((rank[whole], labels[inside]))].reshape(-1, group)
-    blocks = blocks[permutation(len(blocks), Stream.GROUPS, seed, epoch)]
-    return np.concatenate([blocks.ravel(), order[~whole]]).astype(np.int32)
+    check_groups(labels, classes, size)
+    _, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    steps = len(labels) // size
+    order, groups, used = _epoch_groups(counts, classes, size, steps, seed, epoch)
+    # Slot i is a group of images for batch i % steps. A class has at most `steps` slots, which follow each other, so
+    # that no batch gets two of them.
+    slots = np.arange(classes * steps)
+    shares = size // classes + (slots < size % classes * steps)
+    class_of_entry = np.repeat(np.repeat(order, groups[order]), shares)
+    images = _images_to_use(class_of, counts, used, seed, epoch)
+    entries = images[
+        np.cumsum(counts)[class_of_entry]
+        - counts[class_of_entry]
+        + rank_in_class(class_of_entry) % counts[class_of_entry]
+    ]
+    by_batch = np.argsort(np.repeat(slots % steps, shares), kind="stable").reshape(steps, size)
+    return entries[by_batch[permutation(steps, Stream.GROUPS, seed, epoch)]].ravel().astype(np.int32)
+
+
+def check_groups(labels: np.ndarray, classes: int, size: int) -> None:
+    """Checks that there can be batches of `size` images of exactly `classes` classes that use all classes.
+
+    Raises:
+      UserError: there are fewer classes, or one has fewer images than a batch takes of it.
+    """
+    names, counts = np.unique(labels, return_counts=True)
+    if classes > len(names):
+        raise UserError(
+            f"student.classes_per_batch is {classes}, but the training images have {len(names)} classes: choose at "
+            "most that"
+        )
+    share = -(-size // classes)
+    if counts.min() < share:
+        smallest = counts.min()
+        raise UserError(
+            f"student.classes_per_batch is {classes}: a batch of {size} takes {share} images of each of its classes, "
+            f"but class {names[counts.argmin()]} has {smallest} training images: raise student.classes_per_batch to at "
+            f"least {-(-size // smallest)}, or lower student.train.batch_size to at most {classes * smallest}"
+        )
+
+
+def _epoch_groups(
+    counts: np.ndarray, classes: int, size: int, steps: int, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How the classes share an epoch's groups of images.
+
+    Returns:
+      The order in which the classes take their groups, (C,); how many each takes, (C,) with the sum classes * steps
+      and each at most `steps`; and how many images each has used before this epoch and after it, (2, C).
+    """
+    epochs = np.arange(epoch + 1)[:, None]
+    always = _in_every_batch(counts, classes)
+    weights = np.where(always, 0, counts)
+    total, free = int(weights.sum()), (classes - int(always.sum())) * steps
+    # The fair numbers of groups, laid end to end, are fractions. Each takes the whole numbers in its stretch after a
+    # shift that differs between epochs, so that over the epochs each gets its fraction.
+    stride = round(total * 0.6180339887498949)
+    while np.gcd(stride, total) != 1:
+        stride += 1
+    bounds = -((epochs * stride % total - free * np.concatenate([[0], np.cumsum(weights)])) // total)
+    groups = np.where(always, steps, np.diff(bounds, axis=1))
+    keys = random_raw(groups.size, Stream.GROUP_CLASSES, seed).reshape(groups.shape)
+    orders = np.argsort(keys, axis=1, kind="stable")
+    # The first slots hold one image more.
+    ends = np.cumsum(np.take_along_axis(groups, orders, 1), axis=1)
+    images = size // classes * ends + np.minimum(ends, size % classes * steps)
+    taken = np.empty_like(groups)
+    np.put_along_axis(taken, orders, np.diff(images, axis=1, prepend=0), 1)
+    before = taken[:-1].sum(0)
+    return orders[-1], groups[-1], np.stack([before, before + taken[-1]])
+
+
+def _in_every_batch(counts: np.ndarray, classes: int) -> np.ndarray:
+    """Which classes are too large for their part of the batches even if they are in every one, (C,) bool."""
+    always = np.zeros(len(counts), bool)
+    while True:
+        left = classes - always.sum()
+        more = ~always & (counts * left > counts[~always].sum())
+        if not more.any():
+            return always
+        always |= more
+
+
+def _images_to_use(class_of: np.ndarray, counts: np.ndarray, used: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The images class by class; those of a class are to be used from front to back, over and over.
+
+    Within a class come first those that this epoch uses once more than the rest, which are the next in a fixed cycle
+    through the class. Both parts are shuffled in each epoch.
+    """
+    cycle = permutation(len(class_of), Stream.GROUP_CYCLE, seed)
+    place = np.empty(len(class_of), np.int64)
+    place[cycle] = rank_in_class(class_of[cycle])
+    before, after = used
+    waiting = (place - before[class_of]) % counts[class_of]
+    rest = waiting >= ((after - before) % counts)[class_of]
+    rank = np.argsort(epoch_order(seed, epoch, len(class_of)))
+    return np.lexsort((rank, rest, class_of))
 
 
 def shuffled_order(n: int, seed: int) -> np.ndarray:

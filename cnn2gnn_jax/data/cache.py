@@ -1,5 +1,7 @@
 """Decoded data sets on disk: {train,test}_{images,labels}.npy and a manifest with their hashes.
 
+Of an image folder there is also {train,test}_files.json, with the file of each image.
+
 A folder is written whole or not at all, and read only if every byte is as the manifest says.
 """
 
@@ -14,7 +16,7 @@ from cnn2gnn_jax import storage
 from cnn2gnn_jax.data.images import ImageError
 from cnn2gnn_jax.errors import UserError
 
-VERSION = 2  # to be raised whenever the same original files would give other arrays
+VERSION = 3  # to be raised whenever the same original files would give other arrays
 _SPLITS = ("train", "test")
 _ARRAYS = tuple(f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels"))
 _CHUNK = 1024
@@ -29,19 +31,24 @@ class Damaged(Exception):
 class Examples:
     """The images of a split, (H, W, C) uint8 each, with their labels, one after another; names are for errors.
 
-    An image that cannot be read is there as its error.
+    An image that cannot be read is there as its error. With `named_by_file` a name is the image's file, and is kept.
     """
 
     count: int
     triples: Iterable[tuple[np.ndarray | ImageError, int, str]]
+    named_by_file: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """A cache that was read: memory-mapped images (N, H, W, C) uint8 and labels (N,) int32 of each split."""
+    """A cache that was read: memory-mapped images (N, H, W, C) uint8 and labels (N,) int32 of each split.
+
+    files: of an image folder the N files of each split, relative to the folder; otherwise None.
+    """
 
     images: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
+    files: dict[str, tuple[str, ...] | None]
     manifest: dict[str, Any]
 
 
@@ -89,6 +96,10 @@ def write(
             "source": dict(source),
             "unreadable": unreadable,
             "arrays": {key: _describe(beside / f"{key}.npy") for key in _ARRAYS},
+            "files": {
+                split: storage.sha256(beside / f"{split}_files.json") if splits[split].named_by_file else None
+                for split in _SPLITS
+            },
         }
         manifest["fingerprint"] = storage.fingerprint(manifest)
         storage.write_json(beside / "manifest.json", manifest)
@@ -126,12 +137,21 @@ def read(folder: pathlib.Path) -> Arrays | None:
         return Arrays(
             {split: arrays[f"{split}_images"] for split in _SPLITS},
             {split: np.array(arrays[f"{split}_labels"]) for split in _SPLITS},
+            {split: _read_files(folder / f"{split}_files.json", manifest["files"][split]) for split in _SPLITS},
             manifest,
         )
     except (UserError, OSError, ValueError) as error:
         raise Damaged(str(error)) from None
     except (KeyError, TypeError):
         raise Damaged("manifest.json lists no arrays") from None
+
+
+def _read_files(path: pathlib.Path, expected: str | None) -> tuple[str, ...] | None:
+    if expected is None:
+        return None
+    if (found := storage.sha256(path)) != expected:
+        raise Damaged(f"{path.name} has sha256 {found}, expected {expected}")
+    return tuple(storage.read_json(path)["files"])
 
 
 def _write_split(
@@ -151,6 +171,7 @@ def _write_split(
         raise UserError(f"{what} has no images: expected some of every class")
     labels = np.empty(examples.count, np.int32)
     images: np.ndarray | None = None
+    files: list[str] = []
     written = 0
     missing = len(unreadable)
     for image, label, name in examples.triples:
@@ -168,6 +189,7 @@ def _write_split(
         if not 0 <= label < classes:
             raise UserError(f"{name} has label {label}, expected 0 to {classes - 1}")
         images[written], labels[written] = image, label
+        files.append(name)
         written += 1
     missing = len(unreadable) - missing
     assert written + missing == examples.count, (what, written, missing, examples.count)
@@ -175,6 +197,8 @@ def _write_split(
         refuse_unreadable(what, unreadable)
     assert images is not None
     np.save(folder / f"{split}_labels.npy", labels[:written], allow_pickle=False)
+    if examples.named_by_file:
+        storage.write_json(folder / f"{split}_files.json", {"files": files})
     images.flush()  # type: ignore[attr-defined]
     if missing:
         path = folder / f"{split}_images.npy"

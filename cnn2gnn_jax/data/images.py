@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from cnn2gnn_jax.errors import UserError
 
 MAX_PIXELS = 50_000_000
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 _MODES_OF_8_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _MODES_OF_16_BITS = ("I;16", "I;16L", "I;16B")

@@ -2,7 +2,8 @@
 
     original files -> <cache>/tfds/<name>-<key>/ (array_record) -> <cache>/datasets/<name>-<size>-<key>/ (arrays)
 
-`key` names the original files (see `sources`). Without them, the one cache or the one array_record of that name serves.
+`key` names the original files (see `sources`). Where data.manual_dir is not set and they are not at hand, the one cache
+or the one array_record of that name serves; an image folder must always be at hand.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from absl import logging
 from cnn2gnn_jax import errors, storage
 from cnn2gnn_jax.data import cache, sources
 from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.metrics import say
 
 
 def arrays(
@@ -61,12 +63,14 @@ def _arrays(
 ) -> cache.Arrays:
     downloads = cache_dir / "downloads"
     source = sources.find(name, manual_dir, downloads, split)
+    if source is None and (manual_dir or name == sources.IMAGE_FOLDER):
+        raise UserError(sources.wanted(name, manual_dir, downloads))  # and never the cache of another folder
     key = source.key if source else _only_key(name, image_size, cache_dir)
     if key is None:
-        source = _fetch(name, manual_dir, downloads, fetch)
+        source = _fetch(name, downloads, fetch)
         key = source.key
-    elif source is None and manual_dir:
-        logging.warning("%s is not in data.manual_dir=%s: using the cache in %s", name, manual_dir, cache_dir)
+    for line in source.left_out if source else ():
+        say(f"{name}: left out: {line}")
     folder = cache_dir / "datasets" / f"{_slug(name)}-{image_size or 'native'}-{key}"
     # A sound cache is opened without the lock, which a cache on a read-only disk could not have.
     with contextlib.suppress(cache.Damaged):
@@ -79,7 +83,7 @@ def _arrays(
         except cache.Damaged as error:
             logging.warning("%s is damaged and will be made anew (%s)", folder, error)
         if source is None and key == sources.published_key(name) and not _records_folder(name, key, cache_dir).exists():
-            source = _fetch(name, manual_dir, downloads, fetch)
+            source = _fetch(name, downloads, fetch)
         logging.info("preparing %s in %s", name, folder)
         _build(name, image_size, source, key, folder, cache_dir, skip_unreadable)
         found = cache.read(folder)
@@ -89,9 +93,9 @@ def _arrays(
         return found
 
 
-def _fetch(name: str, manual_dir: str, downloads: pathlib.Path, fetch: bool) -> sources.Source:
-    wanted = sources.wanted(name, manual_dir, downloads)
-    if not fetch or manual_dir or sources.published_key(name) is None:
+def _fetch(name: str, downloads: pathlib.Path, fetch: bool) -> sources.Source:
+    wanted = sources.wanted(name, "", downloads)
+    if not fetch or sources.published_key(name) is None:
         raise UserError(wanted)
     try:
         return sources.fetch(name, downloads)
@@ -175,7 +179,7 @@ def _only_key(name: str, image_size: int, cache_dir: pathlib.Path) -> str | None
         pattern = re.compile(re.escape(prefix) + r"([0-9a-f]{16})")
         folders = (cache_dir / place).iterdir() if (cache_dir / place).is_dir() else ()
         keys = sorted(match[1] for path in folders if (match := pattern.fullmatch(path.name)) and path.is_dir())
-        if len(keys) > 1:
+        if len({_contents(cache_dir / place / f"{prefix}{key}") for key in keys}) > 1:
             raise UserError(
                 f"{name}: {cache_dir / place} holds {len(keys)} versions ({', '.join(prefix + key for key in keys)}): "
                 "set data.manual_dir to the original files of one, or delete the others"
@@ -183,6 +187,14 @@ def _only_key(name: str, image_size: int, cache_dir: pathlib.Path) -> str | None
         if keys:
             return keys[0]
     return None
+
+
+def _contents(folder: pathlib.Path) -> str:
+    """What tells the arrays of a cache from those of another: copies of the same files make equal ones."""
+    try:
+        return storage.fingerprint(storage.read_json(folder / "manifest.json")["arrays"])
+    except (UserError, OSError, KeyError):
+        return folder.name
 
 
 def _slug(name: str) -> str:

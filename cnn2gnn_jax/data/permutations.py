@@ -18,6 +18,8 @@ class Stream(enum.IntEnum):
     DIGITS_SPLIT = 5
     FOLDER_SPLIT = 6
     GROUPS = 7
+    GROUP_CLASSES = 8
+    GROUP_CYCLE = 9
 
 
 def permutation(n: int, stream: Stream, seed: int, part: int = 0) -> np.ndarray:
@@ -31,9 +33,14 @@ def permutation(n: int, stream: Stream, seed: int, part: int = 0) -> np.ndarray:
       seed: any integer, taken modulo 2**64.
       part: a second number to tell permutations apart, e.g. the epoch; taken modulo 2**64.
     """
+    return np.argsort(random_raw(n, stream, seed, part), kind="stable").astype(np.int32)
+
+
+def random_raw(n: int, stream: Stream, seed: int, part: int = 0) -> np.ndarray:
+    """n raw Philox numbers, (n,) uint64, a pure function of the arguments of `permutation`; fewer are the first."""
     key = np.array([seed & _WORD, part & _WORD], np.uint64)
     philox = np.random.Philox(key=key, counter=np.array([0, 0, 0, stream], np.uint64))
-    return np.argsort(philox.random_raw(n), kind="stable").astype(np.int32)
+    return philox.random_raw(n)
 
 
 def rank_in_class(labels: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import os
 import pathlib
 import sys
 import tempfile
@@ -13,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cnn2gnn_jax import storage
-from cnn2gnn_jax.data import cache, images
+from cnn2gnn_jax.data import cache, images, sources
 from cnn2gnn_jax.errors import UserError
 
 _BUILDERS = {
@@ -91,7 +92,9 @@ def examples(name: str, version: pathlib.Path, image_size: int) -> tuple[list[st
         raise UserError(f"{name}: images of {channels} channels of {image.np_dtype}, expected 1 or 3 of uint8")
     return label.names, {
         split: cache.Examples(
-            splits[original].num_examples, _triples(builder, f"{name}: {split}", original, channels, image_size)
+            splits[original].num_examples,
+            _triples(builder, f"{name}: {split}", original, channels, image_size),
+            named_by_file=name == sources.IMAGE_FOLDER,
         )
         for split, original in (("train", "train"), ("test", test))
     }
@@ -117,7 +120,7 @@ def _triples(
         with _reading(builder, what):
             rows = source.__getitems__(list(range(start, min(start + _CHUNK, count))))
         names = [
-            row["file_name"].decode() if "file_name" in row else f"{what} image {start + i}"
+            os.fsdecode(row["file_name"]) if "file_name" in row else f"{what} image {start + i}"
             for i, row in enumerate(rows)
         ]
         decoded = images.decode_all([row["image"] for row in rows], names, channels, image_size)

@@ -1,8 +1,7 @@
 """Where the original files of a data set are, and a key that tells one set of files from another.
 
-The key is a fingerprint of names and sizes, not of contents, so that it costs no reading: files that are replaced by
-others of the same names and sizes are not noticed, and the cache made of the former ones must then be deleted. What a
-run's results hang on is the data set's own fingerprint, which is made of the contents.
+The key of a folder is a fingerprint of its files' names, sizes and times of change, not of contents, so that it costs
+no reading. What a run's results hang on is the data set's own fingerprint, which is made of the contents.
 """
 
 import dataclasses
@@ -13,13 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cnn2gnn_jax import storage
-from cnn2gnn_jax.data import download
+from cnn2gnn_jax.data import download, image_folders
 from cnn2gnn_jax.errors import UserError
 
 DIGITS = "digits"
 IMAGE_FOLDER = "image_folder"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-TEST_FOLDERS = ("test", "val", "validation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +31,12 @@ class Archive:
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """The layout in which a data set is published."""
+    """The layout in which a data set is published; `images` is how many each file holds, where that is fixed."""
 
     page: str
     folders: tuple[str, ...]
     files: tuple[str, ...]
+    images: Mapping[str, int] = dataclasses.field(default_factory=dict)
     archive: Archive | None = None
 
 
@@ -46,12 +44,13 @@ class Published:
 class Source:
     """Original files: a folder or archive (None for what scikit-learn brings along), and their key.
 
-    `options` are arguments of the builder that reads them.
+    `options` are arguments of the builder that reads them; `left_out` says, line by line, what it does not read.
     """
 
     path: pathlib.Path | None
     key: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +69,7 @@ PUBLISHED = {
         page="https://www.cs.toronto.edu/~kriz/cifar.html",
         folders=("cifar-10-batches-bin",),
         files=(*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin", "batches.meta.txt"),
+        images={**{f"data_batch_{i}.bin": 10_000 for i in range(1, 6)}, "test_batch.bin": 10_000},
         archive=Archive(
             name="cifar-10-binary.tar.gz",
             url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
@@ -81,6 +81,7 @@ PUBLISHED = {
         page="https://www.cs.toronto.edu/~kriz/cifar.html",
         folders=("cifar-100-binary",),
         files=("train.bin", "test.bin", "fine_label_names.txt"),
+        images={"train.bin": 50_000, "test.bin": 10_000},
         archive=Archive(
             name="cifar-100-binary.tar.gz",
             url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
@@ -92,6 +93,7 @@ PUBLISHED = {
         page="https://cs.stanford.edu/~acoates/stl10/",
         folders=("stl10_binary",),
         files=("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.txt"),
+        images={"train_X.bin": 5_000, "test_X.bin": 8_000},
         archive=Archive(
             name="stl10_binary.tar.gz",
             url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
@@ -117,8 +119,16 @@ def find(name: str, manual_dir: str, downloads: pathlib.Path, split: FolderSplit
         for a TFDS data set it is TFDS's data_dir.
       downloads: where `fetch` puts archives.
       split: of an image folder without a test folder.
+
+    Raises:
+      UserError: `manual_dir` holds no image folder as it should be, or the data set is read from no folder.
     """
     if name == DIGITS:
+        if manual_dir:
+            raise UserError(
+                f"data.manual_dir={manual_dir}, but {DIGITS} come with scikit-learn: leave data.manual_dir out, or set "
+                f"data.name, as to {IMAGE_FOLDER}"
+            )
         return Source(None, storage.fingerprint(DIGITS))
     if name == IMAGE_FOLDER:
         return _image_folder_source(pathlib.Path(manual_dir).expanduser(), split) if manual_dir else None
@@ -176,9 +186,8 @@ def wanted(name: str, manual_dir: str, downloads: pathlib.Path) -> str:
         return f"{name}: data.manual_dir={manual_dir} is no folder: set it to the one that holds the data set"
     if name == IMAGE_FOLDER:
         return (
-            f"{name}: {f'{manual_dir} holds no folder of images' if manual_dir else 'data.manual_dir is not set'}: "
-            "set data.manual_dir to a folder that holds <class>/<image>, or train/<class>/<image> and "
-            "test/<class>/<image>"
+            f"{name}: data.manual_dir is not set: set it to a folder that holds <class>/<image>, or "
+            "train/<class>/<image> and test/<class>/<image>"
         )
     if name not in PUBLISHED:
         return (
@@ -223,53 +232,34 @@ def _missing(folder: pathlib.Path, files: tuple[str, ...]) -> list[str]:
     return [name for name in files if not (folder / name).exists()]
 
 
-def split_folders(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
-    """The folders of an image folder that hold one folder a class: to train on, and to test on where there is one.
-
-    Raises:
-      UserError: there is one to test on, and none to train on.
-    """
-    test = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
-    if (folder / "train").is_dir():
-        return folder / "train", test
-    if test is not None:
-        raise UserError(f"{folder} holds {test.name}/ but no train/: add train/<class>/<image>, or rename {test.name}/")
-    return folder, None
-
-
-def class_folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folders in a folder, sorted by name; hidden ones are passed over."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _image_folder_source(folder: pathlib.Path, split: FolderSplit) -> Source | None:
-    if not folder.is_dir():
-        return None
-    train, test = split_folders(folder)
-    found = [path.relative_to(folder) for place in (train, test) if place for path in class_folders(place)]
-    if not found:
-        return None
-    source = _folder_source(folder, tuple(map(str, found)))
-    if test is not None:
-        return source
-    options = dataclasses.asdict(split)
-    return Source(folder, storage.fingerprint([source.key, options]), options)
+def _image_folder_source(folder: pathlib.Path, split: FolderSplit) -> Source:
+    found = image_folders.scan(folder)
+    paths = [path for part in (found.train, found.test or {}) for files in part.values() for path in files]
+    listing = sorted(_entry(path, str(path.relative_to(folder))) for path in (*paths, *found.lists))
+    options = {} if found.test else dataclasses.asdict(split)
+    return Source(folder, storage.fingerprint([listing, options]), options, found.left_out)
 
 
 def _folder_source(folder: pathlib.Path, files: tuple[str, ...]) -> Source:
     listing = []
     for name in files:
         path = folder / name
-        listing += _sizes(path, name) if path.is_dir() else [(name, path.stat().st_size)]
+        listing += _entries(path, name) if path.is_dir() else [_entry(path, name)]
     return Source(folder, storage.fingerprint(sorted(listing)))
 
 
-def _sizes(folder: pathlib.Path, prefix: str) -> list[tuple[str, int]]:
+def _entry(path: pathlib.Path | os.DirEntry[str], name: str) -> tuple[str, int, int]:
+    """The name, size and time of change of a file."""
+    facts = path.stat()
+    return name, facts.st_size, facts.st_mtime_ns
+
+
+def _entries(folder: pathlib.Path, prefix: str) -> list[tuple[str, int, int]]:
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
             name = f"{prefix}/{entry.name}"
-            found += _sizes(pathlib.Path(entry.path), name) if entry.is_dir() else [(name, entry.stat().st_size)]
+            found += _entries(pathlib.Path(entry.path), name) if entry.is_dir() else [_entry(entry, name)]
     return found
 
 
@@ -294,4 +284,4 @@ def _tfds_source(name: str, manual_dir: str) -> Source | None:
     if not versions:
         return None
     newest = max(versions, key=lambda path: [int(number) for number in path.name.split(".")])
-    return Source(newest, storage.fingerprint([newest.name, *sorted(_sizes(newest, ""))]))
+    return Source(newest, storage.fingerprint([newest.name, *sorted(_entries(newest, ""))]))

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import tarfile
 import types
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -34,6 +34,8 @@ def _away_from_the_users_files(tmp_path, monkeypatch):
 class Cifar100:
     """A CIFAR-100 of 300 training and 200 test images of noise, in its published folder and archive."""
 
+    IMAGES: ClassVar[dict[str, int]] = {"train.bin": 300, "test.bin": 200}
+
     def __init__(self, parent: pathlib.Path, seed: int = 0):
         rng = np.random.default_rng(seed)
         self.parent, self.folder = parent, parent / "cifar-100-binary"
@@ -58,7 +60,18 @@ class Cifar100:
 
 
 @pytest.fixture
-def cifar100(tmp_path):
+def published_images(monkeypatch):
+    """Makes files of so many images the published ones of a data set."""
+
+    def change(name: str, images: dict[str, int]) -> None:
+        monkeypatch.setitem(sources.PUBLISHED, name, dataclasses.replace(sources.PUBLISHED[name], images=images))
+
+    return change
+
+
+@pytest.fixture
+def cifar100(tmp_path, published_images):
+    published_images("cifar100", Cifar100.IMAGES)
     return Cifar100(tmp_path / "originals")
 
 

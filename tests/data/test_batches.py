@@ -1,3 +1,5 @@
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 
@@ -100,14 +102,71 @@ def test_every_stream_is_independent():
     assert len({tuple(permutation(50, stream, 0)) for stream in Stream}) == len(Stream)
 
 
-@pytest.mark.parametrize("classes, size", [(3, 30), (5, 100), (1, 7), (7, 7)])
-def test_a_grouped_order_is_a_permutation_whose_groups_are_of_one_class(classes, size):
-    labels = np.random.default_rng(0).integers(0, 7, 503)
-    order = batches.grouped_order(labels, classes, size, seed=1, epoch=2)
-    assert sorted(order.tolist()) == list(range(503))
-    group = -(-size // classes)
-    whole = sum(np.bincount(labels) // group)
-    for block in labels[order[: whole * group]].reshape(whole, group):
-        assert len(set(block.tolist())) == 1
-    again = [batches.grouped_order(labels, classes, size, *at).tolist() for at in ((1, 2), (1, 3), (2, 2))]
-    assert again[0] == order.tolist() and again[1] != again[0] != again[2]
+@st.composite
+def groupings(draw):
+    """Labels, classes in a batch, and a size of batches that can be."""
+    counts = draw(st.lists(st.integers(1, 60), min_size=1, max_size=9))
+    classes = draw(st.integers(1, len(counts)))
+    size = draw(st.integers(classes, max(classes, classes * min(counts))))
+    seed = draw(st.integers(0, 2**31 - 1))
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)) * 3 + 1, counts))
+    return labels, classes, size, seed
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(groupings(), st.integers(0, 50))
+def test_each_grouped_batch_holds_exactly_its_classes_and_no_image_twice(grouping, epoch):
+    labels, classes, size, seed = grouping
+    order = batches.grouped_order(*grouping, epoch)
+    assert order.dtype == np.int32 and len(order) == len(labels) // size * size
+    for batch in order.reshape(-1, size):
+        assert len(set(batch.tolist())) == size
+        _, counts = np.unique(labels[batch], return_counts=True)
+        assert len(counts) == classes and counts.max() - counts.min() <= 1
+    np.testing.assert_array_equal(order, batches.grouped_order(*grouping, epoch))
+    np.testing.assert_array_equal(order, batches.grouped_order(labels * 2, classes, size, seed, epoch))
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(groupings())
+def test_over_epochs_the_images_of_a_class_are_used_equally_often(grouping):
+    labels = grouping[0]
+    uses = np.zeros(len(labels), int)
+    for epoch in range(12):
+        np.add.at(uses, batches.grouped_order(*grouping, epoch), 1)
+        for label in set(labels.tolist()):
+            assert np.ptp(uses[labels == label]) <= 1
+
+
+@pytest.mark.parametrize(("counts", "classes", "size"), [([310, 310, 15], 2, 20), ([500] * 100, 3, 100)])
+def test_over_epochs_all_images_are_used_about_equally_often(counts, classes, size):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    uses, epochs = np.zeros(len(labels), int), 40
+    for epoch in range(epochs):
+        np.add.at(uses, batches.grouped_order(labels, classes, size, 1, epoch), 1)
+    assert abs(uses - epochs).max() <= 4
+
+
+def test_grouped_batches_change_with_seed_and_epoch_and_mix_all_classes():
+    labels = np.repeat(np.arange(10), 50)
+    orders = [tuple(batches.grouped_order(labels, 3, 30, *at)) for at in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    assert len(set(orders)) == 4
+    met = set()
+    for epoch in range(60):
+        for batch in labels[batches.grouped_order(labels, 3, 30, 0, epoch)].reshape(-1, 30):
+            met |= {(a, b) for a in set(batch.tolist()) for b in set(batch.tolist()) if a < b}
+    assert len(met) == 45
+
+
+@pytest.mark.parametrize(
+    ("counts", "classes", "size", "message"),
+    [
+        ([50, 50], 3, 30, "classes_per_batch is 3, but the training images have 2 classes: choose at most that"),
+        ([310, 310, 15], 2, 100, "takes 50 images of .* class 2 has 15 .* to at least 7, or .* to at most 30"),
+        ([15] * 100, 3, 100, "takes 34 images of .* class 0 has 15"),
+    ],
+)
+def test_grouped_batches_that_cannot_be_are_refused(counts, classes, size, message):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    with pytest.raises(UserError, match=message):
+        batches.grouped_order(labels, classes, size, seed=0, epoch=0)

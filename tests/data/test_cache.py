@@ -12,7 +12,9 @@ CLASSES = ("cat", "dog", "ox")
 
 def examples(images, labels) -> cache.Examples:
     return cache.Examples(
-        len(labels), ((im, int(k), f"image {i}") for i, (im, k) in enumerate(zip(images, labels, strict=True)))
+        len(labels),
+        ((im, int(k), f"image {i}") for i, (im, k) in enumerate(zip(images, labels, strict=True))),
+        named_by_file=True,
     )
 
 
@@ -44,6 +46,7 @@ def test_what_is_written_is_read(folder, arrays):
         np.testing.assert_array_equal(found.labels[split], labels)
         assert isinstance(found.images[split], np.memmap) and not found.images[split].flags.writeable
         assert found.labels[split].dtype == np.int32
+        assert found.files[split] == tuple(f"image {i}" for i in range(len(labels)))
     assert found.manifest["classes"] == list(CLASSES)
     pixels = arrays["train"][0] / 255
     np.testing.assert_allclose(found.manifest["mean"], pixels.mean((0, 1, 2)), rtol=1e-12)
@@ -73,6 +76,8 @@ DAMAGE = {
     "empty": lambda folder: (folder / "train_labels.npy").write_bytes(b""),
     "pickle": lambda folder: np.save(folder / "train_labels.npy", np.array([{}], object), allow_pickle=True),
     "no array": lambda folder: (folder / "train_labels.npy").unlink(),
+    "other file": lambda folder: flip_a_byte(folder / "train_files.json"),
+    "no files": lambda folder: (folder / "test_files.json").unlink(),
     "no manifest": lambda folder: (folder / "manifest.json").unlink(),
     "not a number": lambda folder: (folder / "manifest.json").write_text('{"version": 1, "mean": [NaN]}'),
     "garbage": lambda folder: (folder / "manifest.json").write_bytes(b"\xff{"),

@@ -11,8 +11,15 @@ import pytest
 from PIL import Image
 
 from cnn2gnn_jax import data
-from cnn2gnn_jax.data import digits
+from cnn2gnn_jax.data import digits, sources
 from cnn2gnn_jax.errors import UserError
+from tests.data.conftest import Cifar100
+
+# In a program of its own, what the fixture `published_images` does.
+OF_SMALL_FILES = f"""
+from cnn2gnn_jax.data import sources
+sources.PUBLISHED["cifar100"].images.update({Cifar100.IMAGES})
+"""
 
 
 def of_datasets(cache_dir: pathlib.Path) -> pathlib.Path:
@@ -37,10 +44,11 @@ def test_cifar100_is_read_exactly_and_in_order_and_then_without_the_originals(tm
     np.testing.assert_allclose(first.mean, (cifar100.images["train"] / 255).mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(first.std, (cifar100.images["train"] / 255).std((0, 1, 2)), rtol=1e-12)
     shutil.rmtree(cifar100.parent)
-    for again in (settings, config(name="cifar100")):
-        second = data.load(again, tmp_path / "cache")
-        assert_is(second, cifar100)
-        assert second.fingerprint == first.fingerprint
+    second = data.load(config(name="cifar100"), tmp_path / "cache")
+    assert_is(second, cifar100)
+    assert second.fingerprint == first.fingerprint
+    with pytest.raises(UserError, match=r"data.manual_dir=.*originals is no folder"):
+        data.load(settings, tmp_path / "cache")
 
 
 def test_the_archive_gives_the_same_data_set_as_the_folder(tmp_path, config, cifar100, publish):
@@ -53,11 +61,16 @@ def test_the_archive_gives_the_same_data_set_as_the_folder(tmp_path, config, cif
 
 def test_other_originals_get_a_cache_of_their_own(tmp_path, config, cifar100):
     first = data.load(config(name="cifar100", manual_dir=cifar100.folder), tmp_path / "cache")
-    with open(cifar100.folder / "train.bin", "ab") as file:
-        file.write(bytes(3074))
-    second = data.load(config(name="cifar100", manual_dir=cifar100.folder), tmp_path / "cache")
-    assert len(second.train) == len(first.train) + 1 and second.fingerprint != first.fingerprint
-    with pytest.raises(UserError, match="holds 2 versions"):
+    shutil.copytree(cifar100.folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    copied = data.load(config(name="cifar100", manual_dir=tmp_path / "copy"), tmp_path / "cache")
+    assert data.load(config(name="cifar100"), tmp_path / "cache").fingerprint == first.fingerprint == copied.fingerprint
+    # Of the same names and sizes.
+    content = bytearray((tmp_path / "copy" / "train.bin").read_bytes())
+    content[1] = (content[1] + 1) % 100
+    (tmp_path / "copy" / "train.bin").write_bytes(content)
+    second = data.load(config(name="cifar100", manual_dir=tmp_path / "copy"), tmp_path / "cache")
+    assert second.train.labels[0] != first.train.labels[0] and second.fingerprint != first.fingerprint
+    with pytest.raises(UserError, match="holds 3 versions"):
         data.load(config(name="cifar100"), tmp_path / "cache")
 
 
@@ -96,7 +109,7 @@ def test_without_originals_and_records_a_damaged_cache_is_refused(tmp_path, conf
     flip_a_bit(of_datasets(tmp_path / "cache") / "train_images.npy")
     shutil.rmtree(tmp_path / "cache" / "tfds")
     with pytest.raises(UserError, match=r"cifar100-native-.* is damaged .* set data.manual_dir"):
-        data.load(settings, tmp_path / "cache")
+        data.load(config(name="cifar100"), tmp_path / "cache")
 
 
 def test_a_cache_on_a_read_only_disk_is_opened(tmp_path, config, cifar100, monkeypatch):
@@ -109,6 +122,7 @@ def test_a_cache_on_a_read_only_disk_is_opened(tmp_path, config, cifar100, monke
 
 
 def _load_and_count(settings, cache_dir, queue):
+    sources.PUBLISHED["cifar100"].images.update(Cifar100.IMAGES)  # in a process of its own
     queue.put(len(data.load(settings, cache_dir).train))
 
 
@@ -129,6 +143,7 @@ def test_a_killed_attempt_leaves_nothing_that_counts(tmp_path, config, cifar100)
     program = (
         "import os, pathlib, sys, types\n"
         "from cnn2gnn_jax import data\n"
+        f"{OF_SMALL_FILES}"
         "from cnn2gnn_jax.data import images\n"
         "decode, done = images.decode, []\n"
         "def killed(*args):\n"
@@ -148,13 +163,12 @@ def test_preparing_prints_and_warns_of_nothing(tmp_path, config, cifar100):
     program = (
         "import pathlib, types\n"
         "from cnn2gnn_jax import data\n"
+        f"{OF_SMALL_FILES}"
         f"data.load(types.SimpleNamespace(**{vars(config(name='cifar100', manual_dir=cifar100.folder))!r}), "
         f"pathlib.Path({str(tmp_path / 'cache')!r}))\n"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    # The set of this test is not of the published size, and that is said.
-    assert ran.stdout == "" and len(ran.stderr.splitlines()) == 2
-    assert all("as published there are" in line for line in ran.stderr.splitlines())
+    assert (ran.stdout, ran.stderr) == ("", "")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -173,7 +187,25 @@ def test_wrong_cifar_files_are_refused(tmp_path, config, cifar100, split, damage
         data.load(config(name="cifar100", manual_dir=cifar100.folder), tmp_path / "cache")
 
 
-def test_cifar10_joins_its_five_files(tmp_path, config):
+def test_files_of_another_number_of_images_than_published_are_refused(tmp_path, config, cifar100, published_images):
+    settings = config(name="cifar100", manual_dir=cifar100.folder)
+    for images in ({"train.bin": 50_000, "test.bin": 200}, {"train.bin": 300, "test.bin": 201}):
+        published_images("cifar100", images)
+        with pytest.raises(UserError, match=r"bin holds [23]00 images, expected the [\d,]+ of .*fetch .*data.limit"):
+            data.load(settings, tmp_path / "cache")
+    published_images("cifar100", Cifar100.IMAGES)
+    assert_is(data.load(settings, tmp_path / "cache"), cifar100)
+
+
+def test_the_published_numbers_of_images():
+    counts = {name: list(published.images.values()) for name, published in sources.PUBLISHED.items()}
+    assert counts["cifar10"] == [10_000] * 6 and counts["cifar100"] == [50_000, 10_000]
+    assert counts["stl10"] == [5_000, 8_000]
+
+
+def test_cifar10_joins_its_five_files(tmp_path, config, published_images):
+    files = [f"data_batch_{i}.bin" for i in range(1, 6)]
+    published_images("cifar10", dict.fromkeys([*files, "test_batch.bin"], 10))
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -190,7 +222,8 @@ def test_cifar10_joins_its_five_files(tmp_path, config):
     np.testing.assert_array_equal(dataset.train.images[33, :, :, 1].ravel(), records[33, 1 + 1024 : 1 + 2048])
 
 
-def test_stl10_is_read(tmp_path, config):
+def test_stl10_is_read(tmp_path, config, published_images):
+    published_images("stl10", {"train_X.bin": 10, "test_X.bin": 20})
     folder = tmp_path / "stl10_binary"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -277,6 +310,32 @@ def test_a_folder_of_images_is_read(tmp_path, config, image_folder):
     np.testing.assert_array_equal(dataset.train.images[5], Image.open(image_folder / "train" / "bee" / "1.png"))
 
 
+def test_an_image_folder_keeps_the_file_of_every_image(tmp_path, config, image_folder):
+    odd = os.fsdecode(b"caf\xe9.png")  # no UTF-8
+    shutil.copy(image_folder / "train" / "bee" / "3.png", image_folder / "train" / "bee" / odd)
+
+    def load(**fields):
+        return data.load(config(name="image_folder", manual_dir=image_folder, **fields), tmp_path / "cache")
+
+    for _ in range(2):
+        whole = load()
+        assert whole.train.files == (
+            *(f"train/ant/{i}.png" for i in range(4)),
+            *(f"train/bee/{i}.png" for i in range(4)),
+            f"train/bee/{odd}",
+        )
+        assert whole.test.files == ("val/ant/0.png", "val/ant/1.png", "val/bee/0.png", "val/bee/1.png")
+    for part in (load(limit=3, holdout=0.4), load(holdout=0.5, holdout_seed=1), load(image_size=9)):
+        for split in (part.train, part.test, part.holdout or part.test):
+            assert len(split.files) == len(split)
+            for image, file in zip(split.images, split.files, strict=True):
+                np.testing.assert_array_equal(image, Image.open(image_folder / file))
+    (native,) = (tmp_path / "cache" / "datasets").glob("image_folder-native-*/test_files.json")
+    native.write_text(native.read_text().replace("0.png", "1.png"))
+    assert load().test.files == whole.test.files
+    assert data.load(config(), tmp_path / "cache").train.files is None
+
+
 def test_wrong_folders_of_images_are_refused(tmp_path, config, image_folder):
     settings = config(name="image_folder", manual_dir=image_folder)
     (image_folder / "val" / "wasp").mkdir()
@@ -296,6 +355,148 @@ def test_wrong_folders_of_images_are_refused(tmp_path, config, image_folder):
     shutil.rmtree(image_folder / "val")
     with pytest.raises(UserError, match=r"mine holds no folder of images: set data.manual_dir"):
         data.load(settings, tmp_path / "cache")
+
+
+def test_an_image_folder_that_is_wrong_never_gives_the_one_in_the_cache(tmp_path, config, image_folder):
+    data.load(config(name="image_folder", manual_dir=image_folder), tmp_path / "cache")
+    (tmp_path / "empty").mkdir()
+    for manual_dir, message in (
+        (tmp_path / "nowhere", "nowhere is no folder: set it to"),
+        (tmp_path / "empty", "empty holds no folder of images: set data.manual_dir"),
+        (image_folder / "train" / "ant", r"ant holds no folder of images \(4 files \(0.png, .* lie in it directly\)"),
+        ("", "data.manual_dir is not set"),
+    ):
+        with pytest.raises(UserError, match=message):
+            data.load(config(name="image_folder", manual_dir=manual_dir), tmp_path / "cache")
+    shutil.copytree(image_folder / "train" / "ant", tmp_path / "single" / "ant")
+    with pytest.raises(UserError, match=r"single holds 1 class \(ant\): expected 2 or more"):
+        data.load(config(name="image_folder", manual_dir=tmp_path / "single"), tmp_path / "cache")
+
+
+def test_an_image_folder_changed_within_the_same_sizes_is_read_anew(tmp_path, config, image_folder):
+    for path in image_folder.rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    settings = config(name="image_folder", manual_dir=image_folder)
+    first = data.load(settings, tmp_path / "cache")
+    Image.new("RGB", (9, 9), "red").save(image_folder / "train" / "ant" / "0.bmp")
+    second = data.load(settings, tmp_path / "cache")
+    assert second.fingerprint != first.fingerprint
+    assert second.train.images[0].reshape(-1, 3).tolist() == [[255, 0, 0]] * 81
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10", "mini_imagenet", "insects", "digits"])
+def test_a_folder_without_the_files_never_gives_what_is_in_the_cache(tmp_path, config, cifar100, name):
+    data.load(config(), tmp_path / "cache")
+    data.load(config(name="cifar100", manual_dir=cifar100.folder), tmp_path / "cache")
+    for place in ("datasets", "tfds"):
+        for folder in list((tmp_path / "cache" / place).glob("cifar100-*[0-9a-f]")):
+            if name not in ("cifar100", "digits"):
+                shutil.copytree(folder, folder.with_name(folder.name.replace("cifar100", name)))
+    (tmp_path / "empty").mkdir()
+    for manual_dir in (tmp_path / "empty", tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"data.manual_dir|insects"):
+            data.load(config(name=name, manual_dir=manual_dir), tmp_path / "cache")
+    assert len(data.load(config(name=name), tmp_path / "cache").train) == (1438 if name == "digits" else 300)
+
+
+def test_class_folders_are_read_with_the_folders_in_them(tmp_path, config, image_folder):
+    for path in sorted(image_folder.glob("train/*/[01].png")):
+        (path.parent / "images" / "more").mkdir(parents=True, exist_ok=True)
+        path.rename(path.parent / "images" / "more" / f"{path.stem}.PNG")
+    (image_folder / "train" / "ant" / "loop").symlink_to(image_folder / "train" / "ant")
+    dataset = data.load(config(name="image_folder", manual_dir=image_folder), tmp_path / "cache")
+    names = ("2.png", "3.png", "images/more/0.PNG", "images/more/1.PNG")
+    assert dataset.train.files == tuple(f"train/{name}/{file}" for name in ("ant", "bee") for file in names)
+
+
+def test_what_is_left_out_is_named(tmp_path, config, image_folder, capsys):
+    shutil.copytree(image_folder / "val", image_folder / "test")
+    shutil.copytree(image_folder / "train" / "ant", image_folder / "wasp")
+    (image_folder / "train" / "ant" / "notes.txt").write_text("")
+    shutil.copy(image_folder / "train" / "ant" / "0.png", image_folder / "train" / "loose.png")
+    (image_folder / "read.me").write_text("")
+    for _ in range(2):
+        dataset = data.load(config(name="image_folder", manual_dir=image_folder), tmp_path / "cache")
+        assert {file.split("/")[0] for file in dataset.test.files} == {"test"} and len(dataset.train) == 8
+        lines = [line.removeprefix("image_folder: left out: ") for line in capsys.readouterr().err.splitlines()]
+        assert lines == [
+            f"{image_folder}/train: 1 file (ant/notes.txt) in its folders, no images (.jpg, .jpeg, .png, .bmp, .webp)",
+            f"{image_folder}/train: 1 file (loose.png) beside its folders",
+            f"{image_folder}: 1 file (read.me) beside its folders",
+            f"{image_folder}/val: the test split is test/",
+            f"{image_folder}/wasp lies beside train/: move it into train/ if it is a class",
+        ]
+
+
+def test_classes_may_be_called_train_and_test(tmp_path, config, image_folder, capsys):
+    flat(image_folder)
+    (image_folder / "ant").rename(image_folder / "train")
+    (image_folder / "bee").rename(image_folder / "test")
+    dataset = data.load(config(name="image_folder", manual_dir=image_folder), tmp_path / "cache")
+    assert dataset.classes == ("test", "train") and len(dataset.train) + len(dataset.test) == 12
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def tiny_imagenet(tmp_path):
+    """Tiny-ImageNet as published, with 2 classes."""
+    root, rng = tmp_path / "tiny-imagenet-200", np.random.default_rng(0)
+
+    def picture(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).save(path)
+
+    for wnid in ("n01443537", "n01629819"):
+        for i in range(4):
+            picture(root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG")
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t8\t8\n")
+    for i in range(3):
+        picture(root / "val" / "images" / f"val_{i}.JPEG")
+        picture(root / "test" / "images" / f"test_{i}.JPEG")
+    labels = "n01629819", "n01443537", "n01629819"
+    lines = (f"val_{i}.JPEG\t{label}\t0\t32\t44\t62\n" for i, label in enumerate(labels))
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    for name in ("wnids.txt", "words.txt"):
+        (root / name).write_text("n01443537\nn01629819\n")
+    return root
+
+
+def test_tiny_imagenet_is_read_as_published(tmp_path, config, tiny_imagenet, capsys):
+    dataset = data.load(config(name="image_folder", manual_dir=tiny_imagenet), tmp_path / "cache")
+    assert dataset.classes == ("n01443537", "n01629819")
+    assert dataset.train.labels.tolist() == [0] * 4 + [1] * 4 and dataset.test.labels.tolist() == [0, 1, 1]
+    assert dataset.train.files[1] == "train/n01443537/images/n01443537_1.JPEG"
+    assert dataset.test.files == tuple(f"val/images/val_{i}.JPEG" for i in (1, 0, 2))
+    for image, file in zip(dataset.test.images, dataset.test.files, strict=True):
+        np.testing.assert_array_equal(image, Image.open(tiny_imagenet / file))
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3 and "2 files (n01443537/n01443537_boxes.txt, n01629819/n" in said[0]
+    assert "2 files (wnids.txt, words.txt)" in said[1] and "none of its folders (images) is a class" in said[2]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (b"val_0.JPEG\tn01629819\nval_9.JPEG\tn01629819\n", "lacks val_9.JPEG, which val_annotations.txt names"),
+        (b"val_0.JPEG\tn01629819\n" * 2, "line 2: val_0.JPEG is listed twice"),
+        (b"val_0.JPEG n01629819\n", "line 1: 'val_0.JPEG n01629819', expected FILE, a tab and CLASS"),
+        (b"../val_0.JPEG\tn01629819\n", "line 1: .*expected FILE"),
+        (b"val_0.JPEG\tn5\n", "class n5 is not in"),
+        (b"\xff\xfe", "is no list of images"),
+    ],
+)
+def test_a_wrong_list_of_tiny_imagenet_is_refused(tmp_path, config, tiny_imagenet, lines, message):
+    (tiny_imagenet / "val" / "val_annotations.txt").write_bytes(lines)
+    with pytest.raises(UserError, match=message):
+        data.load(config(name="image_folder", manual_dir=tiny_imagenet), tmp_path / "cache")
+
+
+def test_a_test_folder_whose_classes_are_none_of_train_is_refused(tmp_path, config, image_folder):
+    for name in ("ant", "bee"):
+        (image_folder / "val" / name).rename(image_folder / "val" / name.upper())
+    with pytest.raises(UserError, match=r"val: none of its folders \(ANT, BEE\) is a class of train/: name them"):
+        data.load(config(name="image_folder", manual_dir=image_folder), tmp_path / "cache")
 
 
 def flat(image_folder):
@@ -338,11 +539,14 @@ def test_unreadable_images_are_listed_and_left_out_only_if_asked(tmp_path, confi
     broken = image_folder / "val" / "bee" / "0.png"
     broken.write_bytes(broken.read_bytes()[:-30])
     for _ in range(2):
-        with pytest.raises(UserError, match=r"2 images cannot be read \(ant/1.png: no JPEG.*; bee/0.png: damaged"):
+        with pytest.raises(
+            UserError, match=r"2 images cannot be read \(train/ant/1.png: no JPEG.*; val/bee/0.png: damaged"
+        ):
             data.load(settings, tmp_path / "cache")
         with caplog.at_level("WARNING", logger="absl"):
             left = data.load(config(**vars(settings) | {"skip_unreadable": True}), tmp_path / "cache")
     assert [line for line in caplog.messages if "ant/1.png" in line and "left out" in line]
+    assert left.train.files == tuple(file for file in whole.train.files if file != "train/ant/1.png")
     np.testing.assert_array_equal(left.train.images, np.delete(whole.train.images, 1, axis=0))
     np.testing.assert_array_equal(left.test.images, np.delete(whole.test.images, 2, axis=0))
     assert left.test.labels.tolist() == [0, 0, 1]
@@ -365,13 +569,13 @@ def test_what_tfds_has_prepared_is_read(tmp_path, config, image_folder):
     builder = Insects(data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=image_folder))
     by_default = data.load(config(name="insects"), tmp_path / "cache")
-    given = data.load(config(name="insects:1.0.0", manual_dir=data_dir), tmp_path / "cache")
+    given = data.load(config(name="insects:1.1.0", manual_dir=data_dir), tmp_path / "cache")
     assert by_default.classes == ("ant", "bee") and (len(by_default.train), len(by_default.test)) == (8, 4)
     np.testing.assert_array_equal(by_default.train.images, given.train.images)
     with pytest.raises(UserError, match="unknown data set"):
         data.load(config(name="insects:2.0.0", manual_dir=data_dir), tmp_path / "cache")
 
-    info = data_dir / "insects" / "1.0.0" / "dataset_info.json"
+    info = data_dir / "insects" / "1.1.0" / "dataset_info.json"
     content = json.loads(info.read_text())
     for changes, message in (
         ({"fileFormat": "tfrecord"}, "stored as tfrecord, expected array_record"),

@@ -31,8 +31,8 @@ from absl import logging
 from PIL import Image
 
 from cnn2gnn_jax import bundle, checkpoint, config, runs, storage, teacher_logits
-from cnn2gnn_jax.data import binary, cache, images
-from cnn2gnn_jax.data.builders import image_folder, mini_imagenet
+from cnn2gnn_jax.data import binary, cache, image_folders, images
+from cnn2gnn_jax.data.builders import mini_imagenet
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.metrics import read_records
 from configs import digits
@@ -258,7 +258,7 @@ def parsers(place: pathlib.Path) -> dict[str, Parser]:
         return cache.read(place / "cache")
 
     def read_folder(name: bytes) -> Any:
-        # A folder of images with one class and one file of that name.
+        # A folder of images with one class and one file of that name, beside a class z.
         folder = place / "pictures"
         shutil.rmtree(folder, ignore_errors=True)
         parts = [
@@ -267,11 +267,12 @@ def parsers(place: pathlib.Path) -> dict[str, Parser]:
             if part not in ("", ".", "..")
         ]
         path = folder.joinpath(*parts[:3]) if parts else folder
-        folder.mkdir()
+        (folder / "z").mkdir(parents=True)
+        (folder / "z" / "z.png").write_bytes(b"")
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path != folder:
+        if path not in (folder, folder / "z"):
             path.write_bytes(b"")
-        return image_folder.files_by_class(folder)
+        return image_folders.scan(folder)
 
     def decode(content: bytes) -> Any:
         return images.decode(content, "x.png"), images.decode(content, "x.png", channels=1, size=8)

@@ -6,24 +6,37 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
 from cnn2gnn_jax.data import binary, images, sources
+from cnn2gnn_jax.errors import UserError
 
 
 class ArraysBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Reads files, checks them all before the first is stored, and stores images as PNG, in published order."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")  # 1.0.0 took files of any number of images
     SIDE: int
     CLASSES: int
     FOLDER: str
     NAMES_FILE: str
-    PUBLISHED_IMAGES: tuple[int, int]
 
     def _read(self, files: dict[str, bytes], path: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Images (N, H, W, 3) uint8 and labels (N,) of a split; `path` is for errors."""
         raise NotImplementedError
+
+    def _checked(self, file: str, path: pathlib.Path, images_and_labels: tuple[np.ndarray, np.ndarray]) -> Any:
+        """The images and labels of a file, which holds as many as the published one.
+
+        Raises:
+          UserError: it does not.
+        """
+        found, expected = len(images_and_labels[1]), sources.PUBLISHED[self.name].images[file]
+        if found != expected:
+            raise UserError(
+                f"{path}: {file} holds {found:,} images, expected the {expected:,} of the published file: fetch it "
+                "again, or set data.limit to use a part of it"
+            )
+        return images_and_labels
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -47,9 +60,6 @@ class ArraysBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
             files[self.NAMES_FILE], self.CLASSES, f"{path}: {self.NAMES_FILE}"
         )
         splits = {split: self._read(files, path, split) for split in ("train", "test")}
-        for split, expected in zip(splits, self.PUBLISHED_IMAGES, strict=True):
-            if (found := len(splits[split][1])) != expected:
-                logging.warning("%s: %d %s images, as published there are %d", path, found, split, expected)
         return {split: self._generate_examples(*arrays) for split, arrays in splits.items()}
 
     def _generate_examples(self, pixels: np.ndarray, labels: np.ndarray) -> Iterator[Any]:

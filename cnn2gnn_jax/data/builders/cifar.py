@@ -16,14 +16,16 @@ class Cifar10(ArraysBuilder, skip_registration=True):  # type: ignore[call-arg]
     CLASSES = 10
     FOLDER = "cifar-10-batches-bin"
     NAMES_FILE = "batches.meta.txt"
-    PUBLISHED_IMAGES = (50_000, 10_000)
     LABEL_BYTES = 1
     TRAIN_FILES: tuple[str, ...] = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
     TEST_FILES: tuple[str, ...] = ("test_batch.bin",)
 
     def _read(self, files: dict[str, bytes], path: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         names = self.TRAIN_FILES if split == "train" else self.TEST_FILES
-        parts = [binary.cifar(files[name], self.LABEL_BYTES, self.CLASSES, f"{path}: {name}") for name in names]
+        parts = [
+            self._checked(name, path, binary.cifar(files[name], self.LABEL_BYTES, self.CLASSES, f"{path}: {name}"))
+            for name in names
+        ]
         pixels, labels = zip(*parts, strict=True)
         return np.concatenate(pixels), np.concatenate(labels)
 

@@ -1,27 +1,26 @@
-"""A folder of the user's own images: <class>/<image>, or train/<class>/<image> and test/<class>/<image>."""
+"""A folder of the user's own images, as `image_folders` reads it."""
 
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
-from cnn2gnn_jax.data import selection, sources
+from cnn2gnn_jax.data import image_folders, selection, sources
+from cnn2gnn_jax.data.image_folders import Files
 from cnn2gnn_jax.data.permutations import Stream
 from cnn2gnn_jax.errors import UserError
 
-Files = dict[str, list[pathlib.Path]]  # by class
-
 
 class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Classes are the sub-folders, sorted by name; images are sorted by name within a class.
+    """Classes are the sub-folders, sorted by name; images are sorted by path within a class.
 
     Without a folder to test on, `test_fraction` and `split_seed` choose what is tested on.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "manual_dir must hold <class>/<image>, or such folders in train/ and test/ (or val/)."
     )
@@ -46,42 +45,20 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
-        train_folder, test_folder = sources.split_folders(pathlib.Path(dl_manager.manual_dir))
-        train = files_by_class(train_folder)
-        if len(train) < 2:
-            raise UserError(f"{train_folder} holds 1 class ({next(iter(train))}): expected 2 or more folders of images")
-        if test_folder is None:
-            train, test = divide(train, self._split)
-        else:
-            test = files_by_class(test_folder)
-        if unknown := sorted(set(test) - set(train)):
-            raise UserError(f"{test_folder}: class {unknown[0]} is not in {train_folder}: add or remove it")
+        root = pathlib.Path(dl_manager.manual_dir)
+        found = image_folders.scan(root)
+        train, test = (found.train, found.test) if found.test else divide(found.train, self._split)
         self.info.features["label"].names = sorted(train)
-        return {"train": self._generate_examples(train, train), "test": self._generate_examples(test, train)}
+        return {
+            "train": self._generate_examples(root, train, train),
+            "test": self._generate_examples(root, test, train),
+        }
 
-    def _generate_examples(self, files: Files, classes: Files) -> Iterator[Any]:
+    def _generate_examples(self, root: pathlib.Path, files: Files, classes: Files) -> Iterator[Any]:
         examples = ((k, path) for k, name in enumerate(sorted(classes)) for path in files.get(name, ()))
         for i, (label, path) in enumerate(examples):
-            yield i, {"image": path.read_bytes(), "label": label, "file_name": f"{path.parent.name}/{path.name}"}
-
-
-def files_by_class(folder: pathlib.Path) -> Files:
-    """The image files in each sub-folder of `folder`, sorted by name; hidden ones are passed over.
-
-    Raises:
-      UserError: there is no sub-folder, or one holds no image.
-    """
-    files: Files = {}
-    for sub in sources.class_folders(folder):
-        visible = sorted(path for path in sub.iterdir() if path.is_file() and not path.name.startswith("."))
-        files[sub.name] = [path for path in visible if path.suffix.lower() in sources.IMAGE_SUFFIXES]
-        if not files[sub.name]:
-            raise UserError(f"{sub} holds no image ({', '.join(sources.IMAGE_SUFFIXES)}): add some or remove it")
-        if len(visible) > len(files[sub.name]):
-            logging.warning("%s: %d files are no images and not read", sub, len(visible) - len(files[sub.name]))
-    if not files:
-        raise UserError(f"{folder} holds no folder of images: expected one for each class")
-    return files
+            file_name = os.fsencode(path.relative_to(root))  # bytes: a name need not be valid UTF-8
+            yield i, {"image": path.read_bytes(), "label": label, "file_name": file_name}
 
 
 def divide(files: Files, split: sources.FolderSplit) -> tuple[Files, Files]:

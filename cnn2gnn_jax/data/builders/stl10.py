@@ -16,7 +16,7 @@ class Stl10(ArraysBuilder, skip_registration=True):  # type: ignore[call-arg]
     CLASSES = 10
     FOLDER = "stl10_binary"
     NAMES_FILE = "class_names.txt"
-    PUBLISHED_IMAGES = (5_000, 8_000)
 
     def _read(self, files: dict[str, bytes], path: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-        return binary.stl10(files[f"{split}_X.bin"], files[f"{split}_y.bin"], f"{path}: {split}_X.bin")
+        file = f"{split}_X.bin"
+        return self._checked(file, path, binary.stl10(files[file], files[f"{split}_y.bin"], f"{path}: {file}"))
