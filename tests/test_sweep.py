@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import runpy
 import signal
 import subprocess
 import sys
@@ -318,6 +319,11 @@ def test_the_report_pairs_tuned_arms_and_tells_their_choices(tmp_path, tuned_fil
     assert "Tried: learning_rate 0.01, 0.02, 0.04." in settings.notes[1]
     [(heading, line)] = audit.rows
     assert heading == "Worth, plain (n = 2)" and line[3].value == 10
+    made = runpy.run_path(str(ROOT / "docs" / "make_results.py"))
+    made["section"].__globals__["sweeps"] = lambda: {"tuned": [settings]}
+    shown = made["section"]()
+    assert "class-sorted (audit) | chosen with the graph | chosen with the graph off |" in shown
+    assert "| learning_rate 0.04 (largest tried) | learning_rate 0.02 |" in shown
 
 
 def test_a_choice_goes_on_where_it_was_and_is_the_same(tmp_path, tuned_file, tuned_pipeline):
