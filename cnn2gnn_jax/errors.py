@@ -22,6 +22,10 @@ class InUse(UserError):
     """Another process works in the folder that this one was to work in."""
 
 
+class Diverged(UserError):
+    """A loss or a weight became NaN or infinite in training."""
+
+
 _MEND = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room in your quota",

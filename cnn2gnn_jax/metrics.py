@@ -19,7 +19,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from cnn2gnn_jax import processes, storage
-from cnn2gnn_jax.errors import UserError, printable
+from cnn2gnn_jax.errors import Diverged, UserError, printable
 
 _LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
@@ -75,10 +75,10 @@ def training_seconds(*paths: pathlib.Path) -> dict[str, float]:
     return {stage: round(value, 3) for stage, value in {**seconds, "compilation": compilation}.items()}
 
 
-def not_finite(stage: str, what: str, step: int, saved: int) -> UserError:
+def not_finite(stage: str, what: str, step: int, saved: int) -> Diverged:
     """The error that ends training whose numbers have gone wrong; `saved` is the step of the last checkpoint, or 0."""
     kept = f"its last checkpoint, of step {saved}, is good" if saved else "it has no checkpoint yet"
-    return UserError(
+    return Diverged(
         f"{stage}: {what} at step {step}; {kept}: try a lower learning rate, a larger batch or compute_dtype float32, "
         "and look at the images and logits that are trained on"
     )

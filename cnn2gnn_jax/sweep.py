@@ -4,10 +4,11 @@ python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/table1.py[:smoke|:digits] --o
     [--config.field=value ...]
 
 A sweep file has a function `sweep(add, size)` that calls `add(config, kind, name, **place)` for each cell: `kind` is a
-layout of cnn2gnn_jax/report, `name` what its table or figure is called, `place` where the cell stands in it. Cells that
-would compute the same are one. The same command goes on after any interruption, tries again what had failed, and may
-run several times at once, on machines that share DIR and the cache. Several sweeps may share DIR; then run
-python -m cnn2gnn_jax.report --out=DIR
+layout of cnn2gnn_jax/report, `name` what its table or figure is called, `place` where the cell stands in it. With
+`tune={"student.train.learning_rate": (0.01, 0.02)}` the values of fields are chosen on held-out training images first,
+see cnn2gnn_jax/tuning.py. Cells that would compute the same are one. The same command goes on after any interruption,
+tries again what had failed, and may run several times at once, on machines that share DIR and the cache. Several sweeps
+may share DIR; then run python -m cnn2gnn_jax.report --out=DIR
 """
 
 import ast
@@ -31,10 +32,10 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from cnn2gnn_jax import cli, pipeline, processes, storage
+from cnn2gnn_jax import cli, pipeline, processes, storage, tuning
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax.claims import Claims
-from cnn2gnn_jax.errors import InUse, Stopped, UserError
+from cnn2gnn_jax.errors import Diverged, InUse, Stopped, UserError
 from cnn2gnn_jax.metrics import say
 from cnn2gnn_jax.report import records
 
@@ -43,11 +44,19 @@ _TIME_IS_UP = "the time is up"
 
 
 class Cell(NamedTuple):
-    """A run of a sweep: its name, its config, and its places in tables and figures."""
+    """A run of a sweep.
+
+    name, config: its own.
+    places: in tables and figures; none of a candidate, which another cell chooses from.
+    candidates: what this cell chooses from before it runs, none of most.
+    title: tells it in a line of progress.
+    """
 
     name: str
     config: ConfigDict
     places: list[dict[str, Any]]
+    candidates: Sequence[tuning.Candidate]
+    title: str
 
 
 def plan(path: pathlib.Path, size: str, settings: Mapping[str, str]) -> list[Cell]:
@@ -70,21 +79,41 @@ def plan(path: pathlib.Path, size: str, settings: Mapping[str, str]) -> list[Cel
         raise UserError(f"{path} is no sweep: it has no function sweep(add, size)")
     cells: dict[str, Cell] = {}
 
-    def add(config: ConfigDict, kind: str, name: str, **place: Any) -> None:
+    def add(
+        config: ConfigDict, kind: str, name: str, tune: Mapping[str, Sequence[Any]] | None = None, **place: Any
+    ) -> None:
         if kind not in records.KINDS:
             raise UserError(f"{path}: {kind!r} is no kind of table or figure: choose one of {', '.join(records.KINDS)}")
         config = ConfigDict(config.to_dict())
         for field, value in settings.items():
             set_field(config, field, value)
         config.tensorboard = False
+        # What is set for every cell is not chosen.
+        tune = {field: values for field, values in (tune or {}).items() if field not in settings}
+        standing = {"kind": kind, "name": name, **place}
         try:
-            cell = configs.cell_fingerprint(configs.resolve(config))
+            *candidates, cell = _with_candidates(config, tune, ", ".join(map(str, standing.values())))
         except UserError as error:
             raise UserError(f"{path}, the cell {place} of {name}: {error}") from None
-        cells.setdefault(cell, Cell(cell, config, [])).places.append({"kind": kind, "name": name, **place})
+        for candidate in candidates:
+            cells.setdefault(candidate.name, candidate)
+        cells.setdefault(cell.name, cell).places.append(standing)
 
     found(add, size)
     return list(cells.values())
+
+
+def _with_candidates(config: ConfigDict, tune: Mapping[str, Sequence[Any]], title: str) -> list[Cell]:
+    """The cell of a config, after those that it chooses from."""
+    name, tried = configs.cell_fingerprint(configs.resolve(config)), tuning.candidates(config, tune)
+    if tried:
+        name = storage.fingerprint({"cell": name, "candidates": [candidate.name for candidate in tried]})
+    candidates = [Cell(one.name, one.config, [], (), f"candidate {_values(one.fields)}: {title}") for one in tried]
+    return [*candidates, Cell(name, config, [], tried, title)]
+
+
+def _values(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{field} {value}" for field, value in fields.items())
 
 
 def set_field(config: ConfigDict, field: str, text: str) -> None:
@@ -189,6 +218,8 @@ def _run_all(
         for cell in cells:
             if records.is_done(out, cell.name) or _failure(out, cell) != old_failures[cell.name]:
                 continue
+            if not all(records.is_done(out, candidate.name) for candidate in cell.candidates):
+                continue  # another process runs a candidate, or it has failed
             if limit and ran == limit:
                 return
             lost = f"another process has taken over the cell {cell.name}, as this one was silent too long"
@@ -210,12 +241,21 @@ def _run_all(
 def _run_cell(out: pathlib.Path, cell: Cell, keep_checkpoints: bool) -> None:
     workdir, failure = out / "cells" / cell.name, _failure_path(out, cell)
     try:
-        results = pipeline.run(cell.config, workdir, "evaluate")
+        tuned = tuning.choose(out, cell.candidates) if cell.candidates else None
+        config = cell.config
+        if tuned is not None:
+            say(f"chosen on held-out images: {_values(tuned['fields'])}")
+            config = tuning.with_fields(config, tuned["fields"])
+        results = pipeline.run(config, workdir, "evaluate")
         assert results is not None
-        records.write(out, cell.name, cell.config, results, workdir / "metrics.jsonl")
+        records.write(out, cell.name, config, results, workdir / "metrics.jsonl", tuned)
     except InUse:
         raise
     except Exception as error:
+        if isinstance(error, Diverged) and not cell.places:
+            records.write_diverged(out, cell.name, str(error))
+            _tidy(out, cell, keep_checkpoints)
+            return
         what = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
         say(f"cell {cell.name} failed: {what}")
         facts = {"error": what, "traceback": traceback.format_exc(), "places": cell.places, "time": time.time()}
@@ -254,8 +294,7 @@ def _show(
 ) -> None:
     """A line of progress, with the time left as cells of the same methods took up to now."""
     failed = sum(_failure(out, other) is not None for other in left)
-    place = ", ".join(str(value) for value in cell.places[0].values())
-    line = f"[{total - len(left)} of {total} cells done, {failed} failed] {place}"
+    line = f"[{total - len(left)} of {total} cells done, {failed} failed] {cell.title}"
     if times:
         every = [seconds for one in times.values() for seconds in one]
         expected = sum(statistics.mean(times.get(other.config.method, every)) for other in left)
@@ -284,7 +323,8 @@ def main() -> None:
     if given.dry_run:
         for cell in cells:
             state = "done" if records.is_done(given.out, cell.name) else "failed" if _failure(given.out, cell) else "-"
-            print(cell.name, state, *(", ".join(map(str, place.values())) for place in cell.places), sep="  ")
+            titles = [", ".join(map(str, place.values())) for place in cell.places]
+            print(cell.name, state, *(titles or [cell.title]), sep="  ")
         return
     logging.set_verbosity(logging.WARNING)
     processes.heed_sigterm()

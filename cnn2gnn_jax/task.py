@@ -27,7 +27,7 @@ class Task:
     seed: of initialisation, order and augmentation.
     mean, std: of the images; empty where the inputs are stored features.
     grouped: the class of each training image and how many classes a batch holds; None where batches are as drawn.
-    off_weight: of a graph student's loss without its graph, added to the other.
+    off_weight: weight w of a graph student's loss without its graph: the loss is (with + w * without) / (1 + w).
     teacher: the network that runs in the step, None where its outputs come with the batch or are not needed.
     axis_name: the batch axis of the devices.
     """

@@ -164,10 +164,9 @@ def make_step(
             if task.off_weight:
                 off = dataclasses.replace(task, module=task.module.clone(graph="off"))
                 alone, _, _ = apply_student(off, params["student"], state.stats, None, inputs, seen)
-                loss += (
-                    task.off_weight
-                    * task.stage.loss(params["distiller"], memory, alone, teacher, batch, epoch, loss_rng)[0]
-                )
+                off_loss = task.stage.loss(params["distiller"], memory, alone, teacher, batch, epoch, loss_rng)[0]
+                # A mean and not a sum, which would act as a higher learning rate.
+                loss = (loss + task.off_weight * off_loss) / (1 + task.off_weight)
             return loss, (memory, metrics, stats, outputs.logits, adjacency)
 
         (loss, aux), (gradients, row_gradients) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(

@@ -78,7 +78,8 @@ def get_config() -> ml_collections.ConfigDict:
     student.head_widths = (512, 256)  # the graph head's layers under its n_train neurons
     student.self_loops = True  # A + I before normalisation
     student.classes_per_batch = 0  # every training batch holds images of exactly so many classes; 0: as drawn
-    # Of the same loss without the graph (A = I), under the same weights, added to it (BatchFormer's shared classifier).
+    # Weight w of the same loss without the graph (A = I), under the same weights (BatchFormer's shared classifier): the
+    # loss is the mean (with + w * without) / (1 + w).
     student.off_weight = 0.0
     student.threshold = 0.0  # the smallest weight kept in the graphs inner_product and euclidean
     student.train = _train()

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import pathlib
 
-from cnn2gnn_jax.report import formats, records, tables
+from cnn2gnn_jax.report import formats, records, tables, tuned
 from cnn2gnn_jax.report.tables import Table
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -23,6 +23,7 @@ RUNS = {
 SHOWN = (
     *("one by one", "batch by batch", "graph off"),
     *("the graph is worth, one by one", "the graph is worth, batch by batch", "class-sorted (audit)"),
+    *tuned.COLUMNS,
 )
 
 
@@ -57,11 +58,11 @@ def section() -> str:
         for table in found:
             if table.title.startswith("Audit") or "paired" in table.title or "Figure" in table.title:
                 continue
-            settings = tuple(table.columns) == tables.AUDIT
+            settings = tuple(table.columns[: len(tables.AUDIT)]) == tables.AUDIT
             if settings:
-                keep = [table.columns.index(name) for name in SHOWN]
+                keep = [k for k, name in enumerate(table.columns) if name in SHOWN]
                 rows = [(heading, [cells[k] for k in keep]) for heading, cells in table.rows]
-                table = dataclasses.replace(table, columns=SHOWN, rows=rows)
+                table = dataclasses.replace(table, columns=[table.columns[k] for k in keep], rows=rows)
             text = formats.markdown(table, level=3) + f"\nAll of it: [results/{folder}](results/{folder}/results.md)."
             if settings:  # long tables, which open at a click
                 heading, _, rest = text.partition("\n\n")

@@ -3,15 +3,16 @@
 import csv
 import json
 import pathlib
+import runpy
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from cnn2gnn_jax import pipeline, storage, sweep
-from cnn2gnn_jax.errors import InUse, Stopped, UserError
-from cnn2gnn_jax.report import records
+from cnn2gnn_jax import pipeline, storage, sweep, tuning
+from cnn2gnn_jax.errors import Diverged, InUse, Stopped, UserError
+from cnn2gnn_jax.report import records, tables
 from cnn2gnn_jax.report.__main__ import write as write_report
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -216,3 +217,157 @@ def test_a_real_sweep_shared_by_two_processes_and_its_report(tmp_path, file, cac
     (alone / "results.jsonl").write_bytes((tmp_path / "out/results.jsonl").read_bytes())
     write_report(alone, cache)
     assert (alone / "report/results.md").read_text() == (tmp_path / "out/report/results.md").read_text()
+
+
+TUNED = """
+from configs import digits
+
+def sweep(add, size=""):
+    for seed in (4, 5):
+        for method in ("cnn2gnn", "cnn2gnn_off"):
+            config = digits.get_config("smoke")
+            config.seed, config.method, config.student.sparsity, config.evaluate.graph_off = seed, method, 10, False
+            config.student.train.epochs = 1
+            tune = {"student.train.learning_rate": (0.01, 0.02, 0.04)}
+            add(config, "settings", "Worth", setting="plain", tune=tune)
+"""
+
+
+@pytest.fixture
+def tuned_file(tmp_path):
+    path = tmp_path / "tuned.py"
+    path.write_text(TUNED)
+    return path
+
+
+@pytest.fixture
+def tuned_pipeline(monkeypatch):
+    """Runs that cost nothing: held-out accuracy is best at another learning rate with the graph than without it."""
+    runs = []
+
+    def run(config, workdir, stage):
+        rate, split, graph = config.student.train.learning_rate, config.evaluate.split, config.method == "cnn2gnn"
+        runs.append((config.method, split, config.data.holdout, config.seed, config.seeds, rate))
+        storage.write_text(workdir / "metrics.jsonl", "")
+        if not graph and rate == 0.01:
+            raise Diverged("the loss became nan at step 3")
+        accuracy = {"test": 70.0 - 10 * (not graph), "holdout": 100 * rate if graph else 10 - 100 * rate}[split]
+        entries = [
+            {"seed": config.seed + k, "graph": name, "mechanism": mechanism, "batch_order": order,
+             "accuracy": accuracy + k + other, "diagnostics": {}}
+            for k in range(config.seeds)
+            for name, other in ((("learned", 0), ("off_at_test", 99)) if graph else (("off", 0),))
+            for mechanism, order, other in (("one_by_one", None, other), ("batch_by_batch", "shuffled", 50))
+        ]  # fmt: skip
+        dataset = RESULTS["dataset"] | {"evaluated": split}
+        seconds = [None] * len(entries)
+        return RESULTS | {
+            "method": config.method,
+            "dataset": dataset,
+            "accuracies": entries,
+            "inference_seconds": seconds,
+        }
+
+    monkeypatch.setattr(pipeline, "run", run)
+    return runs
+
+
+def test_each_arm_chooses_on_held_out_images_and_is_tested_once(tmp_path, tuned_file, tuned_pipeline):
+    cells, out = cells_of(tuned_file), tmp_path / "out"
+    # Cells that differ in their seed share their candidates.
+    assert len(cells) == 2 * 3 + 2 * 2
+    assert [bool(cell.candidates) for cell in cells] == [False] * 3 + [True] + [False] * 3 + [True] * 3
+    assert sweep.run(cells, out, "tuned") == (10, 0, None)
+    held_out = [run for run in tuned_pipeline if run[1] == "holdout"]
+    assert held_out == [
+        (method, "holdout", 0.2, 0, tuning.SEEDS, rate)
+        for method in ("cnn2gnn", "cnn2gnn_off")
+        for rate in (0.01, 0.02, 0.04)
+    ]
+    # The candidate that diverged is out; the figures under other protocols play no part.
+    assert [run for run in tuned_pipeline if run[1] == "test"] == [
+        (method, "test", 0.0, seed, 1, {"cnn2gnn": 0.04, "cnn2gnn_off": 0.02}[method])
+        for seed in (4, 5)
+        for method in ("cnn2gnn", "cnn2gnn_off")
+    ]
+    kept = records.read(out)
+    assert len(kept) == 4  # without the candidates
+    mean = (tuning.SEEDS - 1) / 2
+    assert kept[1]["tuned"] == {
+        "fields": {"student.train.learning_rate": 0.02},
+        "candidates": [
+            {"fields": {"student.train.learning_rate": rate}, "accuracy": accuracy}
+            for rate, accuracy in ((0.01, None), (0.02, 8.0 + mean), (0.04, 6.0 + mean))
+        ],
+        "images": 10,
+        "seeds": tuning.SEEDS,
+    }
+    assert kept[1]["config"]["student.train.learning_rate"] == 0.02
+
+
+def test_the_report_pairs_tuned_arms_and_tells_their_choices(tmp_path, tuned_file, tuned_pipeline):
+    sweep.run(cells_of(tuned_file), tmp_path / "out", "tuned")
+    settings, audit = tables.every(records.read(tmp_path / "out"))
+    [(heading, line)] = settings.rows
+    row = dict(zip(settings.columns, line, strict=True))
+    assert heading == "plain"
+    assert row["the graph is worth, one by one"].value == 10 and row["the graph is worth, one by one"].n == 2
+    assert row["graph off"].value == 60
+    assert row["chosen with the graph"].text == "learning_rate 0.04 (largest tried)"
+    assert row["chosen with the graph off"].text == "learning_rate 0.02"
+    assert "on 10 held-out training images" in settings.notes[1]
+    assert "Tried: learning_rate 0.01, 0.02, 0.04." in settings.notes[1]
+    [(heading, line)] = audit.rows
+    assert heading == "Worth, plain (n = 2)" and line[3].value == 10
+    made = runpy.run_path(str(ROOT / "docs" / "make_results.py"))
+    made["section"].__globals__["sweeps"] = lambda: {"tuned": [settings]}
+    shown = made["section"]()
+    assert "class-sorted (audit) | chosen with the graph | chosen with the graph off |" in shown
+    assert "| learning_rate 0.04 (largest tried) | learning_rate 0.02 |" in shown
+
+
+def test_a_choice_goes_on_where_it_was_and_is_the_same(tmp_path, tuned_file, tuned_pipeline):
+    whole = tmp_path / "whole"
+    sweep.run(cells_of(tuned_file), whole, "tuned")
+    expected = [(record["cell"], record["tuned"]) for record in records.read(whole)]
+    runs = sorted(tuned_pipeline)
+    tuned_pipeline.clear()
+    for done in range(1, 11):  # one cell each time, as if killed after it
+        assert sweep.run(cells_of(tuned_file), tmp_path / "out", "tuned", limit=1).done == done
+    assert [(record["cell"], record["tuned"]) for record in records.read(tmp_path / "out")] == expected
+    assert sorted(tuned_pipeline) == runs
+
+
+def test_a_cell_waits_for_candidates_that_another_process_runs(tmp_path, tuned_file, tuned_pipeline):
+    cells, out = cells_of(tuned_file), tmp_path / "out"
+    (out / "claims").mkdir(parents=True)
+    (out / "claims" / cells[0].name).write_text("another")
+    assert sweep.run(cells, out, "tuned") == (7, 0, None)
+    assert ("cnn2gnn", "test") not in {run[:2] for run in tuned_pipeline}
+
+
+def test_a_choice_among_candidates_that_all_diverged_is_a_failure(tmp_path, tuned_file, tuned_pipeline):
+    tuned_file.write_text(TUNED.replace("(0.01, 0.02, 0.04)", "(0.01,)").replace("(4, 5)", "(4,)"))
+    cells, out = cells_of(tuned_file), tmp_path / "out"
+    assert sweep.run(cells, out, "tuned") == (3, 1, None)
+    failure = storage.read_json(out / "failures" / f"{cells[3].name}.json")
+    assert failure["error"].startswith("all 1 candidates diverged, as the loss became nan at step 3")
+
+
+def test_images_that_a_config_holds_out_are_those_it_chooses_on(tuned_file):
+    cells = cells_of(tuned_file, **{"data.holdout": "0.8"})
+    assert {cell.config.data.holdout for cell in cells} == {0.8}
+    # What is set for every cell is not chosen.
+    assert not any(cell.candidates for cell in cells_of(tuned_file, **{"student.train.learning_rate": "0.03"}))
+
+
+def test_a_wrong_choice_is_refused(tuned_file):
+    tuned_file.write_text(TUNED.replace("student.train.learning_rate", "student.train.learning_rat"))
+    with pytest.raises(UserError, match="tune: .*learning_rat"):
+        cells_of(tuned_file)
+    tuned_file.write_text(TUNED.replace("0.04)", "-1.0)"))
+    with pytest.raises(UserError, match="student.train.learning_rate is -1.0"):
+        cells_of(tuned_file)
+    tuned_file.write_text(TUNED.replace("graph_off = seed, method, 10, False", "graph_off = seed, method, 10, True"))
+    with pytest.raises(UserError, match="tune chooses for one student"):
+        cells_of(tuned_file)

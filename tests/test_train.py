@@ -104,6 +104,28 @@ def test_training_lowers_the_loss(data, kind):
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
 
+def test_off_weight_is_a_weighted_mean_of_the_losses_with_and_without_the_graph(data):
+    """Where the graph is A = I both losses are one, so the step is that of off_weight 0: of no larger loss."""
+    learned = task()
+    off = dataclasses.replace(learned, module=learned.module.clone(graph="off"))
+    batch, losses = batch_of(data, np.arange(BATCH)), {}
+    for name, this in (("learned", learned), ("off", off)):
+        start = train.init_state(this, data["input"], None)
+        plain, weighted = (
+            jax.jit(train.make_step(dataclasses.replace(this, off_weight=weight)))(start, batch, None, this.seed)
+            for weight in (0.0, 3.0)
+        )
+        losses[name] = [float(metrics["loss"]) for _, metrics in (plain, weighted)]
+        if name == "off":  # the new parameters are equal, and with them the gradients
+            chex.assert_trees_all_close(weighted[0], plain[0], rtol=1e-5, atol=1e-7)
+    with_graph, mean = losses["learned"]
+    without, unchanged = losses["off"]
+    np.testing.assert_allclose(unchanged, without, rtol=1e-5)
+    # The classifier and the node features start alike in both.
+    assert with_graph != pytest.approx(without, rel=1e-3)
+    np.testing.assert_allclose(mean, (with_graph + 3 * without) / 4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("schedule", ["constant", "step"])
 def test_rows_of_the_head_equal_the_dense_update(data, schedule):
     fields = {"schedule": schedule, "milestones": (0.5, 0.75), "milestone_factor": 0.1, "epochs": 8}

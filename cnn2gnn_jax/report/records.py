@@ -34,7 +34,14 @@ _NOT_THE_RESULT = (
 )
 
 
-def write(out: pathlib.Path, cell: str, config: ConfigDict, results: Mapping[str, Any], metrics: pathlib.Path) -> None:
+def write(
+    out: pathlib.Path,
+    cell: str,
+    config: ConfigDict,
+    results: Mapping[str, Any],
+    metrics: pathlib.Path,
+    tuned: Mapping[str, Any] | None = None,
+) -> None:
     """Writes the record of a cell that is done.
 
     Args:
@@ -43,6 +50,7 @@ def write(out: pathlib.Path, cell: str, config: ConfigDict, results: Mapping[str
       config: its config.
       results: as the pipeline gives them.
       metrics: the JSON lines of its training.
+      tuned: what was chosen on held-out images, as `cnn2gnn_jax.tuning.choose` gives it; None for nothing.
     """
     dataset = {key: value for key, value in results["dataset"].items() if key != "classes"}
     dataset["classes"] = len(results["dataset"]["classes"])
@@ -62,8 +70,27 @@ def write(out: pathlib.Path, cell: str, config: ConfigDict, results: Mapping[str
         ],
         "examples": [] if config.seed else _rounded(results["examples"]),
         "curves": _rounded(_curves(metrics)),
+        **({} if tuned is None else {"tuned": tuned}),
     }
-    storage.write_text(out / "records" / f"{cell}.json", json.dumps(storage.sealed(record)) + "\n")
+    _write(out, cell, record)
+
+
+def write_diverged(out: pathlib.Path, cell: str, error: str) -> None:
+    """Writes the record of a candidate whose loss did not stay finite, which is an answer too."""
+    _write(out, cell, {"format": _FORMAT, "cell": cell, "diverged": error})
+
+
+def _write(out: pathlib.Path, cell: str, record: dict[str, Any]) -> None:
+    storage.write_text(_path(out, cell), json.dumps(storage.sealed(record)) + "\n")
+
+
+def _path(out: pathlib.Path, cell: str) -> pathlib.Path:
+    return out / "records" / f"{cell}.json"
+
+
+def load(out: pathlib.Path, cell: str) -> dict[str, Any]:
+    """The record of a cell that is done, without its places."""
+    return storage.read_json(_path(out, cell))
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -93,9 +120,8 @@ def _curves(metrics: pathlib.Path) -> dict[str, list[list[float]]]:
 
 def is_done(out: pathlib.Path, cell: str) -> bool:
     """Whether the cell has a whole record of this version."""
-    path = out / "records" / f"{cell}.json"
     try:
-        return path.exists() and storage.read_json(path).get("format") == _FORMAT
+        return _path(out, cell).exists() and load(out, cell).get("format") == _FORMAT
     except UserError:
         return False
 
@@ -116,15 +142,19 @@ def write_plan(out: pathlib.Path, title: str, cells: Sequence[tuple[str, Sequenc
 
 
 def collect(out: pathlib.Path) -> None:
-    """Writes `results.jsonl`: the records of all cells that are done, with their places."""
+    """Writes `results.jsonl`: the records of all cells that are done, with their places.
+
+    Candidates, which have no place, are left out: what they gave stands in the record of the cell that chose.
+    """
     places: dict[str, list[dict[str, Any]]] = {}
     for plan in sorted((out / "plans").glob("*.json")):
         for cell, own in storage.read_json(plan)["cells"]:
             places.setdefault(cell, []).extend(own)
+    done = [(cell, load(out, cell)) for cell in places if places[cell] and is_done(out, cell)]
     lines = [
-        json.dumps({**storage.read_json(out / "records" / f"{cell}.json"), "places": places[cell]}, allow_nan=False)
-        for cell in places
-        if is_done(out, cell)
+        json.dumps({**record, "places": places[cell]}, allow_nan=False)
+        for cell, record in done
+        if "diverged" not in record
     ]
     with _alone(out):
         storage.write_text(out / "results.jsonl", "".join(line + "\n" for line in lines))

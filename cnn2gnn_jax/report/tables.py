@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cnn2gnn_jax.report import paper
+from cnn2gnn_jax.report import paper, tuned
 from cnn2gnn_jax.report.statistics import paired, summarize
 
 PROTOCOLS = {
@@ -332,11 +332,27 @@ def _audited(mine: Sequence[Observation]) -> list[Cell]:
 
 
 def settings(seen: Sequence[Observation], name: str) -> Table:
-    """A row for each setting, under every protocol."""
+    """A row for each setting, under every protocol.
+
+    The control, with the graph off, is of the same records or of one of its own at the same place.
+    """
     seen = [one for one in seen if one.place["name"] == name]
-    rows = list(dict.fromkeys(one.place["setting"] for one in seen))
-    body, seeds = _counted([(row, _audited([one for one in seen if one.place["setting"] == row])) for row in rows])
-    return Table(name, AUDIT, body, [_caption(seen, seeds)])
+    groups: dict[str, list[Observation]] = {}
+    for one in seen:
+        groups.setdefault(one.place["setting"], []).append(one)
+    body, seeds = _counted([(setting, _audited(group)) for setting, group in groups.items()])
+    notes = [_caption(seen, seeds)]
+    if not any("tuned" in one.record for one in seen):
+        return Table(name, AUDIT, body, notes)
+    body = [(setting, [*cells, *_chosen(groups[setting])]) for setting, cells in body]
+    return Table(name, (*AUDIT, *tuned.COLUMNS), body, [*notes, tuned.note(one.record for one in seen)])
+
+
+def _chosen(group: Sequence[Observation]) -> list[Cell]:
+    """What the students with the graph and those without it have chosen on held-out images."""
+    off = [one.record for one in group if one.entry["graph"] == "off"]
+    on = [one.record for one in group if _is_on(one)]
+    return [Cell(tuned.chosen(records)) for records in (on, off)]
 
 
 AUDIT_WORDS = (
@@ -354,8 +370,10 @@ def audit(records: Iterable[Mapping[str, Any]]) -> Table | None:
     groups: dict[str, list[Observation]] = {}
     for record in records:
         for entry in record["accuracies"]:
-            if entry["graph"] is not None:
-                place = record["places"][0]
+            if entry["graph"] is None:
+                continue
+            # A control of its own belongs to every student beside which it stands.
+            for place in record["places"][: None if record["method"] == "cnn2gnn_off" else 1]:
                 heading = ", ".join(_word(key, place[key]) for key in _IN_ORDER if key in place)
                 groups.setdefault(heading, []).append(Observation(place, record, entry))
     if not groups:

@@ -1,0 +1,52 @@
+"""What each arm of a comparison has chosen on held-out training images, in words."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+COLUMNS = ("chosen with the graph", "chosen with the graph off")
+
+
+def chosen(records: Iterable[Mapping[str, Any]]) -> str:
+    """The chosen values of the records, and whether they are the smallest or the largest that were tried."""
+    texts = [_values(record["tuned"]) for record in records if "tuned" in record]
+    return "; ".join(dict.fromkeys(texts))
+
+
+def _values(tuned: Mapping[str, Any]) -> str:
+    edges = {
+        field: _edge(value, [tried["fields"][field] for tried in tuned["candidates"]])
+        for field, value in tuned["fields"].items()
+    }
+    return ", ".join(f"{_short(field)} {value}{edges[field]}" for field, value in tuned["fields"].items())
+
+
+def note(records: Iterable[Mapping[str, Any]]) -> str:
+    """How the records chose, and from what."""
+    tuned = [record["tuned"] for record in records if "tuned" in record]
+    values: dict[str, set[Any]] = {}
+    for tried in (candidate for one in tuned for candidate in one["candidates"]):
+        for field, value in tried["fields"].items():
+            values.setdefault(_short(field), set()).add(value)
+    tried_values = "; ".join(f"{field} {', '.join(map(str, sorted(every)))}" for field, every in values.items())
+    images, seeds = (_range({one[key] for one in tuned}) for key in ("images", "seeds"))
+    return (
+        f"With and without the graph, each student has the values with the best mean accuracy, one by one, on {images} "
+        f"held-out training images ({seeds} seed{'s' * (seeds != '1')}), never on test images. Tried: {tried_values}. "
+        "Where the best is the smallest or the largest that was tried, a better one may lie beyond it."
+    )
+
+
+def _short(field: str) -> str:
+    return field.rpartition(".")[2]
+
+
+def _edge(value: Any, values: Sequence[Any]) -> str:
+    """Whether a number is the smallest or the largest of several."""
+    if len(set(values)) < 2 or not all(isinstance(other, int | float) for other in values):
+        return ""
+    return {min(values): " (smallest tried)", max(values): " (largest tried)"}.get(value, "")
+
+
+def _range(values: set[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
