@@ -38,9 +38,9 @@ def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None
     may a row have more than `sparsity` non-zeros. Gradients are finite everywhere.
 
     Infinite distances are the limit of large ones. Columns at -inf are infinitely near: they share the row equally,
-    whatever else is in it. Columns at +inf have no weight unless all are; where only they are left to be the (s+1)-th smallest, the columns at
-    less than +inf share the row equally. A row with a NaN among the columns that take part is NaN in all of these, so
-    that the loss shows it.
+    whatever else is in it. Columns at +inf have no weight unless all are; where only they are left to be the (s+1)-th
+    smallest, the columns at less than +inf share the row equally. A row with a NaN among the columns that take part is
+    NaN in all of these, so that the loss shows it.
 
     Args:
       distances: (..., B, C), any numbers.
