@@ -76,7 +76,8 @@ def test_equal_keys_do_not_change_the_count(monkeypatch):
 
 def test_a_batch_over_the_limit_shares_its_negatives(example, monkeypatch):
     e = example("crd", dtype="float32")
-    arguments = e.params, e.memory, e.student, e.teacher, e.batch, 0, jax.random.key(0)
+    inputs = jax.tree.map(jnp.asarray, (e.params, e.memory, e.student, e.teacher, e.batch))
+    arguments = *inputs, 0, jax.random.key(0)
     alone, _, _ = e.distiller.stages[0].loss(*arguments)
     monkeypatch.setattr(crd, "MOST_SCORES", 6 * 33 - 1)
     shared, _, _ = e.distiller.stages[0].loss(*arguments)
