@@ -41,7 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 # Raised when the same config gives something else on disk than before.
-TEACHER_FORMAT = 1
+TEACHER_FORMAT = 2
 STUDENT_FORMAT = 3
 # Fields of a `train` section that are spelled out by others, or change how fast and not what.
 _HOW_FIELDS = ("recipe", "chunk_steps")

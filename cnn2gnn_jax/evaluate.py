@@ -14,7 +14,7 @@ import numpy as np
 from cnn2gnn_jax import graph, inference
 from cnn2gnn_jax.data import augment, batches
 from cnn2gnn_jax.distillers import maps
-from cnn2gnn_jax.gnn import SPARSE_GRAPHS, Columns, GraphStudent, HeadRows
+from cnn2gnn_jax.gnn import Columns, GraphStudent, HeadRows
 from cnn2gnn_jax.networks import Outputs
 from cnn2gnn_jax.parallel import ONE, Devices
 
@@ -194,8 +194,6 @@ def graph_protocols(
             orders[order or "shuffled"],
             batch_size,
         )
-        if module.graph not in SPARSE_GRAPHS:
-            del found["diagnostics"]["distinct_anchors"]
         entries.append({"mechanism": name, "batch_order": order, **found})
     return entries
 
@@ -227,8 +225,8 @@ def graph_accuracy(
     """What comes out over all N images, batches taken in `order`.
 
     Returns:
-      `accuracy` in percent, the `diagnostics` as means over images, the `seconds` it took without compilation, and the
-      classes `predicted`, (N,).
+      `accuracy` in percent, the `diagnostics` as means over images (`distinct_anchors` only where the mechanism chooses
+      anchors), the `seconds` it took without compilation, and the classes `predicted`, (N,).
     """
     predicted, totals = np.zeros(len(order), np.int32), collections.defaultdict[str, float](float)
     indices, masks = batches.evaluation_batches(len(order), min(batch_size, len(order)), order)
@@ -245,8 +243,9 @@ def graph_accuracy(
         probabilities = np.zeros(())
         for found, facts, nearest in answers:
             probabilities = probabilities + found
-            distinct = len(np.unique(nearest[mask]))
-            for name, value in {**facts, "distinct_anchors": distinct}.items():
+            if np.all(nearest >= 0):  # else the mechanism chooses no anchors
+                facts = {**facts, "distinct_anchors": len(np.unique(nearest[mask]))}
+            for name, value in facts.items():
                 totals[name] += float(value) * int(mask.sum()) / len(order) / len(anchors.columns)
         predicted[index[mask]] = np.argmax(probabilities, -1)[mask]
     right = int(np.sum(predicted == labels))

@@ -37,8 +37,13 @@ def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None
     at that distance share the row equally, the limit of the quadratic program (Eq. 5) as gamma goes to 0; only then
     may a row have more than `sparsity` non-zeros. Gradients are finite everywhere.
 
+    Infinite distances are the limit of large ones. Columns at -inf are infinitely near: they share the row equally,
+    whatever else is in it. Columns at +inf have no weight unless all are; where only they are left to be the (s+1)-th
+    smallest, the columns at less than +inf share the row equally. A row with a NaN among the columns that take part is
+    NaN in all of these, so that the loss shows it.
+
     Args:
-      distances: (..., B, C), any real numbers.
+      distances: (..., B, C), any numbers.
       sparsity: s, with s + 1 <= C.
       mask: (..., C), True for the columns that take part. Where fewer than s + 1 do, s falls to their number less one.
 
@@ -53,12 +58,13 @@ def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None
     """
     check_sparsity(sparsity, distances.shape[-1])
     d = _at_least_f32(distances)
+    takes_part = jnp.ones_like(d, dtype=bool) if mask is None else jnp.broadcast_to(mask[..., None, :], d.shape)
+    broken = jnp.any(takes_part & jnp.isnan(d), axis=-1, keepdims=True)
+    d = _infinite_as_limit(jnp.where(broken, 0, d), takes_part, sparsity)
     if mask is None:
         smallest = -lax.top_k(-d, sparsity + 1)[0]
         threshold = smallest[..., -1:]
-        takes_part = jnp.ones_like(d, dtype=bool)
     else:
-        takes_part = jnp.broadcast_to(mask[..., None, :], d.shape)
         smallest = -lax.top_k(jnp.where(takes_part, -d, -jnp.inf), sparsity + 1)[0]
         # The last finite one; 0 stands in where no column takes part, and every weight is masked below.
         found = smallest < jnp.inf
@@ -74,7 +80,17 @@ def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None
     total = jnp.sum(slack, axis=-1, keepdims=True)
     nearest = jnp.where(takes_part & (d == threshold), 1.0, 0.0).astype(d.dtype)
     share = nearest / jnp.maximum(jnp.sum(nearest, axis=-1, keepdims=True), 1)
-    return jnp.where(tied, share, slack / jnp.where(tied, 1, total))
+    weights = jnp.where(tied, share, slack / jnp.where(tied, 1, total))
+    return jnp.where(broken & takes_part, jnp.nan, weights)
+
+
+def _infinite_as_limit(d: jax.Array, takes_part: jax.Array, sparsity: int) -> jax.Array:
+    """Distances with the weights that Eq. 3 has in the limit where infinite ones grow; finite rows are unchanged."""
+    near, far = (takes_part & (d == infinity) for infinity in (-jnp.inf, jnp.inf))
+    part = jnp.sum(takes_part, axis=-1, keepdims=True)
+    threshold_is_infinite = part - jnp.sum(far, axis=-1, keepdims=True) < jnp.minimum(sparsity + 1, part)
+    d = jnp.where(threshold_is_infinite, far.astype(d.dtype), d)
+    return jnp.where(jnp.any(near, axis=-1, keepdims=True), jnp.where(near, 0.0, 1.0).astype(d.dtype), d)
 
 
 def symmetrize(weights: jax.Array) -> jax.Array:
@@ -116,9 +132,9 @@ def normalize(adjacency: jax.Array, self_loops: bool = True, mask: jax.Array | N
 
 
 def inverse_root(degree: jax.Array) -> jax.Array:
-    """degree^-1/2, 0 for nodes without any edge."""
-    connected = degree > 0
-    return jnp.where(connected, lax.rsqrt(jnp.where(connected, degree, 1)), 0)
+    """degree^-1/2, 0 for nodes without any edge, NaN where the degree is."""
+    isolated = degree <= 0
+    return jnp.where(isolated, 0, lax.rsqrt(jnp.where(isolated, 1, degree)))
 
 
 def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:

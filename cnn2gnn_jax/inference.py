@@ -1,7 +1,8 @@
 """Inductive inference (Section 3.2): Mechanism 1, one by one, and Mechanism 2, batch by batch.
 
 Both take `anchors`, a batch of training images. The head has neurons for training images alone, so an unseen image
-has distances *to* anchors, and nobody has a distance to it.
+has distances *to* anchors, and nobody has a distance to it. The graphs without a head have every distance: they are
+built over the nodes at hand as in training.
 
 >>> from cnn2gnn_jax import gnn
 >>> student = gnn.GraphStudent(num_classes=3, backbone=gnn.Flatten(), sparsity=4)
@@ -22,9 +23,10 @@ import jax
 import jax.numpy as jnp
 
 from cnn2gnn_jax import graph
-from cnn2gnn_jax.gnn import SPARSE_GRAPHS, Columns, GraphStudent, HeadRows
+from cnn2gnn_jax.gnn import Columns, GraphStudent, HeadRows
 
 READINGS = ("similar", "test_rows")
+_TOGETHER = 2**25  # weights of cascaded graphs that are held at a time: 128 MiB in float32
 
 
 class Prediction(NamedTuple):
@@ -33,7 +35,8 @@ class Prediction(NamedTuple):
     logits: (B, C).
     adjacency: the graph with self-loops where the student adds them; of Mechanism 2 (B, B), of Mechanism 1 each
       image's own row (B, A + 1), its last column being the image itself.
-    nearest: (B,), the position of each image's nearest anchor; -1 for the graphs that have no such choice.
+    nearest: (B,), the position of each image's nearest anchor; -1 where anchors are not chosen by distance, as in the
+      graphs without Eq. 3 and in Mechanism 2 without a head.
     """
 
     logits: jax.Array
@@ -57,7 +60,9 @@ def one_by_one(module: GraphStudent, variables: Any, anchors: Columns, inputs: j
     """Mechanism 1: each image is cascaded with the anchors and classified in that graph of A + 1 nodes.
 
     All B images in one call: the anchors' graph is shared, each image adds a row and a column.
-    Its answer depends on no other image. The anchors' own rows have no column for the image, so p(image | anchor) = 0.
+    Its answer depends on no other image. Under the head the anchors' own rows have no column for the image, so
+    p(image | anchor) = 0, nor has the image one for itself. A graph without a head is that of training over the A + 1
+    nodes.
 
     Args:
       module: the student.
@@ -72,7 +77,14 @@ def one_by_one(module: GraphStudent, variables: Any, anchors: Columns, inputs: j
     if module.graph == "off":
         alone = jnp.concatenate([jnp.zeros((size, count)), jnp.ones((size, 1))], axis=-1)
         return Prediction(_apply(module, variables, "classify", jax.nn.relu(projected)), alone, nearest)
-    if module.graph in SPARSE_GRAPHS:
+    anchor_projected = _apply(module, variables, "project", anchors.nodes)
+    if module.graph == "euclidean_sparse":
+        among = _distances(module, variables, anchors.nodes, anchors)
+        to_anchors = _distances(module, variables, nodes, anchors)
+        hidden, adjacency = _cascade_by_distance(module, among, to_anchors, anchor_projected, projected)
+        logits = _apply(module, variables, "classify", hidden)
+        return Prediction(logits, adjacency, jnp.argmin(to_anchors, axis=-1))
+    if module.graph == "learned":
         among = graph.symmetrize(
             graph.sparse_neighbors(_distances(module, variables, anchors.nodes, anchors), module.sparsity)
         )
@@ -88,7 +100,6 @@ def one_by_one(module: GraphStudent, variables: Any, anchors: Columns, inputs: j
         links, own = cascaded[:, :-1], cascaded[:, -1]
     if module.self_loops:
         among, own = graph.add_self_loops(among), own + 1
-    anchor_projected = _apply(module, variables, "project", anchors.nodes)
     hidden = _cascade(among, links, own, anchor_projected, projected)
     adjacency = jnp.concatenate([links, own[:, None]], axis=-1)
     return Prediction(_apply(module, variables, "classify", hidden), adjacency, nearest)
@@ -116,6 +127,36 @@ def _cascade(among: jax.Array, links: jax.Array, own: jax.Array, anchors: jax.Ar
     return scale_own * (jnp.einsum("ba,abh->bh", weights, of_anchors) + own * of_image)
 
 
+def _cascade_by_distance(
+    module: GraphStudent, among: jax.Array, to_anchors: jax.Array, anchors: jax.Array, nodes: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Eq. 3 on all distances of the A + 1 nodes: each image's input (B, H) of the second layer and row (B, A + 1).
+
+    An image may change any row of the anchors, so each has a graph of its own. Where those of all images are more than
+    `_TOGETHER` weights, or B is not known, one image follows the other.
+
+    Args:
+      module: the student.
+      among: (A, A), distances between anchors.
+      to_anchors: (B, A), from images to anchors, and back.
+      anchors: (A, H), X W of the first layer; nodes: (B, H), likewise.
+    """
+
+    def cascade(of_image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        to_anchors, node = of_image
+        own = jnp.zeros((1,), among.dtype)  # an image is at no distance from itself
+        distances = jnp.block([[among, to_anchors[:, None]], [to_anchors, own]])
+        adjacency = graph.symmetrize(graph.sparse_neighbors(distances, module.sparsity))
+        factor = graph.normalize(adjacency, module.self_loops)
+        hidden = jax.nn.relu(factor @ jnp.concatenate([anchors, node[None]]))
+        return factor[-1] @ hidden, _with_loops(module, adjacency)[-1]
+
+    size, columns = nodes.shape[0], anchors.shape[0] + 1
+    if isinstance(size, int) and size * columns**2 <= _TOGETHER:
+        return jax.vmap(cascade)((to_anchors, nodes))
+    return jax.lax.map(cascade, (to_anchors, nodes))
+
+
 def batch_by_batch(
     module: GraphStudent,
     variables: Any,
@@ -129,7 +170,7 @@ def batch_by_batch(
     sim(i) is the anchor with the highest probability for image i. Under `similar` the graph is Eq. 3 on the distances
     between sim(i) and sim(j); under `test_rows` on those from image i itself to sim(j). The images' own features are
     propagated over it. Images often share an anchor, so rows have ties (see `graph.sparse_neighbors`). A graph without
-    a head is that of the batch itself.
+    a head has the distances between the images themselves: it is that of the batch, and uses no anchor.
 
     Args:
       module: the student.
@@ -137,7 +178,7 @@ def batch_by_batch(
       anchors: A training images.
       inputs: (B, ...), unseen images, B > sparsity.
       mask: (B,), False for padding, which takes no part and whose logits mean nothing.
-      reading: `similar` or `test_rows`.
+      reading: `similar` or `test_rows`, of the graph of the head.
 
     Raises:
       ValueError: unknown reading.
@@ -149,14 +190,14 @@ def batch_by_batch(
     if module.graph == "off":
         logits = _apply(module, variables, "propagate", nodes, None).logits
         return Prediction(logits, jnp.eye(nodes.shape[0]), nearest)
-    if module.graph in SPARSE_GRAPHS:
+    if module.graph == "learned":
         to_anchors = _distances(module, variables, nodes, anchors)
         nearest = jnp.argmin(to_anchors, axis=-1)
         # Columns are picked out of distances to all anchors, so that images which share an anchor tie to the bit.
         d = _distances(module, variables, anchors.nodes[nearest], anchors) if reading == "similar" else to_anchors
         adjacency = graph.symmetrize(graph.sparse_neighbors(d[:, nearest], module.sparsity, mask))
     else:
-        adjacency = _apply(module, variables, "adjacency", nodes, None)
+        adjacency = _apply(module, variables, "adjacency", nodes, None, mask)
     factor = graph.normalize(adjacency, module.self_loops, mask)
     logits = _apply(module, variables, "propagate", nodes, factor).logits
     return Prediction(logits, _with_loops(module, adjacency), nearest)

@@ -106,7 +106,8 @@ def by_student(
       mechanism: see `trained.answer`.
       neighbors: how many, strongest first. Under one_by_one they are anchors, each with its `class`, the `index` of
         the training image and its `weight`; under batch_by_batch the other images of the batch, with the class and
-        index of their nearest anchor. Weights are the image's row of A, its self-loop included, scaled to sum to 1.
+        index of their nearest anchor where the graph has a head. Weights are the image's row of A, its self-loop
+        included, scaled to sum to 1.
 
     Raises:
       UserError: too few images, or neighbours of a student without a graph.

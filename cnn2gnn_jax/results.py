@@ -77,8 +77,13 @@ def student(section: Any, costs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flops(function: Callable, *arguments: Any) -> float:
-    """XLA's count of floating-point operations (a multiply-add is two) before optimisation."""
-    analysis = jax.jit(function).lower(*arguments).cost_analysis()
+    """XLA's count of floating-point operations (a multiply-add is two) before optimisation.
+
+    Counted as lowered for an accelerator, so that a convolution and its gradients are plain ones whatever computes them
+    on the CPU, and the count is the same on every device.
+    """
+    lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",))
+    analysis = lowered.cost_analysis()
     return float(analysis["flops"]) if analysis and "flops" in analysis else float("nan")
 
 

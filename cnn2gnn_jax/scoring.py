@@ -16,7 +16,7 @@ from cnn2gnn_jax.task import Task
 from cnn2gnn_jax.train import TrainState
 
 EXAMPLES = 10  # test images whose neighbours are recorded
-_FORMAT = 3  # raised when other things are recorded
+_FORMAT = 4  # raised when other things are recorded
 
 
 def anchors_of(

@@ -114,7 +114,11 @@ def learning_rate(task: Task) -> Callable[[jax.Array | int], jax.Array]:
         return optax.schedules.constant_schedule(base)
     if recipe.schedule == "cosine":
         return optax.schedules.cosine_decay_schedule(base, task.total_steps)
-    drops = {round(part * task.epochs) * task.steps_per_epoch: recipe.milestone_factor for part in recipe.milestones}
+    drops: dict[int, float] = {}
+    for part in recipe.milestones:
+        step = round(part * task.epochs) * task.steps_per_epoch
+        # Several milestones of a short training round to one epoch: each applies its factor.
+        drops[step] = drops.get(step, 1.0) * recipe.milestone_factor
     return optax.schedules.piecewise_constant_schedule(base, drops)
 
 

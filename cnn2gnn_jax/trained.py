@@ -52,7 +52,8 @@ class Answer(NamedTuple):
     probabilities: (B, C).
     links: of a graph student, the weights, (B, N) for each batch of anchors, rows summing to 1. Of one_by_one the
       columns are the anchors and then the image itself, of batch_by_batch the B images.
-    nearest: (B,) for each batch of anchors, the position of an image's nearest anchor, -1 without a sparse graph.
+    nearest: (B,) for each batch of anchors, the position of an image's nearest anchor, -1 where there is none
+      (see `inference.Prediction`).
     """
 
     probabilities: jax.Array

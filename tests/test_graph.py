@@ -189,6 +189,45 @@ def test_masked_columns_take_no_part(padding):
     np.testing.assert_array_equal(gradient[:, ~mask], 0)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_nan_among_the_distances_shows_in_the_weights_and_the_factor(masked):
+    d = distinct_integers(0, 6, 6)
+    d[1, 4] = np.nan
+    mask = np.arange(6) != 2 if masked else np.ones(6, bool)
+    p, _ = with_gradient(d, 3, np.ones_like(d), mask if masked else None)
+    np.testing.assert_array_equal(np.isnan(p), (np.arange(6) == 1)[:, None] & mask)
+    factor = normalize(graph.symmetrize(p), True, mask if masked else None)
+    assert np.isnan(np.sum(factor, -1))[mask].all()
+
+
+@pytest.mark.parametrize(
+    ("row", "sparsity", "expected"),
+    [
+        pytest.param([3, -np.inf, 1, 2], 2, [0, 1, 0, 0], id="one infinitely near"),
+        pytest.param([-np.inf, 3, 1, -np.inf], 2, [1 / 2, 0, 0, 1 / 2], id="two infinitely near"),
+        pytest.param([-np.inf, -np.inf, -np.inf, 1], 1, [1 / 3] * 3 + [0], id="more than s + 1 infinitely near"),
+        pytest.param([-np.inf, 1, np.inf, np.inf], 2, [1, 0, 0, 0], id="near and far"),
+        pytest.param([1, 2, 4, np.inf], 2, [3 / 5, 2 / 5, 0, 0], id="one infinitely far"),
+        pytest.param([1, 2, np.inf, np.inf], 2, [1 / 2, 1 / 2, 0, 0], id="the threshold infinitely far"),
+        pytest.param([1, np.inf, np.inf, np.inf], 2, [1, 0, 0, 0], id="all but one infinitely far"),
+        pytest.param([np.inf] * 4, 2, [1 / 4] * 4, id="all infinitely far"),
+    ],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_infinite_distances_are_the_limit_of_large_ones(row, sparsity, expected, masked):
+    d = np.array([row], np.float32)
+    mask = None
+    if masked:  # more columns, which take no part
+        d, expected = np.concatenate([d, [[-np.inf, np.nan, 0]]], axis=1), expected + [0] * 3
+        mask = np.arange(7) < 4
+    p, gradient = with_gradient(d, sparsity, np.arange(d.size, dtype=np.float32)[None], mask)
+    np.testing.assert_allclose(p, [expected], atol=1e-7)
+    assert np.isfinite(gradient).all()
+    d = np.clip(d, -1e6, 1e6)
+    if mask is None and sum(np.isneginf(row)) * sum(np.isposinf(row)) == 0:  # with both, -inf goes first
+        np.testing.assert_allclose(sparse_neighbors(d, sparsity, mask), [expected], atol=1e-5)
+
+
 @pytest.mark.parametrize("valid", [0, 1, 2, 4, 5])
 def test_fewer_valid_columns_than_the_sparsity_needs(valid):
     d = distinct_integers(0, 3, 8)

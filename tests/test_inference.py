@@ -108,7 +108,10 @@ def mechanism_1(setting):
     logits, rows = [], []
     for image in setting.images:
         nodes = np.concatenate([setting.anchors, image[None]])
-        if setting.name in SPARSE_GRAPHS:
+        if setting.name == "euclidean_sparse":
+            p = eq3(((nodes[:, None] - nodes[None]) ** 2).sum(-1))
+            adjacency = (p + p.T) / 2
+        elif setting.name == "learned":
             # Every node has distances to the anchors alone: nobody chooses the image.
             p = np.pad(eq3(setting.distances(nodes)), ((0, 0), (0, 1)))
             adjacency = (p + p.T) / 2
@@ -121,6 +124,10 @@ def mechanism_1(setting):
 
 
 def mechanism_2(setting, reading):
+    if setting.name == "euclidean_sparse":
+        p = eq3(((setting.images[:, None] - setting.images[None]) ** 2).sum(-1))
+        adjacency = (p + p.T) / 2
+        return setting.student(setting.images, adjacency), adjacency, np.full(len(setting.images), -1)
     nearest = eq3(setting.distances(setting.images)).argmax(-1)
     asking = setting.anchors[nearest] if reading == "similar" else setting.images
     p = eq3(setting.distances(asking)[:, nearest])
@@ -158,6 +165,34 @@ def test_one_by_one_does_not_depend_on_who_else_is_asked(name):
     assert not np.allclose(among_others.logits[1], together.logits[1])
 
 
+@pytest.mark.parametrize("together", [inference._TOGETHER, 1])
+@pytest.mark.parametrize("self_loops", [True, False])
+def test_one_by_one_without_a_head_is_the_students_own_graph_of_anchors_and_image(monkeypatch, together, self_loops):
+    monkeypatch.setattr(inference, "_TOGETHER", together)
+    jax.clear_caches()
+    setting = Setting("euclidean_sparse", self_loops=self_loops)
+    setting.images[3] = setting.anchors[5]  # twins have no distance
+    found = setting.predict("one_by_one")
+    for k, image in enumerate(setting.images):
+        nodes = np.concatenate([setting.anchors, image[None]])
+        outputs, adjacency = setting.module.apply({"params": setting.params}, nodes, None)
+        close(found.logits[k], outputs.logits[-1])
+        close(found.adjacency[k], adjacency[-1] + self_loops * np.eye(ANCHORS + 1)[-1])
+    assert (found.adjacency[:, -1] > self_loops).all()
+
+
+def test_batch_by_batch_without_a_head_uses_no_anchor():
+    setting = Setting("euclidean_sparse")
+    found = setting.predict("batch_by_batch")
+    setting.anchors = -setting.anchors
+    jax.tree.map(np.testing.assert_array_equal, setting.predict("batch_by_batch"), found)
+    mask = np.arange(20) < 14
+    outputs, adjacency = setting.module.apply({"params": setting.params}, setting.images, None, mask=mask)
+    found = setting.predict("batch_by_batch", mask=mask)
+    close(found.logits[mask], outputs.logits[mask])
+    close(found.adjacency, adjacency + np.eye(20))
+
+
 @pytest.mark.parametrize("name", SPARSE_GRAPHS)
 @pytest.mark.parametrize("reading", inference.READINGS)
 @pytest.mark.parametrize("self_loops", [True, False])
@@ -165,8 +200,9 @@ def test_batch_by_batch_equals_mechanism_2(name, reading, self_loops):
     # Of 20 images over 12 anchors many share one: of some rows the s + 1 smallest distances are equal.
     setting = Setting(name, self_loops=self_loops, popular=(2, 7))
     logits, adjacency, nearest = mechanism_2(setting, reading)
-    shared = np.bincount(nearest, minlength=ANCHORS)
-    assert shared.max() > SPARSITY + 1 and (shared > 0).sum() > 1
+    if name == "learned":
+        shared = np.bincount(nearest, minlength=ANCHORS)
+        assert shared.max() > SPARSITY + 1 and (shared > 0).sum() > 1
     found = setting.predict("batch_by_batch", reading=reading)
     close(found.logits, logits)
     close(found.adjacency, adjacency + self_loops * np.eye(20))
@@ -200,7 +236,10 @@ def test_the_order_of_the_anchors_does_not_matter(name, mechanism):
     order = np.random.default_rng(1).permutation(ANCHORS)
     plain, moved = setting.predict(mechanism), setting.predict(mechanism, columns=setting.columns(order))
     close(moved.logits, plain.logits)
-    np.testing.assert_array_equal(order[moved.nearest], plain.nearest)
+    if (name, mechanism) == ("euclidean_sparse", "batch_by_batch"):
+        np.testing.assert_array_equal(plain.nearest, -1)
+    else:
+        np.testing.assert_array_equal(order[moved.nearest], plain.nearest)
 
 
 @pytest.mark.parametrize("name", SPARSE_GRAPHS)
@@ -228,11 +267,10 @@ def test_padding_takes_no_part(name, reading, real):
     assert np.isfinite(found.logits).all()
 
 
-@pytest.mark.parametrize("name", SPARSE_GRAPHS)
 @pytest.mark.parametrize("reading", inference.READINGS)
-def test_images_that_share_an_anchor_tie_to_the_bit_in_float32(name, reading):
+def test_images_that_share_an_anchor_tie_to_the_bit_in_float32(reading):
     """Else rounding would choose among them."""
-    setting = Setting(name, count=100, popular=(2, 7), sparsity=10)
+    setting = Setting("learned", count=100, popular=(2, 7), sparsity=10)
     found = setting.cast(np.float32).predict("batch_by_batch", reading=reading)
     nearest = np.asarray(found.nearest)
     assert found.logits.dtype == np.float32

@@ -13,7 +13,7 @@ import pytest
 
 from cnn2gnn_jax import distillers, gnn, networks, train
 from cnn2gnn_jax.config import RECIPES
-from cnn2gnn_jax.task import Task
+from cnn2gnn_jax.task import Task, learning_rate
 
 IMAGES, BATCH = 60, 12
 GOLDEN = [1.326061, 1.054085, 1.154110]
@@ -124,6 +124,15 @@ def test_off_weight_is_a_weighted_mean_of_the_losses_with_and_without_the_graph(
     # The classifier and the node features start alike in both.
     assert with_graph != pytest.approx(without, rel=1e-3)
     np.testing.assert_allclose(mean, (with_graph + 3 * without) / 4, rtol=1e-5)
+
+
+def test_each_milestone_lowers_the_rate_also_where_several_fall_on_one_epoch():
+    fields = ("schedule", "learning_rate", "milestones", "milestone_factor")
+    crd = {name: RECIPES["crd"][name] for name in fields}
+    for epochs, expected in ((240, [0.05, 5e-3, 5e-4, 0.00005]), (3, [0.05, 0.0005, 0.00005]), (1, [0.05, 0.00005])):
+        this = task(**crd, epochs=epochs)
+        rates = [float(learning_rate(this)(step)) for step in range(this.total_steps + 1)]
+        np.testing.assert_allclose(sorted(set(rates), reverse=True), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "step"])

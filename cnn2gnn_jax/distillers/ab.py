@@ -32,6 +32,10 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
     sum of 2^(i - n + 1) * 3/1000 * (1/B) * sum over the map of (s + 1)^2 where s > -1 and t <= 0, and of (s - 1)^2
     where s <= 1 and t > 0, with t the teacher's map before ReLU and s the student's after its connector: nothing where
     both maps have one shape, else a `Connector` without ReLU. Stage `train`: cross-entropy.
+
+    The map before ReLU of a WRN's block is that after the BatchNorm which follows the block. Stage `pretrain` trains
+    this BatchNorm after the last block too, with the statistics of the batch, as the method's authors do. RepDistiller
+    evaluates it there with its untrained statistics.
     """
 
     def connector(s, t):

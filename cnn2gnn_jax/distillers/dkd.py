@@ -18,11 +18,12 @@ def published_beta(setting: Setting) -> float:
 
 
 def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
-    """`ce_weight` * cross-entropy + `weight` * min(epoch / `warmup`, 1) * T^2 * (KL_target + `beta` * KL_others).
+    """`ce_weight` * cross-entropy + `weight` * min((epoch + 1) / `warmup`, 1) * T^2 * (KL_target + `beta` * KL_others).
 
     At temperature T, KL_target is the teacher's divergence from the student over (the image's class, any other), and
-    KL_others over the other classes among themselves. Epochs count from 0. The metric `distillation` is the loss before
-    the factor that grows with the epochs.
+    KL_others over the other classes among themselves. Epochs count from 0, so the first has the factor 1 / `warmup`, as
+    in the published code; with a `warmup` of 0 it is 1 throughout. The metric `distillation` is the loss before the
+    factor that grows with the epochs.
     """
 
     def divergence(student: jax.Array, teacher: jax.Array, labels: jax.Array) -> jax.Array:
@@ -37,7 +38,7 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
         del params, rng
         each = divergence(student.logits, teacher.logits, batch["label"])
         extra = losses.batch_mean(each, batch["mask"], axis_name)
-        part = jnp.minimum(epoch / hyper["warmup"], 1) if hyper["warmup"] else jnp.ones(())
+        part = jnp.minimum((epoch + 1) / hyper["warmup"], 1) if hyper["warmup"] else jnp.ones(())
         now = {**hyper, "weight": hyper["weight"] * part.astype(extra.dtype)}
         total, metrics = weighted(now, cross_entropy(student, batch, axis_name), extra)
         return total, memory, metrics

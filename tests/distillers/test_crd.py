@@ -8,21 +8,32 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax import distillers, networks
-from cnn2gnn_jax.distillers.crd import draw_negatives
+from cnn2gnn_jax.distillers import crd
 
 LABELS = np.array([0, 1, 2, 3, 4] * 6 + [0, 0, 1], np.int32)
 
 
-def drawn(seed, own, count, labels=LABELS):
-    found = draw_negatives(jax.random.key(seed), jnp.asarray(own), labels, count)
+def each(rng, own, labels, count):
+    """The negatives that each image draws for itself, in the form of the shared ones."""
+    found = crd.draw_negatives(rng, jnp.arange(len(own)), own, labels, count)
+    assert found.rows is None
+    return crd.Negatives(jnp.arange(len(labels)), found.times)
+
+
+DRAWS = [each, crd.draw_shared_negatives]
+
+
+def drawn(draw, seed, own, count, labels=LABELS):
+    found = draw(jax.random.key(seed), jnp.asarray(own), labels, count)
     return np.asarray(found.rows), np.asarray(found.times)
 
 
+@pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("count", [1, 9, 24, 25, 26, 33, 100])
-def test_count_negatives_of_other_classes_none_more_often_than_need_be(count):
+def test_count_negatives_of_other_classes_none_more_often_than_need_be(draw, count):
     own = np.arange(5)
-    rows, times = drawn(0, own, count)
-    assert len(set(rows)) == len(rows) <= min(33, count + 8)
+    rows, times = drawn(draw, 0, own, count)
+    assert len(set(rows)) == len(rows) <= (33 if draw is each else min(33, count + 8))
     for label, row in zip(own, times, strict=True):
         others = np.sum(label != LABELS)
         assert row.sum() == count
@@ -32,11 +43,12 @@ def test_count_negatives_of_other_classes_none_more_often_than_need_be(count):
             assert row[LABELS[rows] != label].min() == count // others
 
 
-def test_every_image_of_another_class_is_drawn_alike():
+@pytest.mark.parametrize("draw", DRAWS)
+def test_every_image_of_another_class_is_drawn_alike(draw):
     total = np.zeros((2, 33))
-    draw = jax.jit(lambda key: draw_negatives(key, jnp.array([0, 3]), LABELS, 9))
+    compiled = jax.jit(lambda key: draw(key, jnp.array([0, 3]), LABELS, 9))
     for key in jax.random.split(jax.random.key(0), 2000):
-        found = draw(key)
+        found = compiled(key)
         total[:, found.rows] += found.times
     for label, frequency in zip((0, 3), total / 2000, strict=True):
         others = label != LABELS
@@ -44,8 +56,39 @@ def test_every_image_of_another_class_is_drawn_alike():
         assert not frequency[~others].any()
 
 
-def test_a_class_without_others_has_no_negatives():
-    rows, times = drawn(0, [0], 5, np.zeros(4, np.int32))
+def test_images_of_one_class_draw_for_themselves_and_alike_wherever_they_are():
+    rng, index = jax.random.key(0), np.arange(40)
+    times = np.asarray(crd.draw_negatives(rng, index, np.zeros(40, int), LABELS, 9).times)
+    assert len(np.unique(times, axis=0)) == 40
+    # Independent draws of 9 of 25 share 9 * 9 / 25 = 3.24; one order for the batch shares all 9.
+    shared = (times @ times.T)[np.triu_indices(40, 1)]
+    np.testing.assert_allclose(shared.mean(), 81 / 25, atol=0.1)
+    order = np.array([7, 2, 31])
+    np.testing.assert_array_equal(crd.draw_negatives(rng, order, np.zeros(3, int), LABELS, 9).times, times[order])
+
+
+def test_equal_keys_do_not_change_the_count(monkeypatch):
+    monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype: jnp.arange(shape[0], dtype=dtype) // 7)
+    times = np.asarray(crd.draw_negatives(jax.random.key(0), np.arange(3), np.arange(3), LABELS, 9).times)
+    np.testing.assert_array_equal(times.sum(1), 9)
+    assert times.max() == 1
+
+
+def test_a_batch_over_the_limit_shares_its_negatives(example, monkeypatch):
+    e = example("crd", dtype="float32")
+    inputs = jax.tree.map(jnp.asarray, (e.params, e.memory, e.student, e.teacher, e.batch))
+    arguments = *inputs, 0, jax.random.key(0)
+    alone, _, _ = e.distiller.stages[0].loss(*arguments)
+    monkeypatch.setattr(crd, "MOST_SCORES", 6 * 33 - 1)
+    shared, _, _ = e.distiller.stages[0].loss(*arguments)
+    assert alone != shared
+    monkeypatch.setattr(crd, "draw_negatives", None)  # not called
+    np.testing.assert_array_equal(e.distiller.stages[0].loss(*arguments)[0], shared)
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_class_without_others_has_no_negatives(draw):
+    rows, times = drawn(draw, 0, [0], 5, np.zeros(4, np.int32))
     assert len(rows) == 4 and not times.any()
 
 

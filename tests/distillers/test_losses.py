@@ -214,7 +214,8 @@ def ft(e):
 def crd(e):
     n, k, t = 33, 9, 0.07
     labels = e.hyper["training_labels"]
-    drawn = jax.tree.map(np.asarray, draw_negatives(jax.random.key(RNG_SEED), e.batch["label"], labels, k))
+    index, own = e.batch["index"], e.batch["label"]
+    times = np.asarray(draw_negatives(jax.random.key(RNG_SEED), index, own, labels, k).times)
     embed = {
         side: unit(p @ np.asarray(e.params[side]["linear"]["kernel"]) + np.asarray(e.params[side]["linear"]["bias"]))
         for side, p in (("student", e.student.pooled), ("teacher", e.teacher.pooled))
@@ -224,7 +225,7 @@ def crd(e):
         bank = np.asarray(e.memory["bank"][other])
         score = np.zeros((6, 1 + k))
         for i in range(6):
-            slots = [int(e.batch["index"][i]), *np.repeat(drawn.rows, drawn.times[i])]
+            slots = [int(e.batch["index"][i]), *np.repeat(np.arange(n), times[i])]
             score[i] = np.exp(bank[slots] @ embed[side][i] / t)
         score /= score.mean() * n
         hit = np.log(score[:, 0] / (score[:, 0] + k / n + 1e-7))
@@ -253,7 +254,7 @@ def dkd(e):
 
 WEIGHTS = {
     **{"fitnets": 100, "at": 1000, "sp": 3000, "vid": 1, "rkd": 1, "pkt": 30000, "ft": 200, "crd": 0.8, "ccd": 1},
-    "dkd": min(EPOCH / 20, 1),
+    "dkd": min((EPOCH + 1) / 20, 1),
 }
 
 
