@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cnn2gnn_jax.report import formats, notes, plots, tables
+from cnn2gnn_jax.report import formats, notes, plots, tables, text
 from cnn2gnn_jax.report.statistics import paired, summarize
 
 
@@ -145,6 +145,27 @@ def test_intervals_are_over_seeds_and_images_where_predictions_are_kept_and_a_no
     assert worth(one).over == "images alone" and notes.INTERVALS["images alone"] in one.notes
     # Of one seed without predictions there is no interval, and so nothing to say of it.
     assert worth(settings(graph_record(0))).interval is None and len(settings(graph_record(0)).notes) == 1
+
+
+def test_the_csv_says_what_an_interval_is_over():
+    table = settings(*(graph_record(seed, correct=True) for seed in range(2)))
+    [row] = csv.DictReader(io.StringIO(formats.comma_separated(table)))
+    assert row["the graph is worth, one by one: over"] == "seeds and images" and row["one by one: over"] == ""
+    low, high = (float(row[f"the graph is worth, one by one: {name}"]) for name in ("low", "high"))
+    assert (low, high) == pytest.approx(worth(table).interval, abs=1e-4)
+
+
+def test_a_runs_own_table_names_a_uniform_graph_and_the_weight_on_self_in_training():
+    record = graph_record(0, (1.2, 1.6), training=0.553)
+    for entry in record["accuracies"]:
+        entry["diagnostics"] |= {"effective_neighbors": 20.0}
+    results = record | {"student": record["student"] | {"kind": "graph", "network": "graph over stem"},
+                        "teacher": None, "seconds": {}, "versions": {}}  # fmt: skip
+    for page in (text.table(results), text.markdown(results, [])):
+        by = {line.strip(" -").partition(":")[0]: line for line in page.splitlines() if "weight on self" in line}
+        assert len(by) == 3 and all("weight on self 0.67 (0.55 in training)" in line for line in by.values())
+        assert "no learned structure" in by["batch by batch, shuffled"]
+        assert "no learned structure" not in by["batch by batch, class-sorted"] + by["one by one"]
 
 
 def test_in_a_table_of_both_kinds_the_narrower_intervals_are_marked():
