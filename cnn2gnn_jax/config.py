@@ -157,10 +157,23 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     _choice("evaluate.split", config.evaluate.split, ("test", "holdout"))
     if config.evaluate.split == "holdout" and not config.data.holdout:
         raise UserError("evaluate.split is holdout, but nothing is held out: set data.holdout, as 0.1")
+    if config.evaluate.split == "holdout":
+        _refuse_chosen_images(FrozenConfigDict(config))
     _choice("evaluate.reading", config.evaluate.reading, inference.READINGS)
     if not config.evaluate.anchors:
         config.evaluate.anchors = config.student.train.batch_size
     return FrozenConfigDict(config)
+
+
+def _refuse_chosen_images(config: FrozenConfigDict) -> None:
+    """Raises UserError where an epoch would be chosen on the same held-out images that its accuracy is reported on."""
+    roles = ["student"] + ["teacher"] * (needs_teacher(config) and not config.teacher.logits_file)
+    for role in roles:
+        if config[role].train.epoch == "best":
+            raise UserError(
+                f"evaluate.split is holdout, but {role}.train.epoch is best, which is chosen on the same images, so "
+                "that the accuracy would be too high: set it to last, or evaluate.split to test"
+            )
 
 
 def _resolve_parallel(config: ConfigDict) -> None:

@@ -98,10 +98,19 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(100 * np.mean(np.argmax(logits, axis=-1) == labels))
 
 
-def anchor_sets(labels: np.ndarray, protocol: Any) -> list[np.ndarray]:
-    """The class-balanced, seeded batches of training indices that an `evaluate` section of a config asks for."""
-    seeds = range(protocol.anchor_seed, protocol.anchor_seed + protocol.anchor_batches)
-    return [batches.balanced_batch(labels, protocol.anchors, seed) for seed in seeds]
+def anchor_sets(labels: np.ndarray, protocol: Any, seed: int) -> list[np.ndarray]:
+    """The class-balanced, seeded batches of training indices that an `evaluate` section asks for.
+
+    They change with the student's `seed`, so that the spread over seeds is that of the anchors too. No two seeds share
+    a batch.
+    """
+    first = protocol.anchor_seed + seed * protocol.anchor_batches
+    return [batches.balanced_batch(labels, protocol.anchors, first + k) for k in range(protocol.anchor_batches)]
+
+
+def order_seed(protocol: Any, seed: int) -> int:
+    """The seed of the shuffled order of the evaluated images, for the student of `seed`, with which it changes."""
+    return protocol.order_seed + seed
 
 
 @functools.lru_cache(maxsize=8)

@@ -75,6 +75,16 @@ def training_seconds(*paths: pathlib.Path) -> dict[str, float]:
     return {stage: round(value, 3) for stage, value in {**seconds, "compilation": compilation}.items()}
 
 
+def last_epoch_mean(path: pathlib.Path, stage: str, field: str) -> dict[str, float]:
+    """`{"<field>_in_training": mean}` over the steps of a stage's last recorded epoch; empty where it has no record."""
+    records = [record for record in read_records(path) if record["stage"] == stage and field in record]
+    if not records:
+        return {}
+    steps = np.diff([0, *(record["step"] for record in records)])  # a record is the mean over the steps since the last
+    last = [k for k, record in enumerate(records) if record["epoch"] > records[-1]["epoch"] - 1]  # ends with an epoch
+    return {f"{field}_in_training": float(np.average([records[k][field] for k in last], weights=steps[last]))}
+
+
 def not_finite(stage: str, what: str, step: int, saved: int) -> Diverged:
     """The error that ends training whose numbers have gone wrong; `saved` is the step of the last checkpoint, or 0."""
     kept = f"its last checkpoint, of step {saved}, is good" if saved else "it has no checkpoint yet"

@@ -91,10 +91,14 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
 
     def finish() -> None:
-        found.update(_results(run, cached, entries))
+        predicted = np.concatenate([one["predicted"] for one in entries])
+        arrays = {"predicted": predicted, "labels": run.evaluated.labels.astype(predicted.dtype)}
+        storage.write_arrays(run.workdir / results.PREDICTIONS, arrays)
+        hashes = {f"{name}_sha256": storage.array_sha256(array) for name, array in arrays.items()}
+        found.update(_results(run, cached, entries) | {"predictions": hashes})
         storage.write_json(run.workdir / "results.json", found)
         if last >= STAGES.index("report"):
-            report.write(run.workdir, found, run.dataset, run.evaluated, np.array(entries[0]["predicted"]))
+            report.write(run.workdir, found, run.dataset, run.evaluated, predicted)
 
     processes.on_first(finish)
     return found or None

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cnn2gnn_jax import bundle, cli, gnn, trained
+from cnn2gnn_jax import bundle, cli, evaluate, gnn, trained
 from cnn2gnn_jax.data import batches, images
 from cnn2gnn_jax.errors import UserError, printable
 from cnn2gnn_jax.metrics import say
@@ -118,7 +118,10 @@ def by_student(
     count, size, order = len(pictures.names), _BATCH, np.arange(len(pictures.names))
     if mechanism == "batch_by_batch" and isinstance(module, gnn.GraphStudent):
         section = recorded.config.evaluate
-        size, order = section.batch_size, batches.shuffled_order(count, section.order_seed)
+        size, order = (
+            section.batch_size,
+            batches.shuffled_order(count, evaluate.order_seed(section, recorded.config.seed)),
+        )
         least = count // -(-count // size)
         if module.graph in gnn.SPARSE_GRAPHS and module.sparsity + 1 > least:
             raise UserError(

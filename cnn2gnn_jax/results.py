@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn2gnn_jax import gnn, inference, train
+from cnn2gnn_jax import gnn, inference, storage, train
 from cnn2gnn_jax.runs import Run
 from cnn2gnn_jax.task import Task, with_labels_only
 
 _PACKAGES = ("cnn2gnn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# Beside results.json: `predicted`, (E, N), the classes of the N evaluated images under each of the E accuracies, and
+# their `labels`, (N,).
+PREDICTIONS = "predictions.npz"
 NOT_INSTALLED = "not installed as a package"
 
 
@@ -27,6 +30,21 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = NOT_INSTALLED
     return found
+
+
+def correct(results: Mapping[str, Any], workdir: pathlib.Path) -> np.ndarray | None:
+    """Which of the N evaluated images each of the E accuracies of a finished run has right, (E, N) bool.
+
+    None for the results of an earlier version, which kept no predictions.
+
+    Raises:
+      UserError: the predictions are missing or damaged.
+    """
+    if "predictions" not in results:
+        return None
+    path, hashes = workdir / PREDICTIONS, results["predictions"]
+    predicted, labels = (storage.read_array(path, name, hashes[f"{name}_sha256"]) for name in ("predicted", "labels"))
+    return predicted == labels
 
 
 def dataset(run: Run) -> dict[str, Any]:

@@ -70,7 +70,8 @@ def record(run: Run) -> None:
     """Writes what the run is to its workdir, for `reopen`."""
     train, anchors_sha256 = run.dataset.train, None
     if run.config.student.kind == "graph":
-        index = np.stack(evaluate.anchor_sets(train.labels, run.config.evaluate))
+        # Those of the first student, which answers for new images.
+        index = np.stack(evaluate.anchor_sets(train.labels, run.config.evaluate, run.config.seed))
         with storage.atomic_path(run.workdir / "anchors.npz") as beside:
             with open(beside, "wb") as file:
                 np.savez(file, index=index, labels=train.labels[index], images=train.images[index])

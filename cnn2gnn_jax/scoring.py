@@ -10,7 +10,7 @@ from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import evaluate, gnn, processes, storage, train
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.fit import Load
-from cnn2gnn_jax.metrics import say
+from cnn2gnn_jax.metrics import last_epoch_mean, say
 from cnn2gnn_jax.runs import Run
 from cnn2gnn_jax.task import Task
 from cnn2gnn_jax.train import TrainState
@@ -22,10 +22,10 @@ _FORMAT = 4  # raised when other things are recorded
 def anchors_of(
     run: Run, task: Task, state: TrainState, train_inputs: np.ndarray
 ) -> tuple[evaluate.Anchors, list[np.ndarray]]:
-    """The anchors of the protocol, and their training indices."""
+    """The anchors of the protocol for the task's seed, and their training indices."""
     assert isinstance(task.module, gnn.GraphStudent)
     labels = run.dataset.train.labels
-    indices = evaluate.anchor_sets(labels, run.config.evaluate)
+    indices = evaluate.anchor_sets(labels, run.config.evaluate, task.seed)
     columns = [
         evaluate.anchor_columns(
             task.module,
@@ -57,12 +57,13 @@ def held_out_accuracy(
 def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """A student's accuracies under every protocol, computed unless they are on disk under `name`.
 
-    `inputs` are its raw inputs, by split. `predicted` are the classes of the evaluated images, one by one of a graph.
+    `inputs` are its raw inputs, by split. Of the result, `predicted` (E, N) are the classes of the N evaluated images
+    under each of the E `accuracies`, kept in `<name>.npz`.
     """
     path = run.workdir / "evaluations" / f"{name}.json"
     fingerprint = storage.fingerprint([_FORMAT, run.fingerprint, configs.plain(run.config.evaluate)])
     if processes.agreed(is_evaluated(path, fingerprint)):
-        return storage.read_json(path)
+        return _read(path)
     say(f"evaluating {name}")
     start, state = time.monotonic(), load()
     section = run.config.evaluate
@@ -100,11 +101,15 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
                 task.mean,
                 task.std,
                 batch_size=section.batch_size,
-                order_seed=section.order_seed,
+                order_seed=evaluate.order_seed(section, task.seed),
                 reading=section.reading,
                 devices=run.devices,
             )
             predicted += [entry.pop("predicted") for entry in found_entries]
+            if graph not in ("off", "off_at_test"):
+                in_training = last_epoch_mean(run.workdir / "metrics.jsonl", name, "self_weight")
+                for entry in found_entries:
+                    entry["diagnostics"] |= in_training
             entries += [{**common, "graph": graph, **entry} for entry in found_entries]
     else:
         logits, _ = evaluate.network_outputs(task.module, variables, images, task.mean, task.std, devices=run.devices)
@@ -118,17 +123,28 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
         "inference_seconds": [entry.pop("seconds", None) for entry in entries],
         "accuracies": entries,
         "examples": examples,
-        "predicted": predicted[0].tolist(),
         "seconds": seconds,
     }
-    processes.on_first(lambda: storage.write_json(path, result))
-    return result
+    classes = np.stack(predicted).astype(np.min_scalar_type(len(run.dataset.classes) - 1))
+    processes.on_first(lambda: _write(path, result, classes))
+    return {**result, "predicted": classes}
+
+
+def _write(path: pathlib.Path, result: dict[str, Any], predicted: np.ndarray) -> None:
+    storage.write_arrays(path.with_suffix(".npz"), {"predicted": predicted})
+    storage.write_json(path, {**result, "predicted_sha256": storage.array_sha256(predicted)})
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    result = storage.read_json(path)
+    expected = result.pop("predicted_sha256")
+    return {**result, "predicted": storage.read_array(path.with_suffix(".npz"), "predicted", expected)}
 
 
 def is_evaluated(path: pathlib.Path, fingerprint: str) -> bool:
     """Whether a file holds what `evaluate_student` has found under this fingerprint, and no damage, which is named."""
     try:
-        return path.exists() and storage.read_json(path).get("fingerprint") == fingerprint
+        return path.exists() and storage.read_json(path).get("fingerprint") == fingerprint and bool(_read(path))
     except UserError as error:
         say(f"evaluated anew: {error}")
         return False

@@ -103,11 +103,14 @@ def get_config() -> ml_collections.ConfigDict:
     distill.pretrain_learning_rate = config_dict.placeholder(float)  # ab, ft: of the first stage
 
     evaluate = config.evaluate = ml_collections.ConfigDict()
-    evaluate.split = "test"  # test | holdout (of the training images, to choose settings on; see data.holdout)
+    # test | holdout (of the training images, to choose settings on; see data.holdout; not with train.epoch = best)
+    evaluate.split = "test"
     evaluate.batch_size = 100  # test images in a graph of Mechanism 2
-    evaluate.order_seed = 0  # of the shuffled order of the test images
+    evaluate.order_seed = 0  # of the shuffled order of the test images; the student of seed k has order_seed + k
     evaluate.anchors = 0  # images in a training batch that test images are linked to; 0: student.train.batch_size
     evaluate.anchor_batches = 1  # their class probabilities are averaged
+    # Chooses the anchors: the student of seed k has anchor_batches of them from anchor_seed + k * anchor_batches on, so
+    # that the spread over seeds is theirs too. The teacher is one for all students: its own chance is in no interval.
     evaluate.anchor_seed = 0
     evaluate.reading = "similar"  # of Mechanism 2's graph: similar (rows and columns of sim) | test_rows
     evaluate.graph_off = True  # also train and test the same student with A = I, to tell what the graph is worth

@@ -185,3 +185,23 @@ def test_a_wrong_type_is_refused(field, kind):
     for value in WRONG_TYPES[kind]:
         with pytest.raises((TypeError, ValueError)):
             config_of(field, value)
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_an_epoch_chosen_on_the_images_that_are_reported_on_is_refused(role):
+    fields = {"data.holdout": 0.1, f"{role}.train.epoch": "best"}
+
+    def resolved(**more):
+        config = base.get_config()
+        config.update_from_flattened_dict({**fields, **more})
+        return configs.resolve(config)
+
+    assert resolved()[role].train.epoch == "best"
+    with pytest.raises(UserError, match=f"evaluate.split is holdout, but {role}.train.epoch is best") as refused:
+        resolved(**{"evaluate.split": "holdout"})
+    assert "set it to last, or evaluate.split to test" in str(refused.value) and "\n" not in str(refused.value)
+    # Without a teacher there is no accuracy of one.
+    if role == "teacher":
+        assert resolved(**{"evaluate.split": "holdout", "method": "gnn"}).method == "gnn"
+        with pytest.raises(UserError, match="teacher.train.epoch is best"):
+            resolved(**{"evaluate.split": "holdout", "method": "gnn", "student.backbone": "teacher"})

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from cnn2gnn_jax import bundle, data, export, pipeline, predict, storage, trained
+from cnn2gnn_jax import config as configs
 from cnn2gnn_jax.errors import UserError
 from configs import digits
 
@@ -182,7 +183,10 @@ def test_a_workdir_needs_no_data_set(done, tmp_path):
 
 
 DAMAGE = {
-    "another version": (lambda w: change(w / "config.json", format=0), "of another version (format 0, expected 2)"),
+    "another version": (
+        lambda w: change(w / "config.json", format=0),
+        f"of another version (format 0, expected {configs.STUDENT_FORMAT})",
+    ),
     "no config": (lambda w: (w / "config.json").unlink(), "is no workdir"),
     "not JSON": (lambda w: (w / "config.json").write_text("{"), "is damaged"),
     "no such field": (lambda w: change(w / "config.json", config={}), "damaged or of another version"),

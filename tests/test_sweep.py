@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from cnn2gnn_jax import pipeline, storage, sweep, tuning
@@ -211,12 +212,57 @@ def test_a_real_sweep_shared_by_two_processes_and_its_report(tmp_path, file, cac
         rows = {row[0]: row for row in csv.reader(opened)}
     assert float(rows["KD"][2]) == pytest.approx(accuracy, abs=1e-3)
     assert json.loads((tmp_path / "out/results.jsonl").read_text().splitlines()[0])["places"]
-    # From results.jsonl alone the tables are the same.
+    for record in found:
+        for entry in record["accuracies"]:
+            assert entry["correct"].shape == (record["dataset"]["evaluated_images"],)
+            assert 100 * entry["correct"].mean() == pytest.approx(entry["accuracy"], abs=1e-4)
+    # From results.jsonl and correct.npz alone the tables are the same.
+    whole, alone = (tmp_path / "out/report/results.md").read_text(), tmp_path / "alone"
+    alone.mkdir()
+    for name in ("results.jsonl", "correct.npz"):
+        (alone / name).write_bytes((tmp_path / "out" / name).read_bytes())
+    write_report(alone, cache)
+    assert (alone / "report/results.md").read_text() == whole
+    assert "of a single seed are over images alone" in whole
+    # Without the predictions there are no intervals of a single seed.
+    (alone / "correct.npz").unlink()
+    write_report(alone, cache)
+    assert "over images alone" not in (alone / "report/results.md").read_text()
+
+
+def test_which_images_are_right_is_kept_beside_the_records_and_verified(tmp_path, file, monkeypatch):
+    right = {0: np.arange(10) < 5, 1: np.arange(10) % 3 == 0}
+
+    def run(config, workdir, stage):
+        arrays = {
+            "predicted": np.where(right[config.seed], 1, 0)[None].astype(np.uint8),
+            "labels": np.ones(10, np.uint8),
+        }
+        storage.write_arrays(workdir / "predictions.npz", arrays)
+        storage.write_text(workdir / "metrics.jsonl", "")
+        hashes = {f"{name}_sha256": storage.array_sha256(array) for name, array in arrays.items()}
+        accuracy = ACCURACY | {"seed": config.seed, "accuracy": 10.0 * right[config.seed].sum()}
+        return RESULTS | {"method": config.method, "accuracies": [accuracy], "predictions": hashes}
+
+    monkeypatch.setattr(pipeline, "run", run)
+    out, cells = tmp_path / "out", cells_of(file)
+    assert sweep.run(cells, out, "tiny") == (6, 0, None)
+    for record in records.read(out):
+        [entry] = record["accuracies"]
+        np.testing.assert_array_equal(entry["correct"], right[entry["seed"]])
+    # A damaged or missing file beside a record: the cell is run again.
+    first, second = (out / "records" / f"{cell.name}.npz" for cell in cells[:2])
+    first.write_bytes(second.read_bytes())
+    second.unlink()
+    assert not records.is_done(out, cells[0].name) and not records.is_done(out, cells[1].name)
+    assert sweep.run(cells, out, "tiny") == (6, 0, None) and records.is_done(out, cells[1].name)
+    # Of the collected ones there is nothing to fall back to.
     alone = tmp_path / "alone"
     alone.mkdir()
-    (alone / "results.jsonl").write_bytes((tmp_path / "out/results.jsonl").read_bytes())
-    write_report(alone, cache)
-    assert (alone / "report/results.md").read_text() == (tmp_path / "out/report/results.md").read_text()
+    (alone / "results.jsonl").write_bytes((out / "results.jsonl").read_bytes())
+    (alone / "correct.npz").write_bytes((out / "correct.npz").read_bytes()[:-30])
+    with pytest.raises(UserError, match="correct.npz is damaged"):
+        records.read(alone)
 
 
 TUNED = """

@@ -16,12 +16,12 @@ def write(
 ) -> None:
     """Writes `report/` of a run: results.md, curves.png, confusion.png and, for a graph student, neighbors.png.
 
-    `predicted` are the first student's classes of the images of `split`.
+    `predicted` are the classes of the N images of `split` under each of the E accuracies, (E, N).
     """
     folder = workdir / "report"
     records = read_records(workdir / "metrics.jsonl")
-    counts = figures.confusion_counts(split.labels, predicted, len(dataset.classes))
-    look = words.what_to_look_at(results, records, counts)
+    counts = figures.confusion_counts(split.labels, predicted[0], len(dataset.classes))
+    look = words.what_to_look_at(results, records, counts, predicted == split.labels)
     storage.write_text(folder / "results.md", text.markdown(results, look))
     figures.save(figures.confusion(counts, dataset.classes), folder / "confusion.png")
     if records:

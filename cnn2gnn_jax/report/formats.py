@@ -96,4 +96,9 @@ def _numbers(cell: Cell) -> dict[str, str]:
     numbers = {
         name: "" if value is None else f"{value:.4f}" for name, value in (exact | {"less the paper's": less}).items()
     }
-    return numbers | {"n": str(cell.n or ""), "rank": str(cell.rank or ""), "against KD": str(cell.arrow or "")}
+    return numbers | {
+        "over": cell.over,
+        "n": str(cell.n or ""),
+        "rank": str(cell.rank or ""),
+        "against KD": str(cell.arrow or ""),
+    }

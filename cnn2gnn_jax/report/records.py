@@ -1,7 +1,8 @@
 """The records of a sweep: one JSON object for each cell, small enough to be kept in a repository.
 
 A folder holds either `records/<cell>.json` and `plans/<sweep>.json`, as `cnn2gnn_jax.sweep` writes them, or
-`results.jsonl`, where a line is a record with its places: `collect` makes that of the first two.
+`results.jsonl`, where a line is a record with its places: `collect` makes that of the first two. Which evaluated images
+each accuracy has right stands beside them as packed bits, in `records/<cell>.npz` and, of all cells, in `correct.npz`.
 """
 
 import contextlib
@@ -10,9 +11,11 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from cnn2gnn_jax import config as configs
+from cnn2gnn_jax import results as run_results
 from cnn2gnn_jax import storage
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.metrics import read_records
@@ -21,6 +24,7 @@ KINDS = ("methods", "settings", "ablation", "curve")
 """Layouts: methods by pairs, as Tables 1 and 2; settings under all protocols; Table 3; accuracy against a value."""
 
 _FORMAT = 1
+_CORRECT = "correct.npz"
 _POINTS = 20  # of a training curve
 # Fields of a config that tell of the machine, or of how something is computed and not of what.
 _NOT_THE_RESULT = (
@@ -49,9 +53,10 @@ def write(
       cell: the cell's name.
       config: its config.
       results: as the pipeline gives them.
-      metrics: the JSON lines of its training.
+      metrics: the JSON lines of its training, in its workdir.
       tuned: what was chosen on held-out images, as `cnn2gnn_jax.tuning.choose` gives it; None for nothing.
     """
+    correct = run_results.correct(results, metrics.parent)
     dataset = {key: value for key, value in results["dataset"].items() if key != "classes"}
     dataset["classes"] = len(results["dataset"]["classes"])
     record = {
@@ -72,6 +77,10 @@ def write(
         "curves": _rounded(_curves(metrics)),
         **({} if tuned is None else {"tuned": tuned}),
     }
+    if correct is not None:
+        packed = np.packbits(correct, axis=1)
+        storage.write_arrays(_path(out, cell).with_suffix(".npz"), {cell: packed})
+        record["correct_sha256"] = storage.array_sha256(packed)
     _write(out, cell, record)
 
 
@@ -121,9 +130,19 @@ def _curves(metrics: pathlib.Path) -> dict[str, list[list[float]]]:
 def is_done(out: pathlib.Path, cell: str) -> bool:
     """Whether the cell has a whole record of this version."""
     try:
-        return _path(out, cell).exists() and load(out, cell).get("format") == _FORMAT
+        path = _path(out, cell)
+        if not path.exists() or (record := load(out, cell)).get("format") != _FORMAT:
+            return False
+        _packed(path.with_suffix(".npz"), record)
+        return True
     except UserError:
         return False
+
+
+def _packed(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The packed bits of a record by its cell, none if it keeps none; a UserError if they are missing or damaged."""
+    sha256 = record.get("correct_sha256")
+    return {record["cell"]: storage.read_array(path, record["cell"], sha256)} if sha256 else {}
 
 
 @contextlib.contextmanager
@@ -150,21 +169,27 @@ def collect(out: pathlib.Path) -> None:
     for plan in sorted((out / "plans").glob("*.json")):
         for cell, own in storage.read_json(plan)["cells"]:
             places.setdefault(cell, []).extend(own)
-    done = [(cell, load(out, cell)) for cell in places if places[cell] and is_done(out, cell)]
-    lines = [
-        json.dumps({**record, "places": places[cell]}, allow_nan=False)
-        for cell, record in done
-        if "diverged" not in record
-    ]
+    lines, arrays = [], {}  # type: list[str], dict[str, np.ndarray]
+    for cell in places:
+        if places[cell] and is_done(out, cell):
+            record = load(out, cell)
+            if "diverged" in record:
+                continue
+            arrays |= _packed(_path(out, cell).with_suffix(".npz"), record)
+            lines.append(json.dumps({**record, "places": places[cell]}, allow_nan=False))
     with _alone(out):
+        if arrays:
+            storage.write_arrays(out / _CORRECT, arrays)
         storage.write_text(out / "results.jsonl", "".join(line + "\n" for line in lines))
 
 
 def read(out: pathlib.Path) -> list[dict[str, Any]]:
     """The records in a folder with their places.
 
+    An entry of `accuracies` has `correct`, (N,) bool, where `correct.npz` is there and keeps it.
+
     Raises:
-      UserError: there are none, or they are of another version.
+      UserError: there are none, they are of another version, or what is beside them is damaged.
     """
     if (out / "records").is_dir():
         collect(out)
@@ -175,4 +200,8 @@ def read(out: pathlib.Path) -> list[dict[str, Any]]:
     for record in found:
         if record.get("format") != _FORMAT:
             raise UserError(f"{path} is of another version (format {record.get('format')}, expected {_FORMAT})")
+        if (out / _CORRECT).exists():
+            for packed in _packed(out / _CORRECT, record).values():
+                for entry, bits in zip(record["accuracies"], packed, strict=True):
+                    entry["correct"] = np.unpackbits(bits, count=record["dataset"]["evaluated_images"]).astype(bool)
     return found

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cnn2gnn_jax.report import paper, tuned
-from cnn2gnn_jax.report.statistics import paired, summarize
+from cnn2gnn_jax.report import notes, paper, tuned
+from cnn2gnn_jax.report.statistics import Correct, is_uniform, paired, summarize
 
 PROTOCOLS = {
     "batch by batch": ("batch_by_batch", "shuffled"),
@@ -40,7 +40,8 @@ class Cell:
 
     text: mean and deviation, or a difference and its interval, as written.
     value: the mean, by which it is sorted.
-    deviation, interval: over the seeds, of a mean and of a difference.
+    deviation: over the seeds, of a mean.
+    interval, over: of a difference, and what it is over, as `statistics.Difference`.
     n: the seeds, None where they are not told.
     paper: the paper's figure.
     rank: 1 for the best of its column, 2 for the second, 0 otherwise.
@@ -51,6 +52,7 @@ class Cell:
     value: float | None = None
     deviation: float | None = None
     interval: tuple[float, float] | None = None
+    over: str = ""
     n: int | None = None
     paper: float | None = None
     rank: int = 0
@@ -122,6 +124,12 @@ def by_seed(seen: Iterable[Observation]) -> dict[int, float]:
     return {one.entry["seed"]: one.entry["accuracy"] for one in seen}
 
 
+def _correct(seen: Sequence[Observation]) -> Correct | None:
+    """What the students of one row have right, None where a record keeps no predictions."""
+    kept = {one.entry["seed"]: one.entry["correct"] for one in seen if "correct" in one.entry}
+    return kept if len(kept) == len(by_seed(seen)) else None
+
+
 def is_protocol(one: Observation, protocol: str, graph: Sequence[str] | None = None) -> bool:
     """Whether an accuracy is of a protocol and, if given, of one of some graph settings."""
     entry = one.entry
@@ -138,7 +146,8 @@ def _is_on(one: Observation) -> bool:
     return one.entry["graph"] not in (None, "off", "off_at_test")
 
 
-def _accuracy(seen: Sequence[Observation], published: float | None = None) -> Cell:
+def accuracy(seen: Sequence[Observation], published: float | None = None) -> Cell:
+    """Mean and deviation over the seeds."""
     found = summarize(list(by_seed(seen).values()))
     if found is None:
         return EMPTY
@@ -190,10 +199,10 @@ def methods(seen: Sequence[Observation], name: str) -> list[Table]:
     grid: list[list[Cell]] = []
     for _, row, belongs in rows:
         mine = [[one for one in seen if one.place["column"] == column and belongs(one)] for column in columns]
-        grid.append([_accuracy(m, published.get((row, column))) for m, column in zip(mine, columns, strict=True)])
+        grid.append([accuracy(m, published.get((row, column))) for m, column in zip(mine, columns, strict=True)])
     to_kd = [
         [
-            _difference(
+            difference(
                 [one for one in seen if one.place["column"] == column and belongs(one)],
                 [one for one in seen if one.place["column"] == column and one.place["row"] == "kd"],
             )
@@ -215,17 +224,19 @@ def methods(seen: Sequence[Observation], name: str) -> list[Table]:
         teachers.append(EMPTY if found is None else Cell(str(found), found.mean, found.deviation, paper=value))
     headings = [heading for heading, _, _ in rows]
     body, seeds = _counted(list(zip(headings, grid, strict=True)))
-    notes = [
+    remarks = [
         _caption(seen, seeds),
         "Bold is best and underlined second of a column's students; arrows are against KD of the same seeds. "
         + _PAPER * bool(published),
+        *notes.uniform((heading, [one for one in seen if belongs(one)]) for heading, _, belongs in rows),
     ]
-    tables = [Table(name, columns, [(METHODS["teacher"], teachers), *body], notes)]
+    tables = [Table(name, columns, [(METHODS["teacher"], teachers), *body], remarks)]
     if any(row == "kd" for _, row, _ in rows):
         lines = [(title, line) for title, (_, row, _), line in zip(headings, rows, to_kd, strict=True) if row != "kd"]
         body, seeds = _counted(lines)
-        note = f"Mean over {seeds} of the difference to KD of the same seed, in points, with Student's 95% interval."
-        tables.append(Table(f"{name}: paired difference to KD", columns, body, [note]))
+        body, over = notes.intervals(body)
+        note = f"Mean over {seeds} of the difference to KD of the same seed, in points."
+        tables.append(Table(f"{name}: paired difference to KD", columns, body, [note, *over]))
     return tables
 
 
@@ -246,9 +257,18 @@ def _sign(cell: Cell) -> int:
     return 0 if cell.value is None else (_shown(cell.value) > 0) - (_shown(cell.value) < 0)
 
 
-def _difference(ours: Sequence[Observation], theirs: Sequence[Observation]) -> Cell:
-    found = paired(by_seed(ours), by_seed(theirs))
-    return EMPTY if found is None else Cell(str(found), found.mean, interval=found.interval, n=found.n)
+def difference(ours: Sequence[Observation], theirs: Sequence[Observation]) -> Cell:
+    """Ours less theirs of the same seeds, with an interval; over images too where both keep predictions of the same."""
+    images = {
+        (one.record["dataset"].get("fingerprint"), one.record["dataset"]["evaluated"]) for one in [*ours, *theirs]
+    }
+    a, b = _correct(ours), _correct(theirs)
+    found = paired(
+        by_seed(ours), by_seed(theirs), (a, b) if a is not None and b is not None and len(images) == 1 else None
+    )
+    if found is None:
+        return EMPTY
+    return Cell(str(found), found.mean, interval=found.interval, over=found.over, n=found.n)
 
 
 Rows = Sequence[tuple[str, Sequence[Cell]]]
@@ -312,22 +332,28 @@ def _audited(mine: Sequence[Observation]) -> list[Cell]:
     on = {name: [one for one in mine if _is_on(one) and is_protocol(one, name)] for name in PROTOCOLS}
     off = [one for one in mine if is_protocol(one, "one by one", ["off"])]
 
-    def diagnostic(name: str, protocol: str, scale: float, unit: str, digits: int) -> Cell:
+    def diagnostic(name: str, protocol: str, scale: float, unit: str, digits: int, beside: str = "") -> Cell:
         values = [one.entry["diagnostics"].get(name) for one in on[protocol]]
         found = summarize([scale * value for value in values if value is not None])
-        return EMPTY if found is None else Cell(f"{found.mean:.{digits}f}{unit}", found.mean, found.deviation)
+        if found is None:
+            return EMPTY
+        return Cell(f"{found.mean:.{digits}f}{unit}{beside}", found.mean, found.deviation)
+
+    in_training = diagnostic("self_weight_in_training", "one by one", 1, "", 2)
+    uniform, students = sum(is_uniform(one.entry) for one in on["batch by batch"]), len(on["batch by batch"])
+    share = "" if uniform == students else f" in {uniform} of {students}"
 
     return [
-        _accuracy(on["one by one"]),
-        _accuracy(on["batch by batch"]),
-        _accuracy(off),
-        _difference(on["one by one"], off),
-        _difference(on["batch by batch"], off),
-        _accuracy(on["class-sorted"]),
+        accuracy(on["one by one"]),
+        accuracy(on["batch by batch"]),
+        accuracy(off),
+        difference(on["one by one"], off),
+        difference(on["batch by batch"], off),
+        accuracy(on["class-sorted"]),
         diagnostic("label_agreement", "one by one", 100, "%", 1),
         diagnostic("label_agreement_chance", "one by one", 100, "%", 1),
-        diagnostic("self_weight", "one by one", 1, "", 2),
-        diagnostic("distinct_anchors", "batch by batch", 1, "", 1),
+        diagnostic("self_weight", "one by one", 1, "", 2, in_training.text and f" ({in_training.text} in training)"),
+        diagnostic("distinct_anchors", "batch by batch", 1, "", 1, f", uniform{share}" if uniform else ""),
     ]
 
 
@@ -341,11 +367,12 @@ def settings(seen: Sequence[Observation], name: str) -> Table:
     for one in seen:
         groups.setdefault(one.place["setting"], []).append(one)
     body, seeds = _counted([(setting, _audited(group)) for setting, group in groups.items()])
-    notes = [_caption(seen, seeds)]
+    body, over = notes.intervals(body)
+    remarks = [_caption(seen, seeds), *over, *notes.uniform(list(groups.items()))]
     if not any("tuned" in one.record for one in seen):
-        return Table(name, AUDIT, body, notes)
+        return Table(name, AUDIT, body, remarks)
     body = [(setting, [*cells, *_chosen(groups[setting])]) for setting, cells in body]
-    return Table(name, (*AUDIT, *tuned.COLUMNS), body, [*notes, tuned.note(one.record for one in seen)])
+    return Table(name, (*AUDIT, *tuned.COLUMNS), body, [*remarks, tuned.note(one.record for one in seen)])
 
 
 def _chosen(group: Sequence[Observation]) -> list[Cell]:
@@ -353,16 +380,6 @@ def _chosen(group: Sequence[Observation]) -> list[Cell]:
     off = [one.record for one in group if one.entry["graph"] == "off"]
     on = [one.record for one in group if _is_on(one)]
     return [Cell(tuned.chosen(records)) for records in (on, off)]
-
-
-AUDIT_WORDS = (
-    "Class-sorted batches hold test images of one class or two, as a folder of images read in order gives them; "
-    "a graph over such a batch links images that share their label, whatever the head has learned. "
-    "Averaging over them passes the batch's common answer on to every image, so accuracy soars by the order of the "
-    "files and not by the student. "
-    "The figure is therefore an audit of how much a batch order can leak, never an accuracy: what a graph is worth is "
-    "its shuffled or one-by-one figure less that of the same student trained and tested without a graph."
-)
 
 
 def audit(records: Iterable[Mapping[str, Any]]) -> Table | None:
@@ -383,7 +400,9 @@ def audit(records: Iterable[Mapping[str, Any]]) -> Table | None:
     for name, mine in groups.items():
         cells = _audited(mine)
         body.append((f"{name} (n = {max(cell.n or 0 for cell in cells)})", cells))
-    return Table("Audit of the graph students", AUDIT, body, [AUDIT_WORDS])
+    body, over = notes.intervals(body)
+    remarks = [notes.AUDIT + notes.classes_a_batch(groups.values()), *over, *notes.uniform(groups.items())]
+    return Table("Audit of the graph students", AUDIT, body, remarks)
 
 
 _IN_ORDER = ("name", "row", "setting", "panel", "column", "line", "x")
@@ -411,19 +430,20 @@ def ablation(seen: Sequence[Observation], name: str) -> Table:
         for column in data:
             mine = [one for one in seen if one.place["column"] == column and is_protocol(one, protocol, [graph])]
             published = paper.ABLATION.get((heading, column))
-            line.append(_accuracy(mine, published[0] if published else None))
+            line.append(accuracy(mine, published[0] if published else None))
             training = summarize([_training_seconds(one) for one in mine])
             inference = summarize([one.entry["seconds"] for one in mine])
             line += [Cell(f"{found.mean:.2f}", found.mean) if found else EMPTY for found in (training, inference)]
         body.append((heading, line))
     counted, seeds = _counted(body)
     columns = [f"{column}: {what}" for column in data for what in ("accuracy", "training, s", "inference, s")]
-    notes = [
+    remarks = [
         _caption(seen, seeds),
         "Seconds without compilation, of training the student and of classifying all test images once. The paper gives "
         "one time, without saying of what: on CIFAR-100 4999 s one by one and 2797 s batch by batch, a ratio of 1.79.",
+        *notes.uniform([("Batch by batch", [one for one in seen if one.entry["graph"] == "learned"])]),
     ]
-    return Table(name, columns, counted, notes)
+    return Table(name, columns, counted, remarks)
 
 
 def _training_seconds(one: Observation) -> float:
@@ -436,10 +456,12 @@ def points(seen: Sequence[Observation], name: str) -> Table:
     """The points of a figure: a row for each line and value, the protocols in columns."""
     seen = [one for one in seen if one.place["name"] == name]
     places = sorted({(o.place["panel"], o.place["line"], o.place["x"]) for o in seen})
-    body = []
+    groups, body = [], []
     for panel, line, x in places:
         mine = [o for o in seen if (o.place["panel"], o.place["line"], o.place["x"]) == (panel, line, x) and _is_on(o)]
-        cells = [_accuracy([one for one in mine if is_protocol(one, protocol)]) for protocol in PROTOCOLS]
+        groups.append((f"{panel}, {line}, {x}", mine))
+        cells = [accuracy([one for one in mine if is_protocol(one, protocol)]) for protocol in PROTOCOLS]
         body.append((f"{panel}, {line}, {x}", cells))
     counted, seeds = _counted(body)
-    return Table(name, ["batch by batch", "one by one", "class-sorted (audit)"], counted, [_caption(seen, seeds)])
+    columns = ["batch by batch", "one by one", "class-sorted (audit)"]
+    return Table(name, columns, counted, [_caption(seen, seeds), *notes.uniform(groups)])

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cnn2gnn_jax.report.statistics import summarize
+from cnn2gnn_jax.report.statistics import is_uniform, summarize
 
 _GRAPHS = {
     "learned": "learned graph (Eq. 3)",
@@ -49,14 +49,21 @@ def _diagnostics(results: dict[str, Any]) -> list[str]:
             continue
         facts = entry["diagnostics"]
         order = f", {entry['batch_order'].replace('_', '-')}" if entry["batch_order"] else ""
+        training = facts.get("self_weight_in_training")
         line = (
-            f"{entry['mechanism'].replace('_', ' ')}{order}: weight on self {facts['self_weight']:.2f}, "
-            f"neighbours of the same class {100 * facts['label_agreement']:.0f}% "
+            f"{entry['mechanism'].replace('_', ' ')}{order}: weight on self {facts['self_weight']:.2f}"
+            + (f" ({training:.2f} in training), " if training is not None else ", ")
+            + f"neighbours of the same class {100 * facts['label_agreement']:.0f}% "
             f"(by chance {100 * facts['label_agreement_chance']:.0f}%), "
             f"effective neighbours {facts['effective_neighbors']:.1f}"
         )
         if "distinct_anchors" in facts:
-            line += f", distinct anchors a batch {facts['distinct_anchors']:.0f}"
+            line += f", distinct anchors a batch {facts['distinct_anchors']:.1f}"
+        if is_uniform(entry):
+            line += (
+                "; one training image is the nearest of (almost) every whole batch, so that this graph weighs all "
+                "images of the batch alike: it contains no learned structure"
+            )
         lines.append(line)
     return lines
 

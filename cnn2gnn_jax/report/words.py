@@ -6,14 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from cnn2gnn_jax.report.statistics import paired
 
-def what_to_look_at(results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], counts: np.ndarray) -> list[str]:
+
+def what_to_look_at(
+    results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], counts: np.ndarray, correct: np.ndarray
+) -> list[str]:
     """A line for each thing, the most telling first.
 
     Args:
       results: of the run.
       records: of its training.
       counts: (C, C), how many test images of class i the first student took for class j.
+      correct: (E, N), which of the N test images each of the E accuracies has right.
     """
     first = results["accuracies"][0]
     images, split = results["dataset"]["evaluated_images"], results["dataset"]["evaluated"]
@@ -23,7 +28,7 @@ def what_to_look_at(results: Mapping[str, Any], records: Sequence[Mapping[str, A
         f"Accuracy: {first['accuracy']:.2f}% of {images} {split} images, guessing gives {100 / len(counts):.2f}%. By "
         f"the chance of these images alone it could be {2 * error:.1f} points more or less (two standard errors)."
     ]
-    lines += _graph(results, first)
+    lines += _graph(results, first, correct)
     teacher = results["teacher"]
     if teacher and "accuracy" in teacher and teacher["accuracy"] < first["accuracy"]:
         lines.append(
@@ -35,16 +40,25 @@ def what_to_look_at(results: Mapping[str, Any], records: Sequence[Mapping[str, A
     return lines
 
 
-def _graph(results: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
+def _graph(results: Mapping[str, Any], first: Mapping[str, Any], correct: np.ndarray) -> list[str]:
     if first["graph"] in (None, "off"):
         return []
     lines = []
-    off = [e for e in results["accuracies"] if e["graph"] == "off" and e["mechanism"] == first["mechanism"]]
-    if off:
-        worth = first["accuracy"] - off[0]["accuracy"]
+    of = [
+        {
+            entry["seed"]: (entry["accuracy"], images)
+            for entry, images in zip(results["accuracies"], correct, strict=True)
+            if (entry["graph"], entry["mechanism"]) == (graph, first["mechanism"])
+        }
+        for graph in (first["graph"], "off")
+    ]
+    (on, off), (on_images, off_images) = ([{s: pair[k] for s, pair in arm.items()} for arm in of] for k in (0, 1))
+    worth = paired(on, off, (on_images, off_images))
+    if worth is not None:
         lines.append(
-            f"The graph: one by one it is worth {worth:+.2f} points (against {off[0]['accuracy']:.2f}% of the same "
-            "student trained and tested without)."
+            f"The graph: one by one it is worth {worth} points (against {np.mean(list(off.values())):.2f}% of the same "
+            f"student trained and tested without; 95% interval over {worth.over}, of {worth.n} "
+            f"seed{'s' * (worth.n != 1)})."
         )
     facts = first["diagnostics"]
     agreement, chance = 100 * facts["label_agreement"], 100 * facts["label_agreement_chance"]

@@ -1,0 +1,108 @@
+"""Intervals over seeds and images, against the bootstrap's exact variance, known models and Student's t."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cnn2gnn_jax.report.statistics import BOTH, IMAGES, SEEDS, bootstrap, paired
+
+RNG = np.random.default_rng(0)
+
+
+def crossed(rng, seeds, images, of_seeds, of_images, rest):
+    """Values of a crossed random-effects model whose mean is 0, (S, N)."""
+    return (
+        of_seeds * rng.standard_normal((seeds, 1))
+        + of_images * rng.standard_normal((1, images))
+        + rest * rng.standard_normal((seeds, images))
+    )
+
+
+def exact_variance(values):
+    """The variance of the mean of S x N values under independent draws of rows and columns.
+
+    A mean of S draws with replacement has weights w / S with E[w w^T] = (1 - 1/S) 1 1^T + I, and likewise of columns.
+    """
+    seeds, images = values.shape
+    rows, columns = values.sum(axis=1), values.sum(axis=0)
+    a, b = 1 - 1 / seeds, 1 - 1 / images
+    second = a * b * values.sum() ** 2 + a * (columns**2).sum() + b * (rows**2).sum() + (values**2).sum()
+    return second / values.size**2 - values.mean() ** 2
+
+
+@pytest.mark.parametrize("shape", [(20, 200), (12, 1000), (30, 30)])
+def test_the_interval_is_that_of_the_bootstraps_exact_variance(shape):
+    values = 0.3 + crossed(RNG, *shape, 0.5, 1.0, 1.0)
+    low, high = bootstrap(values)
+    half = 1.96 * np.sqrt(exact_variance(values))
+    assert (high - low) / 2 == pytest.approx(half, rel=0.08)
+    assert (low + high) / 2 == pytest.approx(values.mean(), abs=0.1 * half)
+
+
+def test_the_variance_is_that_of_the_model():
+    """Over many data sets: that of seeds over S, of images over N, and of the rest up to three times over S N."""
+    seeds, images = 20, 100
+    widths = [np.diff(bootstrap(crossed(RNG, seeds, images, 1.0, 3.0, 1.0)))[0] for _ in range(60)]
+    variance = np.mean((np.array(widths) / 2 / 1.96) ** 2)
+    expected = (1 - 1 / seeds) * 1.0 / seeds + (1 - 1 / images) * 9.0 / images
+    assert variance == pytest.approx(expected + 3 / seeds / images, rel=0.12)
+
+
+def test_it_covers_the_truth_where_an_interval_over_seeds_alone_does_not():
+    covered = {"bootstrap": 0, "seeds alone": 0}
+    for _ in range(120):
+        values = crossed(RNG, 10, 60, 0.2, 2.0, 0.5)
+        low, high = bootstrap(values)
+        covered["bootstrap"] += low <= 0 <= high
+        means = values.mean(axis=1)
+        half = stats.t.ppf(0.975, 9) * stats.sem(means)
+        covered["seeds alone"] += abs(means.mean()) <= half
+    assert covered["bootstrap"] >= 0.89 * 120 and covered["seeds alone"] <= 0.6 * 120
+
+
+def students(seeds, images, rng=RNG):
+    """Which images each seed's student has right: some images are easy for all, others hard."""
+    easy = rng.random(images)
+    return {seed: rng.random(images) < easy for seed in range(seeds)}
+
+
+def accuracies(correct):
+    return {seed: 100 * float(right.mean()) for seed, right in correct.items()}
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_it_is_wider_than_over_seeds_alone_where_images_are_few_and_never_narrower(seeds):
+    for images in (50, 5000):
+        ours, theirs = students(seeds, images), students(seeds, images)
+        alone = paired(accuracies(ours), accuracies(theirs))
+        both = paired(accuracies(ours), accuracies(theirs), (ours, theirs))
+        assert (alone.over, both.over) == (SEEDS, BOTH)
+        assert both.mean == pytest.approx(alone.mean) and both.n == alone.n == seeds
+        assert both.interval[0] <= alone.interval[0] and both.interval[1] >= alone.interval[1]
+    # Every seed errs on the same images, so that the seeds agree and tell nothing of the chance of 50 images.
+    right, wrong = np.arange(50) < 40, np.arange(50) < 30
+    ours, theirs = dict.fromkeys(range(seeds), right), dict.fromkeys(range(seeds), wrong)
+    assert np.ptp(paired(accuracies(ours), accuracies(theirs)).interval) == pytest.approx(0)
+    low, high = paired(accuracies(ours), accuracies(theirs), (ours, theirs)).interval
+    # The difference is 1 on a fifth of the images: the binomial's deviation.
+    assert (high - low) / 2 == pytest.approx(100 * 1.96 * np.sqrt(0.2 * 0.8 / 50), rel=0.1)
+
+
+def test_of_one_seed_it_is_over_images_alone():
+    ours, theirs = students(1, 400), students(1, 400)
+    found = paired(accuracies(ours), accuracies(theirs), (ours, theirs))
+    difference = ours[0].astype(float) - theirs[0]
+    assert found.over == IMAGES and found.n == 1
+    assert np.ptp(found.interval) / 2 == pytest.approx(100 * 1.96 * difference.std() / 20, rel=0.08)
+    assert str(found) == f"{found.mean:+.2f} [{found.interval[0]:+.2f}, {found.interval[1]:+.2f}]"
+
+
+def test_the_same_images_are_drawn_for_both_arms_and_in_every_call():
+    ours = students(4, 300)
+    assert paired(accuracies(ours), accuracies(ours), (ours, ours)).interval == (0, 0)
+    theirs = students(4, 300)
+    first, second = (paired(accuracies(ours), accuracies(theirs), (ours, theirs)) for _ in range(2))
+    assert first == second
+    # One more seed of the other arm changes nothing.
+    more = theirs | {9: np.zeros(300, bool)}
+    assert paired(accuracies(ours), accuracies(more), (ours, more)) == first
