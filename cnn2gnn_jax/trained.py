@@ -157,7 +157,10 @@ def _check_shapes(task: Task, state: TrainState, recorded: runs.Recorded, featur
         return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
 
     if shapes(expected) != shapes(state.variables):
-        raise UserError(f"{recorded.workdir} holds a student of another version: run its own command again")
+        raise UserError(
+            f"{recorded.workdir} holds a student of another version (its weights are not of its config's "
+            "shapes): train again in a new workdir"
+        )
 
 
 def node_inputs(recorded: runs.Recorded, features: Network | None, images: jax.Array) -> jax.Array:

@@ -182,7 +182,7 @@ def test_a_workdir_needs_no_data_set(done, tmp_path):
 
 
 DAMAGE = {
-    "another version": (lambda w: change(w / "config.json", format=0), "of another version (format 0, expected 2)"),
+    "another version": (lambda w: change(w / "config.json", format=0), "format 0; this one is"),
     "no config": (lambda w: (w / "config.json").unlink(), "is no workdir"),
     "not JSON": (lambda w: (w / "config.json").write_text("{"), "is damaged"),
     "no such field": (lambda w: change(w / "config.json", config={}), "damaged or of another version"),
@@ -215,6 +215,18 @@ def test_a_workdir_that_cannot_be_used_says_why(done, tmp_path, damage):
     with pytest.raises(UserError) as raised:
         trained.open_student(workdir)
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_workdir_of_another_version_does_not_send_its_user_in_a_circle(done, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(done[0], workdir)
+    change(workdir / "config.json", format=1, version="0.0.9")
+    with pytest.raises(UserError) as raised:
+        trained.open_student(workdir)
+    assert str(raised.value).startswith(
+        f"{workdir} was written by another version of this program (cnn2gnn_jax 0.0.9, "
+    )
+    assert str(raised.value).endswith(": use the version that wrote it, or train again in a new workdir")
 
 
 def command(*arguments, module="predict"):
