@@ -1,6 +1,7 @@
 """Classes of new images, by a trained student or by an exported bundle.
 
-python -m cnn2gnn_jax.predict --workdir=DIR IMAGE_OR_FOLDER... [--format=table|json|csv] [--neighbors=K]
+python -m cnn2gnn_jax.predict --workdir=DIR IMAGE_OR_FOLDER... [--format=table|json|csv]
+    [--neighbors=K] [--graph=on|off|best]
 """
 
 import csv
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cnn2gnn_jax import bundle, cli, gnn, trained
+from cnn2gnn_jax import bundle, cli, gnn, graph_choice, trained
 from cnn2gnn_jax.data import batches, images, sources
 from cnn2gnn_jax.errors import UserError, printable
 from cnn2gnn_jax.metrics import say
@@ -254,18 +255,23 @@ def main() -> None:
         "--neighbors", type=int, default=0, metavar="K", help="show the K strongest links of each image"
     )
     parser.add_argument("--mechanism", choices=trained.MECHANISMS, default=trained.MECHANISMS[0])
+    parser.add_argument("--graph", choices=graph_choice.CHOICES, help=graph_choice.HELP)
     parser.add_argument("--skip_unreadable", action="store_true", help="leave out, with a line each, what is no image")
     given = parser.parse_args()
     if given.neighbors < 0:
         raise UserError(f"--neighbors is {given.neighbors}: expected 0 or more")
     if given.bundle is not None:
-        if given.neighbors or given.mechanism != trained.MECHANISMS[0]:
-            raise UserError("a bundle answers one by one and without its neighbours: give --workdir for these")
+        if given.neighbors or given.mechanism != trained.MECHANISMS[0] or given.graph is not None:
+            raise UserError(
+                "a bundle answers one by one, without its neighbours, and with the graph that it was exported with: "
+                "give --workdir for --mechanism, --neighbors and --graph"
+            )
         opened = bundle.read(given.bundle)
         pictures = read_pictures(given.paths, opened.image_shape, given.skip_unreadable)
         rows = by_bundle(opened, pictures)
     else:
-        student = trained.open_student(given.workdir)
+        student = trained.open_student(given.workdir, given.graph or graph_choice.CHOICES[0])
+        graph_choice.warn_of_better(student.recorded, student.graph)
         pictures = read_pictures(given.paths, student.recorded.image_shape, given.skip_unreadable)
         rows = by_student(student, pictures, given.mechanism, given.neighbors)
     sys.stdout.write(_WRITERS[given.format](rows) + "\n")

@@ -16,7 +16,7 @@ from cnn2gnn_jax.task import Task
 from cnn2gnn_jax.train import TrainState
 
 EXAMPLES = 10  # test images whose neighbours are recorded
-_FORMAT = 3  # raised when other things are recorded
+_FORMAT = 4  # raised when other things are recorded
 
 
 def anchors_of(
@@ -52,6 +52,16 @@ def held_out_accuracy(
     return evaluate.one_by_one_accuracy(
         task.module, variables, anchors, inputs, labels, task.mean, task.std, run.devices
     )
+
+
+def _on_holdout(
+    run: Run, task: Task, state: TrainState, inputs: dict[str, np.ndarray], graph: str | None
+) -> dict[str, Any] | None:
+    """A student's accuracy on held-out training images, by which its graph can be chosen; None without any."""
+    if run.dataset.holdout is None:
+        return None
+    accuracy = held_out_accuracy(run, task, state, inputs["train"], inputs["holdout"], run.dataset.holdout.labels)
+    return {"graph": graph, "seed": task.seed, "accuracy": accuracy}
 
 
 def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -117,6 +127,7 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
         # Apart from the accuracies, which an unbroken run and a broken one have in common.
         "inference_seconds": [entry.pop("seconds", None) for entry in entries],
         "accuracies": entries,
+        "holdout": _on_holdout(run, task, state, inputs, entries[0]["graph"]),
         "examples": examples,
         "predicted": predicted[0].tolist(),
         "seconds": seconds,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn2gnn_jax import bundle, data, export, pipeline, predict, storage, trained
+from cnn2gnn_jax import bundle, data, export, graph_choice, pipeline, predict, runs, storage, trained
 from cnn2gnn_jax.errors import UserError
 from configs import digits
 
@@ -164,12 +164,120 @@ def test_every_kind_of_student_answers_and_exports(cache, tmp_path, fields):
     if not opened.is_graph:
         with pytest.raises(UserError, match="without a graph"):
             predict.by_student(opened, pictures, neighbors=1)
+        with pytest.raises(UserError, match="holds a CNN, which has no graph: leave --graph=off out"):
+            trained.open_student(workdir, "off")
     change(workdir / "config.json", teacher_folder="/nowhere")
     if opened.features is None:
         trained.open_student(workdir)
     else:
         with pytest.raises(UserError, match=r"the teacher of .*run is not there .*run the run's own command again"):
             trained.open_student(workdir)
+
+
+@pytest.fixture(scope="module")
+def both(cache, tmp_path_factory):
+    """A finished run with held-out images, whose students with and without a graph are both there."""
+    fields = {"method": "gnn", "evaluate.graph_off": True, "data.holdout": 0.2}
+    return finished(cache, tmp_path_factory.mktemp("both") / "run", **fields)
+
+
+def copied(run, tmp_path, **accuracies):
+    """The workdir of a copied run whose results say these accuracies on held-out images, or none."""
+    workdir = tmp_path / "run"
+    shutil.copytree(run[0], workdir)
+    held_out = [{"graph": graph, "seed": 0, "accuracy": value} for graph, value in accuracies.items()]
+    change(workdir / "results.json", holdout_accuracies=held_out)
+    return workdir
+
+
+def test_both_students_answer_as_they_were_evaluated(both, cache, tmp_path):
+    workdir, results = both
+    recorded = trained.open_student(workdir).recorded
+    dataset = data.load(recorded.config.data, cache)
+    held_out = {entry["graph"]: entry["accuracy"] for entry in results["holdout_accuracies"]}
+    assert set(held_out) == {"learned", "off"}
+    answers = {}
+    for choice, graph in (("on", "learned"), ("off", "off")):
+        student = trained.open_student(workdir, choice)
+        assert student.graph == graph
+        [expected] = [
+            entry["accuracy"]
+            for entry in results["accuracies"]
+            if (entry["graph"], entry["mechanism"]) == (graph, "one_by_one")
+        ]
+        for split, accuracy in ((dataset.test, expected), (dataset.holdout, held_out[graph])):
+            pictures = predict.Pictures([str(i) for i in range(len(split))], split.images)
+            rows = answers[graph] = predict.by_student(student, pictures)
+            right = [row["class"] == dataset.classes[label] for row, label in zip(rows, split.labels, strict=True)]
+            assert 100 * np.mean(right) == pytest.approx(accuracy, abs=0.4)
+    # The student without a graph needs no anchors, and has no neighbours.
+    assert student.anchors[0].nodes.shape[0] == 0
+    for mechanism in trained.MECHANISMS:
+        alone = predict.by_student(student, predict.Pictures(["0"], dataset.holdout.images[:1]), mechanism)
+        assert alone[0]["probability"] == pytest.approx(answers["off"][0]["probability"], abs=1e-6)
+    with pytest.raises(UserError, match="without a graph: ask for no neighbours"):
+        predict.by_student(student, pictures, neighbors=1)
+
+
+def test_the_bundle_says_which_student_it_holds(both, tmp_path):
+    workdir, _ = both
+    for choice, graph in (("on", "learned"), ("off", "off")):
+        export.write(workdir, tmp_path / choice, choice)
+        assert storage.read_json(tmp_path / choice / bundle.MANIFEST)["graph"] == graph
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    found = bundle.read(tmp_path / "off").call(images)
+    np.testing.assert_allclose(found, trained.answer(trained.open_student(workdir, "off"), images)[0], atol=1e-5)
+
+
+def test_the_best_student_is_that_with_more_held_out_images_right(both, tmp_path):
+    for k, (on, off, graph) in enumerate(((14, 26.3, "off"), (26.3, 14, "learned"), (14, 14, "learned"))):
+        workdir = copied(both, tmp_path / str(k), learned=on, off=off)
+        assert trained.open_student(workdir, "best").graph == graph
+
+
+def test_a_student_that_cannot_be_chosen_is_refused_with_what_to_do(done, both, tmp_path):
+    for choice in ("off", "best"):
+        with pytest.raises(UserError, match=r"trained no student without a graph .*--config.evaluate.graph_off=True"):
+            trained.open_student(done[0], choice)
+    workdir = copied(both, tmp_path)
+    with pytest.raises(UserError, match="no accuracies on held-out training images: run the run's own command again"):
+        trained.open_student(workdir, "best")
+    config = storage.read_json(workdir / "config.json")["config"]
+    change(workdir / "config.json", config=config | {"data": config["data"] | {"holdout": 0.0}})
+    with pytest.raises(UserError, match=r"has none: train with --config.data.holdout=0.1 in a new workdir"):
+        trained.open_student(workdir, "best")
+
+
+def test_a_line_says_that_the_other_student_is_better(both, tmp_path, capsys):
+    recorded = trained.open_student(copied(both, tmp_path, learned=14, off=26.3)).recorded
+    graph_choice.warn_of_better(recorded, "off")
+    assert capsys.readouterr().err == ""
+    graph_choice.warn_of_better(recorded, "learned")
+    assert capsys.readouterr().err == (
+        "warning: the student with the graph learned has 14.00% of the held-out training images right, the student "
+        "without a graph 26.30%: --graph=off serves the better one\n"
+    )
+    results = storage.read_json(recorded.workdir / "results.json")
+    for entry in results["accuracies"]:
+        entry["accuracy"] = 50.0 if entry["graph"] == "off" else 60.0
+    change(recorded.workdir / "results.json", accuracies=results["accuracies"], holdout_accuracies=[])
+    graph_choice.warn_of_better(recorded, "learned")
+    assert capsys.readouterr().err == ""
+    graph_choice.warn_of_better(recorded, "off")
+    said = capsys.readouterr().err
+    assert "has 50.00% of the test images right, the student with the graph learned 60.00% (by results.json" in said
+    assert said.endswith(": --graph=on serves the better one\n") and said.count("\n") == 1
+
+
+def test_the_command_warns_and_serves_the_student_that_is_asked_for(both, folder, tmp_path):
+    workdir = copied(both, tmp_path, learned=14, off=26.3)
+    answered = {}
+    for choice in ("on", "off", "best"):
+        ran = command(f"--workdir={workdir}", folder / "3", "--format=json", f"--graph={choice}")
+        assert ran.returncode == 0, ran.stderr
+        assert ("--graph=off serves the better one" in ran.stderr) == (choice == "on")
+        answered[choice] = json.loads(ran.stdout)
+    assert answered["best"] == answered["off"] != answered["on"]
 
 
 def test_a_workdir_needs_no_data_set(done, tmp_path):
@@ -250,6 +358,9 @@ WRONG = {
     "no folder of images": (["--workdir={run}", "{run}/checkpoints"], "holds no image"),
     "no such format": (["--workdir={run}", "x.png", "--format=xml"], "xml"),
     "no bundle": (["--bundle={run}", "x.png"], "is no bundle"),
+    "the graph of a bundle": (["--bundle={run}", "x.png", "--graph=off"], "give --workdir for --mechanism"),
+    "no such graph": (["--workdir={run}", "x.png", "--graph=learned"], "learned"),
+    "no student without a graph": (["--workdir={run}", "x.png", "--graph=off"], "trained no student without a graph"),
 }
 
 
