@@ -131,9 +131,12 @@ def record(run: Run) -> None:
     train, anchors_sha256 = run.dataset.train, None
     if run.config.student.kind == "graph":
         index = np.stack(evaluate.anchor_sets(train.labels, run.config.evaluate))
+        arrays = {"index": index, "labels": train.labels[index], "images": train.images[index]}
+        if train.files is not None:
+            arrays["files"] = np.array(train.files)[index]
         with storage.atomic_path(run.workdir / "anchors.npz") as beside:
             with open(beside, "wb") as file:
-                np.savez(file, index=index, labels=train.labels[index], images=train.images[index])
+                np.savez(file, **arrays)  # type: ignore[arg-type]
             anchors_sha256 = storage.sha256(beside)
     facts = {
         "format": configs.STUDENT_FORMAT,
@@ -163,7 +166,8 @@ class Recorded(NamedTuple):
     image_shape: (H, W, C).
     train_images: how many there were.
     mean, std: of the images.
-    anchors: of a graph student, `index` (K, A), `labels` (K, A) and `images` (K, A, H, W, C) uint8 of K batches.
+    anchors: of a graph student, `index` (K, A), `labels` (K, A) and `images` (K, A, H, W, C) uint8 of K batches; of an
+      image folder also `files` (K, A), relative to the folder.
     """
 
     config: FrozenConfigDict
@@ -230,6 +234,7 @@ def read(workdir: pathlib.Path) -> Recorded:
 def _anchors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ("index", "labels", "images")}
+            names = ("index", "labels", "images", *(["files"] if "files" in arrays else []))
+            return {name: arrays[name] for name in names}
     except Exception as error:  # of NumPy and zipfile, many kinds
         raise ValueError(f"{path.name}: {error}") from None

@@ -1,6 +1,7 @@
 """Predictions of a finished run: prepared as the cache was, independent of one another, every mistake one line."""
 
 import csv
+import dataclasses
 import io
 import json
 import pathlib
@@ -10,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from cnn2gnn_jax import bundle, data, export, graph_choice, pipeline, predict, runs, storage, trained
@@ -375,6 +377,27 @@ def test_a_mistake_is_one_line(done, capsys, monkeypatch, wrong):
     assert ended.value.code == 2 and found.out == ""
     [line] = found.err.strip().splitlines()
     assert line.startswith("error: ") and message in line
+
+
+def test_neighbours_are_named_by_their_files_where_the_data_set_has_files(done, cache, folder, tmp_path):
+    opened = trained.open_student(done[0])
+    run = runs.begin(ConfigDict(opened.recorded.config.to_dict()), tmp_path / "run")
+    files = tuple(f"class {label}/{i}.png" for i, label in enumerate(run.dataset.train.labels))
+    train = dataclasses.replace(run.dataset.train, files=files)
+    runs.record(run._replace(dataset=dataclasses.replace(run.dataset, train=train)))
+    with_files = opened._replace(recorded=runs.read(tmp_path / "run"))
+    pictures = predict.read_pictures([folder], opened.recorded.image_shape)
+    for mechanism, field in (("one_by_one", "image"), ("batch_by_batch", "nearest_image")):
+        rows = predict.by_student(with_files, pictures, mechanism, neighbors=2)
+        links = [link for row in rows for link in row["neighbors"]]
+        assert {link[field] for link in links} == {files[link["index"]] for link in links}
+        [first] = list(csv.DictReader(io.StringIO(predict.as_csv(rows[:1]))))
+        assert first[f"neighbor_1_{field}"] == rows[0]["neighbors"][0][field]
+        table = predict.as_table(rows[:1])
+        assert rows[0]["neighbors"][0][field] in table and "training image" not in table
+        without = predict.by_student(opened, pictures, mechanism, neighbors=2)
+        assert not any(link.get(field) for row in without for link in row["neighbors"])
+        assert f"training image {without[0]['neighbors'][0]['index']}, " in predict.as_table(without[:1])
 
 
 def test_unreadable_images_are_left_out_only_if_asked(student, folder, tmp_path):

@@ -20,11 +20,14 @@ class Split:
     images: (N, H, W, C) uint8, memory-mapped (read-only) where nothing was selected.
     labels: (N,) int32.
     index: (N,) int32, the position in this split; for `train` the row of the graph head's table.
+    files: of an image folder the file of each image, relative to the folder, with / between its parts; None for other
+      data sets.
     """
 
     images: np.ndarray
     labels: np.ndarray
     index: np.ndarray
+    files: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
