@@ -1,6 +1,7 @@
 """A serving bundle: a student with its anchors as one StableHLO module, and a manifest.
 
-    BUNDLE/manifest.json      format, classes, image_shape, normalisation, platforms, sha256 and size of the module
+    BUNDLE/manifest.json      format, classes, image_shape, normalisation, graph (of a graph student), platforms, sha256
+                              and size of the module
     BUNDLE/model.stablehlo    uint8 images (b, H, W, C), any b, to class probabilities (b, classes) float32
 
 It needs JAX and flatbuffers to be used, and nothing of this package (the README shows how).
@@ -67,6 +68,7 @@ def write(folder: pathlib.Path, student: Trained, module: bytes, facts: dict[str
             "image_shape": list(recorded.image_shape),
             "mean": list(recorded.mean),
             "std": list(recorded.std),
+            "graph": student.graph,
             "platforms": list(PLATFORMS),
             "files": {MODEL: {"sha256": storage.sha256(beside / MODEL), "bytes": len(module)}},
             **facts,

@@ -1,4 +1,4 @@
-"""Command lines whose mistakes end in one line and exit code 2, and what the machine refuses in one and code 74."""
+"""Command lines that end in one line and an exit code, whatever goes wrong."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from cnn2gnn_jax import errors
-from cnn2gnn_jax.errors import Stopped, UserError
+from cnn2gnn_jax.errors import INTERRUPTED, Interrupted, Stopped, UserError
 from cnn2gnn_jax.runtime import xla
 
 MACHINE, STOPPED = 74, 75
@@ -17,6 +17,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **arguments)
+        # As programs with absl flags have them.
+        self.add_argument("--helpfull", "--helpshort", action="help", help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help shows the flags)")
@@ -25,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], None]) -> None:
     """Runs a program: what a user can mend ends in one line and a code.
 
-    2 for a mistake, 74 for what the machine refuses, 75 for SIGTERM where it is heeded.
+    2 for a mistake, 74 for what the machine refuses, 75 for SIGTERM where it is heeded, 130 for Ctrl-C.
     """
     xla.set_cpu_options()
     try:
@@ -36,6 +38,12 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         print(f"error: {errors.of_machine(error)}", file=sys.stderr)
         sys.exit(MACHINE)
+    except Interrupted as stopped:
+        print(f"stopped by Ctrl-C {stopped}: the same command goes on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except Stopped as stopped:
         print(f"stopped by SIGTERM {stopped}: the same command goes on", file=sys.stderr)
         sys.exit(STOPPED)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C: the same command starts again", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -2,6 +2,8 @@
 
 import errno
 
+INTERRUPTED = 130  # the exit code after Ctrl-C, as of a shell's
+
 
 def printable(text: str) -> str:
     """One line without what a terminal would act on: names of files and classes may hold anything."""
@@ -49,5 +51,9 @@ def of_machine(error: OSError) -> str:
 class Stopped(BaseException):
     """SIGTERM: what can be saved is, and the same command goes on; the message says where it stopped.
 
-    As with KeyboardInterrupt, no `except Exception` may swallow it. `main` exits with code 75.
+    As with KeyboardInterrupt, no `except Exception` may swallow it. The program exits with code 75.
     """
+
+
+class Interrupted(Stopped):
+    """Ctrl-C in a program that saves its state, as SIGTERM does. It exits with code 130."""

@@ -1,6 +1,6 @@
 """A serving bundle of a trained student, and what it costs beside its teacher.
 
-python -m cnn2gnn_jax.export --workdir=DIR --out=BUNDLE
+python -m cnn2gnn_jax.export --workdir=DIR --out=BUNDLE [--graph=learned|off|best]
 """
 
 import pathlib
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax import export
 
-from cnn2gnn_jax import bundle, cli, config, trained
+from cnn2gnn_jax import bundle, cli, config, graph_choice, trained
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.metrics import say
 from cnn2gnn_jax.trained import Trained
@@ -75,14 +75,17 @@ def table(measured: Mapping[str, Any]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def write(workdir: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
-    """Exports the student of a finished run, as `bundle.write` does; returns what was measured.
+def write(workdir: pathlib.Path, out: pathlib.Path, graph: str = graph_choice.CHOICES[0]) -> dict[str, Any]:
+    """Exports a student of a finished run, as `bundle.write` does; returns what was measured.
+
+    `graph` says which one, see `trained.open_student`; where the run's other student is better, a line says so.
 
     Raises:
       UserError: see `trained.open_student` and `bundle.write`.
     """
     bundle.check_free(out)
-    student = trained.open_student(workdir)
+    student = trained.open_student(workdir, graph)
+    graph_choice.warn_of_better(student.recorded, student.graph)
     modules = {"student": bundle.of_student(student)}
     if (teacher := teacher_module(student)) is not None:
         modules["teacher"] = teacher
@@ -98,8 +101,11 @@ def main() -> None:
     parser = cli.Parser(prog="python -m cnn2gnn_jax.export", description="A serving bundle of a trained student.")
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of a finished run")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the bundle's folder")
+    parser.add_argument(
+        "--graph", choices=graph_choice.CHOICES, default=graph_choice.CHOICES[0], help=graph_choice.HELP
+    )
     given = parser.parse_args()
-    print(table(write(given.workdir, given.out)))
+    print(table(write(given.workdir, given.out, given.graph)))
     say(f"bundle in {given.out}")
 
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from cnn2gnn_jax import parallel, processes, train
 from cnn2gnn_jax.checkpoint import Checkpoints, recover
-from cnn2gnn_jax.errors import Stopped
 from cnn2gnn_jax.metrics import Recorder, not_finite, say
 from cnn2gnn_jax.parallel import ONE, Devices
 from cnn2gnn_jax.task import Task, with_stage
@@ -186,7 +185,7 @@ def _train(
             folders = [(job.checkpoints / stage.name, job.owner) for job in jobs]
             newest = [opened.enter_context(Checkpoints(folder / "last", owner)) for folder, owner in folders]
             if start:
-                say(f"{', '.join(names)}: going on after step {start} of {task.total_steps}")
+                say(f"{', '.join(names)}: resuming at step {start} of {task.total_steps}")
                 states = [checkpoints.restore(shapes) for checkpoints in newest]
             else:
                 first = jax.jit(functools.partial(fresh, task), out_shardings=seeds.apart_on)
@@ -270,7 +269,7 @@ class _Saver:
     """Saves the newest states, every so often, at the end, and where the run is to stop.
 
     Raises:
-      Stopped: from `save`, after SIGTERM.
+      Stopped: from `save`, after SIGTERM or Ctrl-C.
       UserError: from `save`, where a state is not finite.
     """
 
@@ -320,7 +319,7 @@ class _Saver:
     def save(self, step: int, state: TrainState) -> None:
         self._keep(step, self._sound(step, state))
         if self.stopping and step < self.tasks[0].total_steps:
-            raise Stopped(f"after step {step} of {self.tasks[0].total_steps}")
+            raise processes.stopped(f"after step {step} of {self.tasks[0].total_steps}")
 
     def _keep(self, step: int, states: Sequence[TrainState]) -> None:
         if self.saves_newest:

@@ -407,6 +407,7 @@ def _results(run: Run, cached: CachedOutputs | None, evaluated: list[dict[str, A
         "student": results.student(run.config.student, results.student_costs(student, inputs, run.config.evaluate)),
         "accuracies": [entry for one in evaluated for entry in one["accuracies"]],
         "inference_seconds": [seconds for one in evaluated for seconds in one["inference_seconds"]],
+        "holdout_accuracies": [one["holdout"] for one in evaluated if one["holdout"] is not None],
         "examples": evaluated[0]["examples"],
         "seconds": seconds,
         "devices": run.devices.count,

@@ -1,6 +1,7 @@
 """Classes of new images, by a trained student or by an exported bundle.
 
-python -m cnn2gnn_jax.predict --workdir=DIR IMAGE_OR_FOLDER... [--format=table|json|csv] [--neighbors=K]
+python -m cnn2gnn_jax.predict --workdir=DIR IMAGE_OR_FOLDER... [--format=table|json|csv]
+    [--neighbors=K] [--graph=learned|off|best]
 """
 
 import csv
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cnn2gnn_jax import bundle, cli, evaluate, gnn, trained
+from cnn2gnn_jax import bundle, cli, evaluate, gnn, graph_choice, trained
 from cnn2gnn_jax.data import batches, images
 from cnn2gnn_jax.errors import UserError, printable
 from cnn2gnn_jax.metrics import say
@@ -105,9 +106,9 @@ def by_student(
       pictures: N images, more than the sparsity for batch_by_batch, which takes them in batches in a seeded order.
       mechanism: see `trained.answer`.
       neighbors: how many, strongest first. Under one_by_one they are anchors, each with its `class`, the `index` of
-        the training image and its `weight`; under batch_by_batch the other images of the batch, with the class and
-        index of their nearest anchor where the graph has a head. Weights are the image's row of A, its self-loop
-        included, scaled to sum to 1.
+        the training image, of an image folder its file as `image`, and its `weight`; under batch_by_batch the other
+        images of the batch, with the class and index of their nearest anchor and its file as `nearest_image` where the
+        graph has a head. Weights are the image's row of A, its self-loop included, scaled to sum to 1.
 
     Raises:
       UserError: too few images, or neighbours of a student without a graph.
@@ -174,11 +175,18 @@ def _anchors(
     assert anchors is not None
     for batch, links in enumerate(found.links):
         for column in np.flatnonzero(np.asarray(links[k, :-1]) > 0):
+            file = _file(anchors, batch, int(column))
             yield {
+                **({} if file is None else {"image": file}),
                 "class": student.recorded.classes[int(anchors["labels"][batch, column])],
                 "index": int(anchors["index"][batch, column]),
                 "weight": float(links[k, column]) / len(found.links),
             }
+
+
+def _file(anchors: dict[str, np.ndarray], batch: int, column: int) -> str | None:
+    """The file of an anchor, None where the data set has none."""
+    return str(anchors["files"][batch, column]) if "files" in anchors else None
 
 
 def _batch(
@@ -194,6 +202,7 @@ def _batch(
                 link |= {
                     "class": student.recorded.classes[int(anchors["labels"][0, nearest])],
                     "index": int(anchors["index"][0, nearest]),
+                    "nearest_image": _file(anchors, 0, nearest),
                 }
             yield link
 
@@ -210,17 +219,26 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
         if "neighbors" in row:
             lines.append(f"    {row['self_weight']:.4f}  itself")
         for link in row.get("neighbors", ()):
-            what = [f"training image {link['index']}, {printable(link['class'])}"] if "index" in link else []
-            if "image" in link:
-                what = [printable(link["image"]), *(f"nearest to {text}" for text in what)]
-            lines.append(f"    {link['weight']:.4f}  {', '.join(what)}")
+            lines.append(f"    {link['weight']:.4f}  {_link(link)}")
     return "\n".join(lines)
+
+
+def _link(link: dict[str, Any]) -> str:
+    """A neighbour for a terminal: a training image, or an image of the batch and the training image nearest to it."""
+    if "index" not in link:
+        return printable(link["image"])
+    file = link["nearest_image"] if "nearest_image" in link else link.get("image")
+    name = f"training image {link['index']}" if file is None else file
+    training_image = f"{printable(name)}, {printable(link['class'])}"
+    return f"{printable(link['image'])}, nearest to {training_image}" if "nearest_image" in link else training_image
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """The answers as CSV, a line an image; text that a spreadsheet would take for a formula begins with a quote."""
     most = max(len(row.get("neighbors", ())) for row in rows)
-    fields = ("image", "class", "index", "weight")
+    links = [link for row in rows for link in row.get("neighbors", ())]
+    nearest = ("nearest_image",) if any("nearest_image" in link for link in links) else ()
+    fields = ("image", *nearest, "class", "index", "weight")
     header = ["image", "class", "probability"]
     if "self_weight" in rows[0]:
         header += ["self_weight", *(f"neighbor_{k}_{field}" for k in range(1, most + 1) for field in fields)]
@@ -232,8 +250,8 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
         if "self_weight" in row:
             cells.append(f"{row['self_weight']:.6f}")
             for link in row["neighbors"]:
-                weight = f"{link['weight']:.6f}"
-                cells += [link.get("image", ""), link.get("class", ""), str(link.get("index", "")), weight]
+                texts = {**link, "weight": f"{link['weight']:.6f}"}
+                cells += ["" if texts.get(field) is None else str(texts[field]) for field in fields]
         cells += [""] * (len(header) - len(cells))
         writer.writerow([f"'{cell}" if cell.startswith(_FORMULA) else cell for cell in cells])
     return out.getvalue().rstrip("\n")
@@ -258,18 +276,23 @@ def main() -> None:
         "--neighbors", type=int, default=0, metavar="K", help="show the K strongest links of each image"
     )
     parser.add_argument("--mechanism", choices=trained.MECHANISMS, default=trained.MECHANISMS[0])
+    parser.add_argument("--graph", choices=graph_choice.CHOICES, help=graph_choice.HELP)
     parser.add_argument("--skip_unreadable", action="store_true", help="leave out, with a line each, what is no image")
     given = parser.parse_args()
     if given.neighbors < 0:
         raise UserError(f"--neighbors is {given.neighbors}: expected 0 or more")
     if given.bundle is not None:
-        if given.neighbors or given.mechanism != trained.MECHANISMS[0]:
-            raise UserError("a bundle answers one by one and without its neighbours: give --workdir for these")
+        if given.neighbors or given.mechanism != trained.MECHANISMS[0] or given.graph is not None:
+            raise UserError(
+                "a bundle answers one by one, without its neighbours, and with the graph that it was exported with: "
+                "give --workdir for --mechanism, --neighbors and --graph"
+            )
         opened = bundle.read(given.bundle)
         pictures = read_pictures(given.paths, opened.image_shape, given.skip_unreadable)
         rows = by_bundle(opened, pictures)
     else:
-        student = trained.open_student(given.workdir)
+        student = trained.open_student(given.workdir, given.graph or graph_choice.CHOICES[0])
+        graph_choice.warn_of_better(student.recorded, student.graph)
         pictures = read_pictures(given.paths, student.recorded.image_shape, given.skip_unreadable)
         rows = by_student(student, pictures, given.mechanism, given.neighbors)
     sys.stdout.write(_WRITERS[given.format](rows) + "\n")

@@ -9,6 +9,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cnn2gnn_jax import errors
-from cnn2gnn_jax.errors import Stopped, UserError
+from cnn2gnn_jax.errors import INTERRUPTED, Interrupted, Stopped, UserError
 
 LOST_SECONDS = 30  # of silence after which a process is taken for lost
 _TEXT_BYTES = 2000  # of an error that the first process tells the others
@@ -104,48 +105,76 @@ def first_holds(context: contextlib.AbstractContextManager) -> Iterator[None]:
         yield
 
 
-class _Sigterm:
-    """Whether a single process was asked to stop, and whether it waits for the end of a chunk to do so."""
+class _Asked:
+    """Whether this single process was asked to stop, by which signal, and whether it waits for the end of a chunk."""
 
-    asked = False
+    signal = 0
     training = False
 
 
 _questions = itertools.count()
+_AT_ONCE = b"stopped by Ctrl-C at once: the same command goes on from the last checkpoint\n"
+_SOON = b"Ctrl-C: the state is saved after these steps; Ctrl-C again stops at once\n"
 
 
-def heed_sigterm() -> None:
-    """From now on SIGTERM stops training at the end of a chunk, with its state saved, and anything else at once.
+def heed_signals() -> None:
+    """From now on SIGTERM and Ctrl-C stop training at the end of a chunk, with its state saved; anything else at once.
 
-    With several processes JAX has its own handler, which tells them all; call `join` first.
+    A second Ctrl-C ends the process at once. With several processes JAX has its own handler of SIGTERM, which tells
+    them all, and Ctrl-C is not heeded; call `join` first.
     """
     if jax.process_count() > 1:
         return
 
     def handle(number: int, frame: Any) -> None:
-        del number, frame
-        _Sigterm.asked = True
-        if not _Sigterm.training:
-            raise Stopped("between two stages of training")
+        del frame
+        _Asked.signal = number
+        if not _Asked.training:
+            raise stopped("between two stages of training")
 
     signal.signal(signal.SIGTERM, handle)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a shell has it for what it starts in the background
+        signal.signal(signal.SIGINT, handle)
+    # Python calls a handler when the device has done its steps, which may take minutes; a thread is told at once.
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=_answer_interrupts, args=(read,), daemon=True).start()
+
+
+def _answer_interrupts(numbers: int) -> None:
+    """Reads the numbers of signals from a pipe: says what the first Ctrl-C does, and ends the process at the second."""
+    interrupts = 0
+    while number := os.read(numbers, 1):
+        if number[0] == signal.SIGINT:
+            interrupts += 1
+            if interrupts > 1:
+                os.write(2, _AT_ONCE)
+                os._exit(INTERRUPTED)
+            if _Asked.training:
+                os.write(2, _SOON)
 
 
 @contextlib.contextmanager
 def stopping_between_chunks() -> Iterator[None]:
-    """Training asks `must_stop` after each chunk, so that SIGTERM need not interrupt it."""
-    _Sigterm.training = True
+    """Training asks `must_stop` after each chunk, so that no signal need interrupt it."""
+    _Asked.training = True
     try:
         yield
     finally:
-        _Sigterm.training = False
+        _Asked.training = False
 
 
 def must_stop() -> bool:
     """Whether to save and stop now; call it once after each chunk. All processes stop after the same one."""
     if jax.process_count() == 1:
-        return _Sigterm.asked
+        return bool(_Asked.signal)
     return multihost_utils.reached_preemption_sync_point(next(_questions))
+
+
+def stopped(where: str) -> Stopped:
+    """The exception that ends this process, by the signal that it was sent; `where` says how far it came."""
+    return Interrupted(where) if _Asked.signal == signal.SIGINT else Stopped(where)
 
 
 def leave(code: int) -> None:

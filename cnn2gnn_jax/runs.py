@@ -3,8 +3,9 @@
 A workdir holds all that its student needs to answer for new images: the data set need not be there.
 """
 
+import importlib.metadata
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +16,23 @@ from cnn2gnn_jax import data, evaluate, parallel, processes, storage
 from cnn2gnn_jax.data import Dataset, Split
 from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.parallel import Devices
+
+# Fields that are no part of what a run is: how and where it is computed, and how it is evaluated.
+_NO_PART = (
+    "name",
+    "seeds",
+    "cache_dir",
+    "compilation_cache",
+    "tensorboard",
+    "checkpoint.",
+    "evaluate.",
+    "parallel.",
+    "data.residency",
+    "data.manual_dir",
+    "teacher.train.chunk_steps",
+    "student.train.chunk_steps",
+)
+_NAMED = 5  # fields in an error
 
 
 class Run(NamedTuple):
@@ -52,18 +70,60 @@ def begin(config: ConfigDict, workdir: pathlib.Path | None = None) -> Run:
     configs.check_data(complete, dataset)
     fingerprint = configs.student_fingerprint(complete, dataset.fingerprint)
     folder = pathlib.Path("runs") / f"{complete.name}-{fingerprint}" if workdir is None else workdir
-    _refuse_another(folder, fingerprint)
+    _refuse_another(folder, complete, fingerprint)
     teacher_folder = cache / "teachers" / configs.teacher_fingerprint(complete, dataset.fingerprint)
     return Run(complete, dataset, teacher_folder, folder, fingerprint, devices)
 
 
-def _refuse_another(workdir: pathlib.Path, fingerprint: str) -> None:
+def _refuse_another(workdir: pathlib.Path, config: FrozenConfigDict, fingerprint: str) -> None:
     path = workdir / "config.json"
-    if path.exists() and (found := storage.read_json(path).get("fingerprint")) != fingerprint:
+    if not path.exists() or (facts := storage.read_json(path)).get("fingerprint") == fingerprint:
+        return
+    differences = _differences(facts.get("config"), configs.plain(config))
+    more = f"; and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
+    fields = f"{'; '.join(differences[:_NAMED])}{more}" if differences else "no field differs"
+    if facts.get("format") != configs.STUDENT_FORMAT:
         raise UserError(
-            f"{workdir} holds a run of another config (fingerprint {found}, this one's is {fingerprint}): "
-            "choose another --workdir, or none for one of its own"
+            f"{workdir} was written by {_versions(facts)} ({fields}): choose another --workdir, or delete this one"
         )
+    fields = fields if differences else "no field differs, but its images or the given logits do"
+    raise UserError(
+        f"{workdir} holds a run of another config ({fields}): choose another --workdir, or none for one of its own"
+    )
+
+
+def _versions(facts: dict[str, Any]) -> str:
+    """The version that has written a workdir, beside this one."""
+    written = f"cnn2gnn_jax {facts['version']}, " if "version" in facts else ""
+    return (
+        f"another version of this program ({written}format {facts.get('format')}; "
+        f"this one is cnn2gnn_jax {_package_version()}, format {configs.STUDENT_FORMAT})"
+    )
+
+
+def _package_version() -> str:
+    try:
+        return importlib.metadata.version("cnn2gnn_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _differences(old: Any, new: Any) -> list[str]:
+    """The fields that differ between the configs of two runs, with their values in both."""
+    before, after = _flat(old), _flat(new)
+    names = [name for name in sorted(before.keys() | after.keys()) if not name.startswith(_NO_PART)]
+    return [
+        f"{name} is {before.get(name, 'missing')} there and {after.get(name, 'missing')} here"
+        for name in names
+        if before.get(name, _NO_PART) != after.get(name, _NO_PART)
+    ]
+
+
+def _flat(section: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a config by dotted names."""
+    if not isinstance(section, dict):
+        return {prefix.removesuffix("."): section} if prefix else {}
+    return {key: value for name, inside in section.items() for key, value in _flat(inside, f"{prefix}{name}.").items()}
 
 
 def record(run: Run) -> None:
@@ -72,12 +132,16 @@ def record(run: Run) -> None:
     if run.config.student.kind == "graph":
         # Those of the first student, which answers for new images.
         index = np.stack(evaluate.anchor_sets(train.labels, run.config.evaluate, run.config.seed))
+        arrays = {"index": index, "labels": train.labels[index], "images": train.images[index]}
+        if train.files is not None:
+            arrays["files"] = np.array(train.files)[index]
         with storage.atomic_path(run.workdir / "anchors.npz") as beside:
             with open(beside, "wb") as file:
-                np.savez(file, index=index, labels=train.labels[index], images=train.images[index])
+                np.savez(file, **arrays)  # type: ignore[arg-type]
             anchors_sha256 = storage.sha256(beside)
     facts = {
         "format": configs.STUDENT_FORMAT,
+        "version": _package_version(),
         "fingerprint": run.fingerprint,
         "teacher_folder": str(run.teacher_folder.absolute()),
         "dataset_fingerprint": run.dataset.fingerprint,
@@ -103,7 +167,8 @@ class Recorded(NamedTuple):
     image_shape: (H, W, C).
     train_images: how many there were.
     mean, std: of the images.
-    anchors: of a graph student, `index` (K, A), `labels` (K, A) and `images` (K, A, H, W, C) uint8 of K batches.
+    anchors: of a graph student, `index` (K, A), `labels` (K, A) and `images` (K, A, H, W, C) uint8 of K batches; of an
+      image folder also `files` (K, A), relative to the folder.
     """
 
     config: FrozenConfigDict
@@ -132,8 +197,8 @@ def read(workdir: pathlib.Path) -> Recorded:
     facts = storage.read_json(path)
     if facts.get("format") != configs.STUDENT_FORMAT:
         raise UserError(
-            f"{workdir} is of another version (format {facts.get('format')}, expected {configs.STUDENT_FORMAT}): "
-            "run its own command again with this one"
+            f"{workdir} was written by {_versions(facts)}: "
+            "use the version that wrote it, or train again in a new workdir"
         )
     path = workdir / "anchors.npz"
     try:
@@ -161,12 +226,16 @@ def read(workdir: pathlib.Path) -> Recorded:
         raise
     except Exception as error:  # of values where a config has sections, many kinds
         what = " ".join(str(error).split())
-        raise UserError(f"{workdir} is damaged or of another version ({what}): run its own command again") from None
+        raise UserError(
+            f"{workdir} is damaged or of another version ({what}): "
+            "run its own command again, or train again in a new workdir"
+        ) from None
 
 
 def _anchors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ("index", "labels", "images")}
+            names = ("index", "labels", "images", *(["files"] if "files" in arrays else []))
+            return {name: arrays[name] for name in names}
     except Exception as error:  # of NumPy and zipfile, many kinds
         raise ValueError(f"{path.name}: {error}") from None

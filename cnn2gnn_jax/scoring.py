@@ -54,6 +54,16 @@ def held_out_accuracy(
     )
 
 
+def _on_holdout(
+    run: Run, task: Task, state: TrainState, inputs: dict[str, np.ndarray], graph: str | None
+) -> dict[str, Any] | None:
+    """A student's accuracy on held-out training images, by which its graph can be chosen; None without any."""
+    if run.dataset.holdout is None:
+        return None
+    accuracy = held_out_accuracy(run, task, state, inputs["train"], inputs["holdout"], run.dataset.holdout.labels)
+    return {"graph": graph, "seed": task.seed, "accuracy": accuracy}
+
+
 def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """A student's accuracies under every protocol, computed unless they are on disk under `name`.
 
@@ -122,6 +132,7 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
         # Apart from the accuracies, which an unbroken run and a broken one have in common.
         "inference_seconds": [entry.pop("seconds", None) for entry in entries],
         "accuracies": entries,
+        "holdout": _on_holdout(run, task, state, inputs, entries[0]["graph"]),
         "examples": examples,
         "seconds": seconds,
     }

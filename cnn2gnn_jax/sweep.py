@@ -11,11 +11,9 @@ tries again what had failed, and may run several times at once, on machines that
 may share DIR; then run python -m cnn2gnn_jax.report --out=DIR
 """
 
-import ast
 import collections
 import functools
 import math
-import operator
 import os
 import pathlib
 import runpy
@@ -32,7 +30,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from cnn2gnn_jax import cli, pipeline, processes, storage, tuning
+from cnn2gnn_jax import cli, overrides, pipeline, processes, storage, tuning
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax.claims import Claims
 from cnn2gnn_jax.errors import Diverged, InUse, Stopped, UserError
@@ -86,7 +84,7 @@ def plan(path: pathlib.Path, size: str, settings: Mapping[str, str]) -> list[Cel
             raise UserError(f"{path}: {kind!r} is no kind of table or figure: choose one of {', '.join(records.KINDS)}")
         config = ConfigDict(config.to_dict())
         for field, value in settings.items():
-            set_field(config, field, value)
+            overrides.set_field(config, field, value)
         config.tensorboard = False
         # What is set for every cell is not chosen.
         tune = {field: values for field, values in (tune or {}).items() if field not in settings}
@@ -114,24 +112,6 @@ def _with_candidates(config: ConfigDict, tune: Mapping[str, Sequence[Any]], titl
 
 def _values(fields: Mapping[str, Any]) -> str:
     return ", ".join(f"{field} {value}" for field, value in fields.items())
-
-
-def set_field(config: ConfigDict, field: str, text: str) -> None:
-    """Sets a field of a config from text.
-
-    Raises:
-      UserError: there is no such field, or the text is of another type.
-    """
-    try:
-        *sections, name = field.split(".")
-        kind = functools.reduce(operator.getitem, sections, config).get_type(name)
-    except (AttributeError, KeyError, TypeError):
-        raise UserError(f"--config.{field}: there is no such field (see configs/base.py)") from None
-    try:
-        value: Any = text if kind is str else ast.literal_eval(text)
-        config.update_from_flattened_dict({field: value})
-    except (SyntaxError, TypeError, ValueError):
-        raise UserError(f"--config.{field}={text}: expected a value of type {kind.__name__}") from None
 
 
 class Outcome(NamedTuple):
@@ -162,7 +142,7 @@ def run(
     limit: int = 0,
     keep_checkpoints: bool = False,
 ) -> Outcome:
-    """Runs the cells that are neither done nor claimed, one after another; call `processes.heed_sigterm` first.
+    """Runs the cells that are neither done nor claimed, one after another; call `processes.heed_signals` first.
 
     Args:
       cells: of `plan`.
@@ -317,7 +297,7 @@ def main() -> None:
     given, rest = parser.parse_known_args()
     if not math.isfinite(given.minutes) or given.minutes < 0 or given.cells < 0:
         raise UserError(f"--minutes={given.minutes} --cells={given.cells}: expected 0, for no limit, or more")
-    settings = dict(_setting(text) for text in rest)
+    settings = overrides.settings(rest)
     path, _, size = given.sweep.partition(":")
     cells = plan(pathlib.Path(path), size, settings)
     if given.dry_run:
@@ -327,7 +307,7 @@ def main() -> None:
             print(cell.name, state, *(titles or [cell.title]), sep="  ")
         return
     logging.set_verbosity(logging.WARNING)
-    processes.heed_sigterm()
+    processes.heed_signals()
     title = pathlib.Path(path).stem + (f"-{size}" if size else "")
     outcome = run(
         cells, given.out, title, minutes=given.minutes, limit=given.cells, keep_checkpoints=given.keep_checkpoints
@@ -341,13 +321,6 @@ def main() -> None:
 
 def _why(outcome: Outcome) -> str:
     return f" ({outcome.ended})" if outcome.ended else ""
-
-
-def _setting(text: str) -> tuple[str, str]:
-    if not text.startswith("--config.") or "=" not in text:
-        raise UserError(f"{text!r} is no flag: fields are set by --config.field=value (--help shows the flags)")
-    field, _, value = text.removeprefix("--config.").partition("=")
-    return field, value
 
 
 if __name__ == "__main__":

@@ -16,13 +16,17 @@ from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.metrics import say
 
 MANIFEST = "manifest.json"
-
+FORMAT = 1  # raised when a reader of this version could not use what is written; a manifest without it is of format 1
 
 Blocks = Iterable[Mapping[str, np.ndarray]]
 
 
 class Damaged(UserError):
     """Arrays that are not what was written."""
+
+
+class Outdated(UserError):
+    """Arrays that another version of this program wrote, in another format."""
 
 
 def write(
@@ -64,7 +68,7 @@ def write(
                 "dtype": str(array.dtype),
                 "sha256": storage.sha256(beside / f"{name}.npy"),
             }
-        manifest = {"fingerprint": fingerprint, "arrays": files, **facts}
+        manifest = {"format": FORMAT, "fingerprint": fingerprint, "arrays": files, **facts}
         storage.write_json(beside / MANIFEST, manifest)
 
 
@@ -84,12 +88,15 @@ def read(
 
     Raises:
       Damaged: an array is missing or has changed.
+      Outdated: another version wrote them.
       UserError: they are of another teacher.
     """
     try:
         manifest = storage.read_json(folder / MANIFEST)
     except UserError as error:
         raise Damaged(str(error)) from None
+    if (written := manifest.get("format", 1)) != FORMAT:
+        raise Outdated(f"{folder} was written by another version of this program (format {written}, expected {FORMAT})")
     if manifest.get("fingerprint") != fingerprint:
         raise UserError(
             f"{folder} holds the logits of teacher {manifest.get('fingerprint')}, expected {fingerprint}: "
@@ -125,7 +132,8 @@ def ensure(
     rows: Mapping[str, int],
     compute: Callable[[], tuple[Blocks, dict[str, Any]]],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of `read` and the facts beside them, after `compute` and `write` where they are missing or damaged.
+    """The arrays of `read` and the facts beside them, after `compute` and `write` where they are missing, damaged
+    or of another format.
 
     All processes compute, each its share, and the first one writes.
 
@@ -138,7 +146,7 @@ def ensure(
         try:
             if (folder / MANIFEST).exists():
                 found.append(read(folder, fingerprint, rows))
-        except Damaged as error:
+        except (Damaged, Outdated) as error:
             say(f"computed anew: {error}")
 
     processes.on_first(look)

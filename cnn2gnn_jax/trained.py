@@ -7,8 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cnn2gnn_jax import config as configs
-from cnn2gnn_jax import distillers, inference, pipeline, runs, train
+from cnn2gnn_jax import distillers, graph_choice, inference, pipeline, runs, train
 from cnn2gnn_jax.checkpoint import Checkpoints
 from cnn2gnn_jax.data import augment
 from cnn2gnn_jax.errors import UserError
@@ -45,6 +44,11 @@ class Trained(NamedTuple):
     def is_graph(self) -> bool:
         return isinstance(self.student.module, GraphStudent)
 
+    @property
+    def graph(self) -> str | None:
+        """The student's graph setting, None of a CNN."""
+        return self.student.module.graph if isinstance(self.student.module, GraphStudent) else None
+
 
 class Answer(NamedTuple):
     """What a student answers for B images.
@@ -61,16 +65,20 @@ class Answer(NamedTuple):
     nearest: tuple[jax.Array, ...]
 
 
-def open_student(workdir: pathlib.Path) -> Trained:
-    """The first student of a finished run, the one of the config's own graph.
+def open_student(workdir: pathlib.Path, graph: str = graph_choice.CHOICES[0]) -> Trained:
+    """The first student of a finished run.
+
+    Args:
+      workdir: of the run.
+      graph: one of `graph_choice.CHOICES`.
 
     Raises:
-      UserError: there is no run, it is not finished, of another version or damaged, or its student works on features
-        of a teacher that is no longer there.
+      UserError: there is no run, it is not finished, of another version or damaged, it has no such student, or its
+        student works on features of a teacher that is no longer there.
     """
     recorded = runs.read(workdir)
     config = recorded.config
-    task = _student_task(recorded)
+    task = _student_task(recorded, graph_choice.setting(recorded, graph))
     features = (
         open_teacher(recorded) if config.student.kind == "graph" and config.student.backbone == "teacher" else None
     )
@@ -79,12 +87,22 @@ def open_student(workdir: pathlib.Path) -> Trained:
     state = _restore(folder, owner, task, f"the student in {workdir}")
     _check_shapes(task, state, recorded, features)
     student = Network(task.module, state.variables)
+    return Trained(recorded, student, features, _columns(recorded, task, state, features))
+
+
+def _columns(recorded: runs.Recorded, task: Task, state: TrainState, features: Network | None) -> tuple[Columns, ...]:
+    """The anchors of a graph student; without a graph, where no image is linked to another, a batch of none."""
+    if recorded.anchors is None:
+        return ()
+    assert isinstance(task.module, GraphStudent)
+    if task.module.graph == "off":
+        return (Columns(jnp.zeros((0, 1)), None),)
     columns = []
-    if recorded.anchors is not None:
-        for index, images in zip(recorded.anchors["index"], recorded.anchors["images"], strict=True):
-            inputs = node_inputs(recorded, features, jnp.asarray(images))
-            columns.append(inference.anchors(*student, inputs, train.head_rows(task, state, index)))  # type: ignore[arg-type]
-    return Trained(recorded, student, features, tuple(columns))
+    for index, images in zip(recorded.anchors["index"], recorded.anchors["images"], strict=True):
+        inputs = node_inputs(recorded, features, jnp.asarray(images))
+        rows = train.head_rows(task, state, index)
+        columns.append(inference.anchors(task.module, state.variables, inputs, rows))
+    return tuple(columns)
 
 
 def open_teacher(recorded: runs.Recorded) -> Network:
@@ -109,11 +127,11 @@ def open_teacher(recorded: runs.Recorded) -> Network:
     return Network(task.module, state.variables)
 
 
-def _student_task(recorded: runs.Recorded) -> Task:
+def _student_task(recorded: runs.Recorded, graph: str) -> Task:
     config = recorded.config
     distiller = distillers.create(distillers.METHODS[config.method].distiller, config.distill)
     return Task(
-        module=pipeline.student_module(config, len(recorded.classes), configs.graph_settings(config)[0]),
+        module=pipeline.student_module(config, len(recorded.classes), graph),
         distiller=distiller,
         stage=distiller.stages[-1],
         recipe=config.student.train,
@@ -158,7 +176,10 @@ def _check_shapes(task: Task, state: TrainState, recorded: runs.Recorded, featur
         return jax.tree.map(lambda leaf: tuple(leaf.shape), tree)
 
     if shapes(expected) != shapes(state.variables):
-        raise UserError(f"{recorded.workdir} holds a student of another version: run its own command again")
+        raise UserError(
+            f"{recorded.workdir} holds a student of another version (its weights are not of its config's "
+            "shapes): train again in a new workdir"
+        )
 
 
 def node_inputs(recorded: runs.Recorded, features: Network | None, images: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reference.md"
 MODULES = (
     *("graph", "gnn", "inference", "losses", "distillers", "networks"),
-    *("data", "pipeline", "teacher_logits", "trained", "predict", "bundle", "export"),
+    *("data", "pipeline", "teacher_logits", "trained", "graph_choice", "predict", "bundle", "export"),
 )
 
 

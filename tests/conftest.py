@@ -15,6 +15,10 @@ from configs import base
 xla.set_cpu_options()
 jax.config.update("jax_num_cpu_devices", 8)
 
+# A shell that starts tests in the background has it ignored, and the programs under test would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = pathlib.Path(__file__).parent.parent
 ONE_CPU = {**os.environ, "JAX_PLATFORMS": "cpu"}
 

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -56,25 +57,41 @@ def test_size_and_latency_stand_beside_the_teachers(made):
     assert len(export.table(measured).splitlines()) == 3
 
 
-def test_the_readmes_ten_lines_answer_without_this_package(made, tmp_path):
+@pytest.fixture(scope="module")
+def made_of_colour(made, tmp_path_factory):
+    """A bundle for 8x8 images in colour, and its function."""
+    student, folder = made[0], tmp_path_factory.mktemp("export") / "colour"
+    weights = jax.random.normal(jax.random.key(0), (8 * 8 * 3, len(student.recorded.classes)))
+
+    def probabilities(images):
+        return jax.nn.softmax(images.reshape(images.shape[0], -1) / 255 @ weights)
+
+    recorded = student.recorded._replace(image_shape=(8, 8, 3))
+    bundle.write(folder, student._replace(recorded=recorded), bundle.serialize(probabilities, (8, 8, 3)), {})
+    return recorded, folder, probabilities
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour"])
+def test_the_readmes_ten_lines_answer_without_this_package(made, made_of_colour, tmp_path, kind):
     student, folder, _ = made
+    recorded, answer = student.recorded, lambda images: trained.answer(student, images).probabilities
+    if kind == "colour":
+        recorded, folder, answer = made_of_colour
     [block] = [b for b in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if "BUNDLE" in b]
     assert len([line for line in block.splitlines() if line.strip()]) <= 10
     pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 13, 4), np.uint8)  # with alpha
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
+    shutil.copytree(folder, tmp_path / "BUNDLE")
     program = (
         "import sys\n"
         "for name in ('cnn2gnn_jax', 'flax', 'ml_collections', 'orbax', 'tensorflow_datasets'):\n"
-        "    sys.modules[name] = None\n"
-        + block.replace("BUNDLE", str(folder)).replace('"RGB"', '"L"')  # digits are grey
-        + "\nprint(json.dumps(probabilities.tolist()))\n"
+        "    sys.modules[name] = None\n" + block + "\nprint(json.dumps(probabilities.tolist()))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    pictures = predict.read_pictures(sorted(tmp_path.glob("*.png")), student.recorded.image_shape)
-    expected = trained.answer(student, pictures.pixels).probabilities
-    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), expected, atol=1e-5)
+    pictures = predict.read_pictures(sorted(tmp_path.glob("*.png")), recorded.image_shape)
+    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), answer(pictures.pixels), atol=1e-5)
 
 
 def test_what_is_no_whole_bundle_of_this_version_is_refused(made, tmp_path):

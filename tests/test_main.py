@@ -1,18 +1,40 @@
-"""The command line: each mistake ends in one line and exit code 2."""
+"""The command line: each mistake and Ctrl-C end in one line, and --help prints the flags."""
 
 import pathlib
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from cnn2gnn_jax import overrides
+from cnn2gnn_jax.errors import UserError
+from configs import base
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 WRONG = {
     "no config": ([], "no --config"),
-    "no such config": (["--config=configs/nothing.py"], "configs/nothing.py"),
-    "no such field": (["--config=configs/digits.py", "--config.student.sparsty=3"], "sparsty"),
-    "wrong type": (["--config=configs/digits.py", "--config.student.sparsity=many"], "many"),
+    "no such config": (
+        ["--config=configs/nothing.py"],
+        "there is no config file configs/nothing.py: give the path of one; the built-in ones are configs/cifar10.py, ",
+    ),
+    "no config file": (["--config=configs/sweeps/table1.py"], "it has no function get_config()"),
+    "a broken config": (["--config=README.md"], "README.md cannot be loaded (IndentationError: "),
+    "no such field": (
+        ["--config=configs/digits.py", "--config.student.sparcity=3"],
+        "there is no field config.student.sparcity: did you mean config.student.sparsity?",
+    ),
+    "a field of a section": (
+        ["--config=configs/digits.py", "--config.sparsity=3"],
+        "there is no field config.sparsity: did you mean config.student.sparsity?",
+    ),
+    "a section": (["--config=configs/digits.py", "--config.student=3"], "config.student is a section: set one of"),
+    "wrong type": (
+        ["--config=configs/digits.py", "--config.student.sparsity=many"],
+        "--config.student.sparsity=many: expected a value of type int",
+    ),
+    "no value": (["--config=configs/digits.py", "--config.seed"], "--config.seed has no value"),
     "no such pair": (["--config=configs/cifar100.py:resnet34-resnet17"], "resnet17"),
     "no such size": (["--config=configs/cifar100.py:smok"], "smoke"),
     "no such stage": (["--config=configs/digits.py", "--stage=teach"], "teach"),
@@ -35,3 +57,99 @@ def test_a_mistake_is_one_line(wrong, tmp_path):
     assert lines[0].startswith("error: ")
     assert message in lines[0]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull", "--helpshort"])
+def test_help_prints_the_flags_of_this_program(flag):
+    command = [sys.executable, "-m", "cnn2gnn_jax.main", flag]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == ""
+    for text in ("usage: python -m cnn2gnn_jax.main", "--workdir", "Examples:", "--config=configs/digits.py"):
+        assert text in done.stdout
+    assert len(done.stdout.splitlines()) < 50
+
+
+@pytest.mark.parametrize(
+    ("field", "advice"),
+    [
+        ("train.epochs", "did you mean config.student.train.epochs or config.teacher.train.epochs?"),
+        ("student.train.lerning_rate", "did you mean config.student.train.learning_rate?"),
+        ("zzz", "configs/base.py lists the fields"),
+    ],
+)
+def test_a_field_that_is_not_there_is_answered_by_the_nearest_ones(field, advice):
+    with pytest.raises(UserError) as raised:
+        overrides.set_field(base.get_config(), field, "1")
+    assert str(raised.value) == f"there is no field config.{field}: {advice}"
+
+
+def test_fields_are_set_from_text():
+    config = base.get_config()
+    arguments = [
+        "--config.tensorboard=false",
+        "--config.seed",
+        "3",
+        "--config.student.stem_widths=8",
+        "--config.name=a=b",
+    ]
+    arguments += ["--config.teacher.train.learning_rate=1", "--config.student.kind=cnn", "--config.data.limit=-1"]
+    for field, text in overrides.settings(arguments).items():
+        overrides.set_field(config, field, text)
+    assert (config.tensorboard, config.seed, config.student.stem_widths, config.name) == (False, 3, (8,), "a=b")
+    assert (config.teacher.train.learning_rate, config.student.kind, config.data.limit) == (1.0, "cnn", -1)
+
+
+def tiny(tmp_path):
+    command = [sys.executable, "-m", "cnn2gnn_jax.main", "--config=tests/faults/tiny.py"]
+    return [*command, f"--workdir={tmp_path / 'run'}", f"--config.cache_dir={tmp_path / 'cache'}"]
+
+
+def test_after_ctrl_c_the_state_is_saved_and_the_same_command_resumes(killed, program, tmp_path):
+    long = [*tiny(tmp_path), "--config.student.train.epochs=200", "--config.checkpoint.every_seconds=1000"]
+    lines = killed(long, "run/metrics.jsonl", 4, signal.SIGINT, 130).strip().splitlines()
+    assert lines[-1].startswith("stopped by Ctrl-C after step ") and lines[-1].endswith("the same command goes on")
+    step = int(lines[-1].split("after step ")[1].split()[0])
+    assert not any("Traceback" in line for line in lines)
+    lines = killed(long, "run/metrics.jsonl", step + 4, signal.SIGINT, 130).splitlines()
+    assert any(f"resuming at step {step} of 800" in line for line in lines)
+
+
+INTERRUPTS = """
+import os, signal, sys, time
+from cnn2gnn_jax import cli, errors, processes
+
+def main():
+    if sys.argv[1] != "unheeded":
+        processes.heed_signals()
+    if sys.argv[1] in ("between", "unheeded"):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    with processes.stopping_between_chunks():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        time.sleep(60)
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [
+        ("between", ["stopped by Ctrl-C between two stages of training: the same command goes on"]),
+        ("unheeded", ["stopped by Ctrl-C: the same command starts again"]),
+        (
+            "twice",
+            [
+                "Ctrl-C: the state is saved after these steps; Ctrl-C again stops at once",
+                "stopped by Ctrl-C at once: the same command goes on from the last checkpoint",
+            ],
+        ),
+    ],
+)
+def test_ctrl_c_ends_a_program_in_one_line(when, said):
+    command = [sys.executable, "-c", INTERRUPTS, when]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == said

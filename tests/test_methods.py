@@ -75,8 +75,8 @@ def test_killed_in_either_stage_a_staged_method_ends_identical_to_the_bit(progra
     program(command("whole"))
     # An epoch is 7 records, the first stage 14.
     killed(command("broken"), "broken/metrics.jsonl", 5)
-    assert "pretrain: going on after step" in killed(command("broken"), "broken/metrics.jsonl", 14 + 5)
-    assert "train: going on after step" in program(command("broken"))
+    assert "pretrain: resuming at step" in killed(command("broken"), "broken/metrics.jsonl", 14 + 5)
+    assert "train: resuming at step" in program(command("broken"))
     states = []
     for name in ("whole", "broken"):
         folder = tmp_path / name / "checkpoints" / "cnn-seed0" / "train" / "last"

@@ -125,9 +125,26 @@ def test_a_workdir_of_another_config_is_refused_untouched(done):
     before = modified(workdir)
     changed = config.copy_and_resolve_references()
     changed.student.sparsity = 10
-    with pytest.raises(UserError, match="another config"):
+    with pytest.raises(UserError, match=r"another config \(student.sparsity is 20 there and 10 here\): choose another"):
         pipeline.run(changed, workdir)
     assert modified(workdir) == before
+
+
+def test_a_workdir_of_another_version_is_refused_with_what_differs(done, tmp_path):
+    config, workdir, _ = done
+    facts = storage.read_json(workdir / "config.json")
+    del facts["config"]["student"]["off_weight"], facts["version"]
+    facts["config"]["evaluate"]["anchors"] = 77  # no part of what a run is
+    storage.write_json(tmp_path / "run" / "config.json", facts | {"format": 1, "fingerprint": "0123456789abcdef"})
+    before = modified(tmp_path / "run")
+    with pytest.raises(UserError) as raised:
+        pipeline.run(config, tmp_path / "run")
+    text = str(raised.value)
+    assert text.startswith(f"{tmp_path / 'run'} was written by another version of this program (format 1; this one is ")
+    assert text.endswith(
+        "(student.off_weight is missing there and 0.0 here): choose another --workdir, or delete this one"
+    )
+    assert modified(tmp_path / "run") == before
 
 
 def test_a_changed_student_reuses_the_teacher(done, cache, tmp_path):

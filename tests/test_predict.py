@@ -1,6 +1,7 @@
 """Predictions of a finished run: prepared as the cache was, independent of one another, every mistake one line."""
 
 import csv
+import dataclasses
 import io
 import json
 import pathlib
@@ -10,10 +11,10 @@ import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
-from cnn2gnn_jax import bundle, data, export, pipeline, predict, storage, trained
-from cnn2gnn_jax import config as configs
+from cnn2gnn_jax import bundle, data, export, graph_choice, pipeline, predict, runs, storage, trained
 from cnn2gnn_jax.errors import UserError
 from configs import digits
 
@@ -165,12 +166,120 @@ def test_every_kind_of_student_answers_and_exports(cache, tmp_path, fields):
     if not opened.is_graph:
         with pytest.raises(UserError, match="without a graph"):
             predict.by_student(opened, pictures, neighbors=1)
+        with pytest.raises(UserError, match="holds a CNN, which has no graph: leave --graph=off out"):
+            trained.open_student(workdir, "off")
     change(workdir / "config.json", teacher_folder="/nowhere")
     if opened.features is None:
         trained.open_student(workdir)
     else:
         with pytest.raises(UserError, match=r"the teacher of .*run is not there .*run the run's own command again"):
             trained.open_student(workdir)
+
+
+@pytest.fixture(scope="module")
+def both(cache, tmp_path_factory):
+    """A finished run with held-out images, whose students with and without a graph are both there."""
+    fields = {"method": "gnn", "evaluate.graph_off": True, "data.holdout": 0.2}
+    return finished(cache, tmp_path_factory.mktemp("both") / "run", **fields)
+
+
+def copied(run, tmp_path, **accuracies):
+    """The workdir of a copied run whose results say these accuracies on held-out images, or none."""
+    workdir = tmp_path / "run"
+    shutil.copytree(run[0], workdir)
+    held_out = [{"graph": graph, "seed": 0, "accuracy": value} for graph, value in accuracies.items()]
+    change(workdir / "results.json", holdout_accuracies=held_out)
+    return workdir
+
+
+def test_both_students_answer_as_they_were_evaluated(both, cache, tmp_path):
+    workdir, results = both
+    recorded = trained.open_student(workdir).recorded
+    dataset = data.load(recorded.config.data, cache)
+    held_out = {entry["graph"]: entry["accuracy"] for entry in results["holdout_accuracies"]}
+    assert set(held_out) == {"learned", "off"}
+    answers = {}
+    for choice, graph in (("learned", "learned"), ("off", "off")):
+        student = trained.open_student(workdir, choice)
+        assert student.graph == graph
+        [expected] = [
+            entry["accuracy"]
+            for entry in results["accuracies"]
+            if (entry["graph"], entry["mechanism"]) == (graph, "one_by_one")
+        ]
+        for split, accuracy in ((dataset.test, expected), (dataset.holdout, held_out[graph])):
+            pictures = predict.Pictures([str(i) for i in range(len(split))], split.images)
+            rows = answers[graph] = predict.by_student(student, pictures)
+            right = [row["class"] == dataset.classes[label] for row, label in zip(rows, split.labels, strict=True)]
+            assert 100 * np.mean(right) == pytest.approx(accuracy, abs=0.4)
+    # The student without a graph needs no anchors, and has no neighbours.
+    assert student.anchors[0].nodes.shape[0] == 0
+    for mechanism in trained.MECHANISMS:
+        alone = predict.by_student(student, predict.Pictures(["0"], dataset.holdout.images[:1]), mechanism)
+        assert alone[0]["probability"] == pytest.approx(answers["off"][0]["probability"], abs=1e-6)
+    with pytest.raises(UserError, match="without a graph: ask for no neighbours"):
+        predict.by_student(student, pictures, neighbors=1)
+
+
+def test_the_bundle_says_which_student_it_holds(both, tmp_path):
+    workdir, _ = both
+    for choice, graph in (("learned", "learned"), ("off", "off")):
+        export.write(workdir, tmp_path / choice, choice)
+        assert storage.read_json(tmp_path / choice / bundle.MANIFEST)["graph"] == graph
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    found = bundle.read(tmp_path / "off").call(images)
+    np.testing.assert_allclose(found, trained.answer(trained.open_student(workdir, "off"), images)[0], atol=1e-5)
+
+
+def test_the_best_student_is_that_with_more_held_out_images_right(both, tmp_path):
+    for k, (on, off, graph) in enumerate(((14, 26.3, "off"), (26.3, 14, "learned"), (14, 14, "learned"))):
+        workdir = copied(both, tmp_path / str(k), learned=on, off=off)
+        assert trained.open_student(workdir, "best").graph == graph
+
+
+def test_a_student_that_cannot_be_chosen_is_refused_with_what_to_do(done, both, tmp_path):
+    for choice in ("off", "best"):
+        with pytest.raises(UserError, match=r"trained no student without a graph .*--config.evaluate.graph_off=True"):
+            trained.open_student(done[0], choice)
+    workdir = copied(both, tmp_path)
+    with pytest.raises(UserError, match="no accuracies on held-out training images: run the run's own command again"):
+        trained.open_student(workdir, "best")
+    config = storage.read_json(workdir / "config.json")["config"]
+    change(workdir / "config.json", config=config | {"data": config["data"] | {"holdout": 0.0}})
+    with pytest.raises(UserError, match=r"has none: train with --config.data.holdout=0.1 in a new workdir"):
+        trained.open_student(workdir, "best")
+
+
+def test_a_line_says_that_the_other_student_is_better(both, tmp_path, capsys):
+    recorded = trained.open_student(copied(both, tmp_path, learned=14, off=26.3)).recorded
+    graph_choice.warn_of_better(recorded, "off")
+    assert capsys.readouterr().err == ""
+    graph_choice.warn_of_better(recorded, "learned")
+    assert capsys.readouterr().err == (
+        "warning: the student with the graph learned has 14.00% of the held-out training images right, the student "
+        "without a graph 26.30%: --graph=off serves the better one\n"
+    )
+    results = storage.read_json(recorded.workdir / "results.json")
+    for entry in results["accuracies"]:
+        entry["accuracy"] = 50.0 if entry["graph"] == "off" else 60.0
+    change(recorded.workdir / "results.json", accuracies=results["accuracies"], holdout_accuracies=[])
+    graph_choice.warn_of_better(recorded, "learned")
+    assert capsys.readouterr().err == ""
+    graph_choice.warn_of_better(recorded, "off")
+    said = capsys.readouterr().err
+    assert "has 50.00% of the test images right, the student with the graph learned 60.00% (by results.json" in said
+    assert said.endswith(": --graph=learned serves the better one\n") and said.count("\n") == 1
+
+
+def test_the_command_warns_and_serves_the_student_that_is_asked_for(both, folder, tmp_path):
+    workdir = copied(both, tmp_path, learned=14, off=26.3)
+    answered = {}
+    for choice in ("learned", "off", "best"):
+        ran = command(f"--workdir={workdir}", folder / "3", "--format=json", f"--graph={choice}")
+        assert ran.returncode == 0, ran.stderr
+        assert ("--graph=off serves the better one" in ran.stderr) == (choice == "learned")
+        answered[choice] = json.loads(ran.stdout)
+    assert answered["best"] == answered["off"] != answered["learned"]
 
 
 def test_a_workdir_needs_no_data_set(done, tmp_path):
@@ -183,10 +292,7 @@ def test_a_workdir_needs_no_data_set(done, tmp_path):
 
 
 DAMAGE = {
-    "another version": (
-        lambda w: change(w / "config.json", format=0),
-        f"of another version (format 0, expected {configs.STUDENT_FORMAT})",
-    ),
+    "another version": (lambda w: change(w / "config.json", format=0), "format 0; this one is"),
     "no config": (lambda w: (w / "config.json").unlink(), "is no workdir"),
     "not JSON": (lambda w: (w / "config.json").write_text("{"), "is damaged"),
     "no such field": (lambda w: change(w / "config.json", config={}), "damaged or of another version"),
@@ -221,6 +327,18 @@ def test_a_workdir_that_cannot_be_used_says_why(done, tmp_path, damage):
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_a_workdir_of_another_version_does_not_send_its_user_in_a_circle(done, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(done[0], workdir)
+    change(workdir / "config.json", format=1, version="0.0.9")
+    with pytest.raises(UserError) as raised:
+        trained.open_student(workdir)
+    assert str(raised.value).startswith(
+        f"{workdir} was written by another version of this program (cnn2gnn_jax 0.0.9, "
+    )
+    assert str(raised.value).endswith(": use the version that wrote it, or train again in a new workdir")
+
+
 def command(*arguments, module="predict"):
     program = [sys.executable, "-m", f"cnn2gnn_jax.{module}", *map(str, arguments)]
     return subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -242,6 +360,9 @@ WRONG = {
     "no folder of images": (["--workdir={run}", "{run}/checkpoints"], "holds no image"),
     "no such format": (["--workdir={run}", "x.png", "--format=xml"], "xml"),
     "no bundle": (["--bundle={run}", "x.png"], "is no bundle"),
+    "the graph of a bundle": (["--bundle={run}", "x.png", "--graph=off"], "give --workdir for --mechanism"),
+    "no such graph": (["--workdir={run}", "x.png", "--graph=learned"], "learned"),
+    "no student without a graph": (["--workdir={run}", "x.png", "--graph=off"], "trained no student without a graph"),
 }
 
 
@@ -256,6 +377,27 @@ def test_a_mistake_is_one_line(done, capsys, monkeypatch, wrong):
     assert ended.value.code == 2 and found.out == ""
     [line] = found.err.strip().splitlines()
     assert line.startswith("error: ") and message in line
+
+
+def test_neighbours_are_named_by_their_files_where_the_data_set_has_files(done, cache, folder, tmp_path):
+    opened = trained.open_student(done[0])
+    run = runs.begin(ConfigDict(opened.recorded.config.to_dict()), tmp_path / "run")
+    files = tuple(f"class {label}/{i}.png" for i, label in enumerate(run.dataset.train.labels))
+    train = dataclasses.replace(run.dataset.train, files=files)
+    runs.record(run._replace(dataset=dataclasses.replace(run.dataset, train=train)))
+    with_files = opened._replace(recorded=runs.read(tmp_path / "run"))
+    pictures = predict.read_pictures([folder], opened.recorded.image_shape)
+    for mechanism, field in (("one_by_one", "image"), ("batch_by_batch", "nearest_image")):
+        rows = predict.by_student(with_files, pictures, mechanism, neighbors=2)
+        links = [link for row in rows for link in row["neighbors"]]
+        assert {link[field] for link in links} == {files[link["index"]] for link in links}
+        [first] = list(csv.DictReader(io.StringIO(predict.as_csv(rows[:1]))))
+        assert first[f"neighbor_1_{field}"] == rows[0]["neighbors"][0][field]
+        table = predict.as_table(rows[:1])
+        assert rows[0]["neighbors"][0][field] in table and "training image" not in table
+        without = predict.by_student(opened, pictures, mechanism, neighbors=2)
+        assert not any(link.get(field) for row in without for link in row["neighbors"])
+        assert f"training image {without[0]['neighbors'][0]['index']}, " in predict.as_table(without[:1])
 
 
 def test_unreadable_images_are_left_out_only_if_asked(student, folder, tmp_path):

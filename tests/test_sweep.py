@@ -97,8 +97,12 @@ def test_cells_that_compute_the_same_are_one(file):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"student.hiden": "8"}, "--config.student.hiden: there is no such field"),
-        ({"data.name.first": "1"}, "--config.data.name.first: there is no such field"),
+        (
+            {"student.hiden": "8"},
+            "there is no field config.student.hiden: did you mean config.student.hidden",
+        ),
+        ({"sparsity": "8"}, "there is no field config.sparsity: did you mean config.student.sparsity"),
+        ({"data.name.first": "1"}, "there is no field config.data.name.first"),
         ({"student.hidden": "many"}, "--config.student.hidden=many: expected a value of type int"),
         ({"student.hidden": "__import__('os')"}, "expected a value of type int"),
         ({"student.hidden": "0"}, "student.hidden is 0"),

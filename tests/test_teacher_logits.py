@@ -96,6 +96,18 @@ def test_another_manifest_is_refused(folder, change, message):
         teacher_logits.read(folder, "abc", ROWS)
 
 
+def test_another_format_is_no_damage_and_computed_anew(folder, capsys):
+    path = folder / teacher_logits.MANIFEST
+    storage.write_json(path, storage.read_json(path) | {"format": 0})
+    with pytest.raises(teacher_logits.Outdated, match=r"by another version of this program \(format 0, expected 1\)"):
+        teacher_logits.read(folder, "abc", ROWS)
+    arrays = {name: np.ones((rows, 4), np.float32) for name, rows in ROWS.items()}
+    found, _ = teacher_logits.ensure(folder, "abc", ROWS, lambda: ([arrays], {}))
+    assert found["train"][0, 0] == 1
+    said = capsys.readouterr().err
+    assert "computed anew: " in said and "format 0" in said and "damaged" not in said
+
+
 def test_arrays_of_other_data_are_refused(folder):
     with pytest.raises(UserError, match="for 8 images"):
         teacher_logits.read(folder, "abc", {"train": 8, "test": 3})

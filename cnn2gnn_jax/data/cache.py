@@ -27,6 +27,10 @@ class Damaged(Exception):
     """A cache that is there but not as it was written: the message says in what."""
 
 
+class Outdated(Damaged):
+    """A cache that is as it was written, by another version of this program."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Examples:
     """The images of a split, (H, W, C) uint8 each, with their labels, one after another; names are for errors.
@@ -120,13 +124,14 @@ def read(folder: pathlib.Path) -> Arrays | None:
 
     Raises:
       Damaged: it is not as its manifest says.
+      Outdated: another version wrote it.
     """
     if not folder.exists():
         return None
     try:
         manifest = storage.read_json(folder / "manifest.json")
         if manifest.get("version") != VERSION:
-            raise Damaged(f"its layout is {manifest.get('version')}, expected {VERSION}")
+            raise Outdated(f"its layout is {manifest.get('version')}, and this version's is {VERSION}")
         if manifest.pop("fingerprint", "") != storage.fingerprint(manifest):
             raise Damaged("manifest.json does not match its own fingerprint")
         for key in _ARRAYS:

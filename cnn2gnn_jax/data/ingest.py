@@ -80,6 +80,8 @@ def _arrays(
         try:
             if found := cache.read(folder):
                 return found
+        except cache.Outdated as error:
+            logging.warning("%s was written by another version of this program and is made anew (%s)", folder, error)
         except cache.Damaged as error:
             logging.warning("%s is damaged and will be made anew (%s)", folder, error)
         if source is None and key == sources.published_key(name) and not _records_folder(name, key, cache_dir).exists():

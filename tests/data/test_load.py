@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn2gnn_jax import data
+from cnn2gnn_jax import data, storage
 from cnn2gnn_jax.data import digits, sources
 from cnn2gnn_jax.errors import UserError
 from tests.data.conftest import Cifar100
@@ -91,6 +91,17 @@ def test_a_damaged_cache_is_named_and_made_anew(tmp_path, config, cifar100, capl
     assert_is(mended, cifar100)
     assert mended.fingerprint == fingerprint
     assert any(str(folder) in line and array in line and "damaged" in line for line in caplog.messages)
+
+
+def test_a_cache_of_another_version_is_no_damage_and_made_anew(tmp_path, config, cifar100, caplog):
+    settings = config(name="cifar100", manual_dir=cifar100.folder)
+    data.load(settings, tmp_path / "cache")
+    manifest = of_datasets(tmp_path / "cache") / "manifest.json"
+    storage.write_json(manifest, storage.read_json(manifest) | {"version": 1})
+    with caplog.at_level("WARNING", logger="absl"):
+        assert_is(data.load(settings, tmp_path / "cache"), cifar100)
+    [said] = [line for line in caplog.messages if "anew" in line]
+    assert "was written by another version of this program and is made anew (its layout is 1, and" in said
 
 
 def test_damaged_records_are_prepared_anew(tmp_path, config, cifar100):
