@@ -11,8 +11,7 @@ import subprocess
 import sys
 
 from benchmarks.timing import Row, machine
-from cnn2gnn_jax import storage
-from cnn2gnn_jax.runtime import xla
+from cnn2gnn_jax.runtime import storage, xla
 
 NAMES = ("head", "mechanisms", "loop", "seeds", "torch_steps", "compilation", "teacher", "epochs")
 

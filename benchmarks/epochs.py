@@ -6,7 +6,8 @@ import jax
 
 from benchmarks import students
 from benchmarks.timing import Row
-from cnn2gnn_jax import train
+from cnn2gnn_jax.training import loop
+from cnn2gnn_jax.training.state import TrainState
 
 IMAGES, PAPER = 50_000, 2_300.0
 
@@ -15,7 +16,7 @@ class _Never:
     def due(self, step: int) -> bool:
         return False
 
-    def save(self, step: int, state: train.TrainState) -> None:
+    def save(self, step: int, state: TrainState) -> None:
         raise AssertionError
 
 
@@ -27,7 +28,7 @@ def rows() -> list[Row]:
     for backbone in ("pixels", "stem", "resnet18"):
         task, data = students.student(backbone, IMAGES), students.images(IMAGES)
         start = time.perf_counter()
-        state = train.fit([task], students.start(task, data), data, None, lambda first, metrics: None, _Never())
+        state = loop.fit([task], students.start(task, data), data, None, lambda first, metrics: None, _Never())
         jax.block_until_ready(state)
         seconds = time.perf_counter() - start
         what = f"200 epochs of `{backbone}` on {IMAGES:,} images, compilation included : the paper's 2,300 s"

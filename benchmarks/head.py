@@ -12,8 +12,8 @@ from jax import lax
 
 from benchmarks import students
 from benchmarks.timing import Row, milliseconds, take_turns
-from cnn2gnn_jax import train
-from cnn2gnn_jax.train import TrainState
+from cnn2gnn_jax.training.state import TrainState
+from cnn2gnn_jax.training.step import Batch, Metrics, make_step
 
 RESIDENT = 5_000
 SMALL, LARGE = 5_000, 500_000
@@ -23,11 +23,11 @@ STEPS = 20
 def steps_of(rows: int, update: str = "rows") -> Callable[[], jax.Array]:
     """A function that takes STEPS more steps of the `pixels` student with `rows` head rows on RESIDENT images."""
     task, data = students.student("pixels", rows, head_update=update), students.images(RESIDENT)
-    step = train.make_step(task)
+    step = make_step(task)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def chunk(state: TrainState, data: train.Batch, index: jax.Array) -> tuple[TrainState, train.Metrics]:
-        def body(state: TrainState, index: jax.Array) -> tuple[TrainState, train.Metrics]:
+    def chunk(state: TrainState, data: Batch, index: jax.Array) -> tuple[TrainState, Metrics]:
+        def body(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
             batch = {name: array[index % RESIDENT] for name, array in data.items()}
             return step(state, batch | {"index": index, "mask": jnp.ones(index.shape, bool)}, None, 0)
 

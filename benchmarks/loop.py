@@ -7,7 +7,8 @@ import numpy as np
 
 from benchmarks import students
 from benchmarks.timing import Row, milliseconds, take_turns
-from cnn2gnn_jax import train
+from cnn2gnn_jax.training import loop
+from cnn2gnn_jax.training.step import make_step
 
 STEPS = 50
 
@@ -15,11 +16,11 @@ STEPS = 50
 def chunked(rows: int, size: int, host: bool = False) -> Callable[[], jax.Array]:
     """A function that takes STEPS more steps in one call, on data of the device, or of the host."""
     task, data = students.student("pixels", rows, classes=10), students.images(rows, size, 10)
-    chunk, state = train.make_chunk(task), [students.start(task, data)]
+    chunk, state = loop.make_chunk(task), [students.start(task, data)]
     resident, fed = ({}, {name: np.asarray(array) for name, array in data.items()}) if host else (data, {})
 
     def run() -> jax.Array:
-        state[0], metrics = chunk(state[0], resident, None, train.feed([task], 0, STEPS, fed), 0)
+        state[0], metrics = chunk(state[0], resident, None, loop.feed([task], 0, STEPS, fed), 0)
         return metrics["loss"]
 
     return run
@@ -28,12 +29,12 @@ def chunked(rows: int, size: int, host: bool = False) -> Callable[[], jax.Array]
 def looped(rows: int, size: int, donate: bool) -> Callable[[], float]:
     """A function that takes STEPS more steps one by one, each fed from NumPy and its loss read."""
     task, data = students.student("pixels", rows, classes=10), students.images(rows, size, 10)
-    step = jax.jit(train.make_step(task), donate_argnums=0 if donate else ())
+    step = jax.jit(make_step(task), donate_argnums=0 if donate else ())
     state, host = [students.start(task, data)], {name: np.asarray(array) for name, array in data.items()}
 
     def run() -> float:
         loss = 0.0
-        for index in train.epoch_indices(task, 0, STEPS):
+        for index in loop.epoch_indices(task, 0, STEPS):
             batch = {name: array[index] for name, array in host.items()}
             batch |= {"index": index, "mask": np.ones(len(index), bool)}
             state[0], metrics = step(state[0], batch, None, 0)

@@ -7,7 +7,9 @@ import numpy as np
 
 from benchmarks import students
 from benchmarks.timing import Row, milliseconds, take_turns
-from cnn2gnn_jax import inference, train
+from cnn2gnn_jax import inference
+from cnn2gnn_jax.training.inputs import prepare_plain
+from cnn2gnn_jax.training.state import head_rows
 
 TEST = 10_000
 TARGETS = {"resnet18": "at most 1.3", "pixels": "at most 4"}
@@ -20,10 +22,10 @@ def over_batches(mechanism: Callable, backbone: str) -> Callable[[], jax.Array]:
     columns = inference.anchors(
         module,  # type: ignore[arg-type]
         state.variables,
-        train.prepare_plain(task, data["input"][:size]),
-        train.head_rows(task, state, np.arange(size)),
+        prepare_plain(task, data["input"][:size]),
+        head_rows(task, state, np.arange(size)),
     )
-    classify = jax.jit(lambda v, c, x: mechanism(module, v, c, train.prepare_plain(task, x)).logits)
+    classify = jax.jit(lambda v, c, x: mechanism(module, v, c, prepare_plain(task, x)).logits)
     batches = iter(range(0, TEST, size))
 
     def run() -> jax.Array:

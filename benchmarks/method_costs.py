@@ -20,10 +20,13 @@ import numpy as np
 
 from benchmarks import timing
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax import distillers, networks, pipeline, train
+from cnn2gnn_jax import distillers, networks, pipeline
 from cnn2gnn_jax.data import Dataset, Split
 from cnn2gnn_jax.distillers import maps
-from cnn2gnn_jax.task import Task, with_stage
+from cnn2gnn_jax.training.inputs import prepare_plain
+from cnn2gnn_jax.training.state import init_state
+from cnn2gnn_jax.training.step import make_step, teacher_shapes
+from cnn2gnn_jax.training.task import Task, with_stage
 from configs import cifar100
 
 IMAGES, CLASSES, SIDE = 50_000, 100, 32
@@ -94,7 +97,7 @@ def prepare(method: str, pair: str, batch: int, teacher_variables: Any, augment:
         kind = f"{', '.join(task.distiller.teacher)}: live"
     elif task.distiller.teacher:
         module = networks.create(networks.parse_pair(pair)[0], CLASSES)
-        images = train.prepare_plain(task, data["input"])
+        images = prepare_plain(task, data["input"])
         outputs: Any = jax.jit(lambda variables, x: module.apply(variables, x))(teacher_variables, images)
         stored = _stored(task.distiller.teacher, outputs)
         kind = f"{', '.join(stored)}: from disk".replace("teacher_", "")
@@ -105,9 +108,9 @@ def prepare(method: str, pair: str, batch: int, teacher_variables: Any, augment:
         name = method if len(task.distiller.stages) == 1 else f"{method}, {stage.name}"
         print(f"compiling {name}", file=sys.stderr, flush=True)
         now = with_stage(task, stage)
-        shapes = train.teacher_shapes(now, data)
-        held = [jax.jit(lambda now=now, shapes=shapes: train.init_state(now, data["input"], shapes))()]
-        run = jax.jit(train.make_step(now), donate_argnums=0).lower(held[0], data, variables, 0).compile()
+        shapes = teacher_shapes(now, data)
+        held = [jax.jit(lambda now=now, shapes=shapes: init_state(now, data["input"], shapes))()]
+        run = jax.jit(make_step(now), donate_argnums=0).lower(held[0], data, variables, 0).compile()
 
         def step(held=held, run=run):
             held[0], metrics = run(held[0], data, variables, 0)

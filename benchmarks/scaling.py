@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from benchmarks import students
-from cnn2gnn_jax import distillers, gnn, train
-from cnn2gnn_jax.parallel import AXIS
-from cnn2gnn_jax.task import Task, on_one_shard
+from cnn2gnn_jax import distillers, gnn
+from cnn2gnn_jax.runtime.collectives import AXIS
+from cnn2gnn_jax.training.state import TrainState, init_state
+from cnn2gnn_jax.training.step import make_step
+from cnn2gnn_jax.training.task import Task
 
 IMAGENET, BILLION = 1_281_167, 1_000_000_000
 SIDE, CLASSES, BATCH = 224, 1000, 1024
@@ -26,9 +28,7 @@ DEVICES = (8, 64, 1024)
 
 def student(rows: int) -> Task:
     """CNN2GNN over ResNet18 at 224 pixels, with the teacher's logits from disk."""
-    backbone = gnn.create_backbone(
-        "resnet18", stem_widths=(), image_stem="downsample", dtype="bfloat16", axis_name=None
-    )
+    backbone = gnn.create_backbone("resnet18", stem_widths=(), image_stem="downsample", dtype="bfloat16")
     distiller = distillers.create("kd", distillers.hyperparameters("cnn2gnn", "resnet50", "resnet18"))
     return Task(
         gnn.GraphStudent(CLASSES, backbone),
@@ -43,9 +43,9 @@ def student(rows: int) -> Task:
     )
 
 
-def state_of(task: Task) -> train.TrainState:
+def state_of(task: Task) -> TrainState:
     """The shapes of its state."""
-    return jax.eval_shape(lambda: train.init_state(task, jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.uint8), None))
+    return jax.eval_shape(lambda: init_state(task, jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.uint8), None))
 
 
 def size(tree: Any) -> int:
@@ -64,14 +64,14 @@ def batch_of(count: int) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def traffic(task: Task, state: train.TrainState, devices: int, shards_head: bool) -> dict[str, int]:
+def traffic(task: Task, state: TrainState, devices: int, shards_head: bool) -> dict[str, int]:
     """Bytes that one device sends in a step, by kind of collective."""
     mesh = AbstractMesh((devices,), (AXIS,), axis_types=(AxisType.Auto,))
     axes = dataclasses.replace(
         jax.tree.map(lambda _: PartitionSpec(), state), table=PartitionSpec(AXIS) if shards_head else PartitionSpec()
     )
     step = jax.shard_map(
-        lambda state, batch: train.make_step(on_one_shard(task, AXIS), shards_head)(state, batch, None, 0),
+        lambda state, batch: make_step(task, shards_head)(state, batch, None, 0),
         mesh=mesh,
         in_specs=(axes, PartitionSpec(AXIS)),
         out_specs=(axes, PartitionSpec()),
@@ -131,7 +131,7 @@ def main() -> None:
     for devices in DEVICES:
         rows = -(-IMAGENET // devices) * devices
         state = jax.eval_shape(
-            lambda rows=rows: train.init_state(
+            lambda rows=rows: init_state(
                 padded, jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.uint8), None, table_rows=rows
             )
         )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from benchmarks import students
 from benchmarks.timing import Row, milliseconds, take_turns
-from cnn2gnn_jax import train
+from cnn2gnn_jax.training import loop
 
 STEPS, SEEDS = 20, 10
 
@@ -19,11 +19,11 @@ def side_by_side(count: int, size: int, rows: int) -> Callable[[], jax.Array]:
     tasks = [dataclasses.replace(first, seed=seed) for seed in range(count)]
     states = [students.start(task, data) for task in tasks]
     state = [states[0] if count == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)]
-    chunk = train.make_chunk(first, count)
+    chunk = loop.make_chunk(first, count)
     seed = jnp.arange(count) if count > 1 else jnp.int32(0)
 
     def run() -> jax.Array:
-        state[0], metrics = chunk(state[0], data, None, train.feed(tasks, 0, STEPS, {}), seed)
+        state[0], metrics = chunk(state[0], data, None, loop.feed(tasks, 0, STEPS, {}), seed)
         return metrics["loss"]
 
     return run

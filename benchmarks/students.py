@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn2gnn_jax import distillers, gnn, networks, train
+from cnn2gnn_jax import distillers, gnn, networks
 from cnn2gnn_jax.config import RECIPES
-from cnn2gnn_jax.task import Task
-from cnn2gnn_jax.train import TrainState
+from cnn2gnn_jax.training.state import TrainState, init_state
+from cnn2gnn_jax.training.step import teacher_shapes
+from cnn2gnn_jax.training.task import Task
 
 BATCH = 100
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -27,9 +28,7 @@ def student(backbone: str, rows: int, classes: int = 100, method: str = "gnn", *
     distiller = distillers.create(
         distillers.METHODS[method].distiller, distillers.hyperparameters(method, "resnet34", "resnet18")
     )
-    features = gnn.create_backbone(
-        backbone, stem_widths=(32, 64, 128), image_stem="cifar", dtype=jnp.float32, axis_name=None
-    )
+    features = gnn.create_backbone(backbone, stem_widths=(32, 64, 128), image_stem="cifar", dtype=jnp.float32)
     return Task(
         gnn.GraphStudent(classes, features),
         distiller,
@@ -60,4 +59,4 @@ def images(count: int, size: int = 32, classes: int = 100) -> dict[str, jax.Arra
 
 def start(task: Task, data: dict[str, jax.Array]) -> TrainState:
     """A fresh state."""
-    return jax.jit(lambda: train.init_state(task, data["input"], train.teacher_shapes(task, data)))()
+    return jax.jit(lambda: init_state(task, data["input"], teacher_shapes(task, data)))()

@@ -8,8 +8,10 @@ import numpy as np
 
 from benchmarks import students
 from benchmarks.timing import Row, milliseconds, take_turns
-from cnn2gnn_jax import networks, train
-from cnn2gnn_jax.task import Task
+from cnn2gnn_jax import networks
+from cnn2gnn_jax.training import loop
+from cnn2gnn_jax.training.inputs import prepare_plain
+from cnn2gnn_jax.training.task import Task
 
 
 def step_of(task: Task, live: bool) -> Callable[[], jax.Array]:
@@ -18,14 +20,14 @@ def step_of(task: Task, live: bool) -> Callable[[], jax.Array]:
     if live:
         teacher = networks.create("resnet34", 100)
         task = dataclasses.replace(task, teacher=teacher)
-        variables = jax.jit(lambda: teacher.init(jax.random.key(0), train.prepare_plain(task, data["input"][:1])))()
+        variables = jax.jit(lambda: teacher.init(jax.random.key(0), prepare_plain(task, data["input"][:1])))()
     else:
         logits = np.random.default_rng(0).normal(size=(5_000, 100)).astype(np.float32)
         data["teacher_logits"] = jax.numpy.asarray(logits)
-    chunk, state = train.make_chunk(task), [students.start(task, data)]
+    chunk, state = loop.make_chunk(task), [students.start(task, data)]
 
     def run() -> jax.Array:
-        state[0], metrics = chunk(state[0], data, variables, train.feed([task], 0, 1, {}), 0)
+        state[0], metrics = chunk(state[0], data, variables, loop.feed([task], 0, 1, {}), 0)
         return metrics["loss"]
 
     return run

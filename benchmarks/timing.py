@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cnn2gnn_jax import results
+from cnn2gnn_jax.evaluation import summary
 
 
 class Row(NamedTuple):
@@ -51,5 +51,5 @@ def machine() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = ", ".join(f"{name} {version}" for name, version in results.versions().items())
+    versions = ", ".join(f"{name} {version}" for name, version in summary.versions().items())
     return f"{models[0] if models else platform.processor()}, {cores} cores; {versions}."

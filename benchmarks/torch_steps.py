@@ -14,7 +14,9 @@ import torch
 
 from benchmarks import students, torch_networks
 from benchmarks.timing import Row, milliseconds, take_turns
-from cnn2gnn_jax import results, train
+from cnn2gnn_jax.evaluation import summary
+from cnn2gnn_jax.training import loop
+from cnn2gnn_jax.training.inputs import prepare_plain
 
 # Dense bfloat16 operations a second, as published, by a part of the device's name.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "V100": 125e12}
@@ -30,10 +32,10 @@ def jax_steps(name: str, batch: int, dtype: Any, steps: int) -> Callable[[], jax
     """A function that takes `steps` more steps in JAX; `stem` is the graph student over that backbone."""
     data = students.images(IMAGES)
     task = students.student("stem", IMAGES) if name == "stem" else students.network(name, IMAGES, batch, dtype)
-    chunk, state = train.make_chunk(task), [students.start(task, data)]
+    chunk, state = loop.make_chunk(task), [students.start(task, data)]
 
     def run() -> jax.Array:
-        state[0], metrics = chunk(state[0], data, None, train.feed([task], 0, steps, {}), 0)
+        state[0], metrics = chunk(state[0], data, None, loop.feed([task], 0, steps, {}), 0)
         return metrics["loss"]
 
     return run
@@ -97,7 +99,7 @@ def jax_inference(name: str, batch: int) -> Callable[[], jax.Array]:
 
     @jax.jit
     def logits(variables: Any, images: jax.Array) -> jax.Array:
-        outputs: Any = task.module.apply(variables, train.prepare_plain(task, images), train=False)
+        outputs: Any = task.module.apply(variables, prepare_plain(task, images), train=False)
         return outputs.logits
 
     return lambda: logits(variables, data["input"])
@@ -123,7 +125,7 @@ def _share(name: str, images_a_second: float) -> str:
     if peak is None:
         return ""
     task = students.network(name, IMAGES)
-    flops = results.network_costs(task, np.zeros((1, 32, 32, 3), np.uint8))["training_flops"]
+    flops = summary.network_costs(task, np.zeros((1, 32, 32, 3), np.uint8))["training_flops"]
     return f", {100 * flops * images_a_second / peak:.0f}% of the peak"
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from cnn2gnn_jax import distillers, gnn, inference, networks, parallel, storage, teacher_logits
+from cnn2gnn_jax import distillers, gnn, inference, networks, teacher_logits
 from cnn2gnn_jax.data import Dataset, batches
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime import devices, storage
+from cnn2gnn_jax.runtime.errors import UserError
 
 RECIPES: dict[str, dict[str, Any]] = {
     # Section 4.1; momentum and weight decay, which the paper does not give, as in `crd`.
@@ -178,7 +179,7 @@ def _refuse_chosen_images(config: FrozenConfigDict) -> None:
 
 def _resolve_parallel(config: ConfigDict) -> None:
     section = config.parallel
-    _choice("parallel.backend", section.backend, parallel.BACKENDS)
+    _choice("parallel.backend", section.backend, devices.BACKENDS)
     if section.seeds and section.shard_head:
         raise UserError("parallel.seeds keeps each student whole on a device: leave parallel.shard_head out")
     if section.shard_head and config.student.train.head_update != "rows":

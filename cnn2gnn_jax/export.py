@@ -13,10 +13,12 @@ import jax
 import numpy as np
 from jax import export
 
-from cnn2gnn_jax import bundle, cli, config, graph_choice, trained
-from cnn2gnn_jax.errors import UserError
-from cnn2gnn_jax.metrics import say
-from cnn2gnn_jax.trained import Trained
+from cnn2gnn_jax import config
+from cnn2gnn_jax.runtime import command_line
+from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.serving import bundle, graph_choice, trained
+from cnn2gnn_jax.serving.trained import Trained
 
 SIZES = (1, 100)  # images in a call that is timed
 _REPEATS = 30
@@ -98,7 +100,9 @@ def write(workdir: pathlib.Path, out: pathlib.Path, graph: str = graph_choice.CH
 
 def main() -> None:
     """Reads the command line, exports, prints size and latency."""
-    parser = cli.Parser(prog="python -m cnn2gnn_jax.export", description="A serving bundle of a trained student.")
+    parser = command_line.Parser(
+        prog="python -m cnn2gnn_jax.export", description="A serving bundle of a trained student."
+    )
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of a finished run")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the bundle's folder")
     parser.add_argument(
@@ -110,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

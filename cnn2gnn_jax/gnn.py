@@ -11,7 +11,7 @@ from cnn2gnn_jax import graph, networks
 from cnn2gnn_jax.networks.conv import Conv
 from cnn2gnn_jax.networks.layers import max_pool
 from cnn2gnn_jax.networks.norm import BatchNorm
-from cnn2gnn_jax.parallel import all_gather, local_rows
+from cnn2gnn_jax.runtime.collectives import all_gather, local_rows
 
 GRAPHS = ("learned", "off", "inner_product", "euclidean", "euclidean_sparse")
 SPARSE_GRAPHS = ("learned", "euclidean_sparse")  # those of Eq. 3: each row chooses among columns
@@ -50,12 +50,11 @@ class GraphConvolution(nn.Module):
     """
 
     features: int
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, factor: jax.Array | None) -> jax.Array:
         x = nn.Dense(self.features, use_bias=False)(x)
-        return x if factor is None else factor @ all_gather(x, self.axis_name)
+        return x if factor is None else factor @ all_gather(x)
 
 
 class Flatten(nn.Module):
@@ -71,14 +70,13 @@ class Stem(nn.Module):
 
     widths: Sequence[int] = (32, 64, 128)
     dtype: Any = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
         x = inputs
         for width in self.widths:
             x = Conv(width, 3, padding=1, dtype=self.dtype)(x)
-            x = nn.relu(BatchNorm(axis_name=self.axis_name)(x, train=train, mask=mask))
+            x = nn.relu(BatchNorm()(x, train=train, mask=mask))
             x = max_pool(x)
         return Flatten()(x)
 
@@ -92,9 +90,7 @@ class Pooled(nn.Module):
         return self.network(inputs, train=train, mask=mask).pooled
 
 
-def create_backbone(
-    name: str, *, stem_widths: Sequence[int], image_stem: str, dtype: Any, axis_name: str | None
-) -> nn.Module:
+def create_backbone(name: str, *, stem_widths: Sequence[int], image_stem: str, dtype: Any) -> nn.Module:
     """The module that turns images, or stored features, into node features.
 
     Args:
@@ -102,7 +98,6 @@ def create_backbone(
       stem_widths: channels of the `stem` backbone's convolutions.
       image_stem: `cifar` or `downsample`, the first layers of a zoo network.
       dtype: of the convolutions.
-      axis_name: the batch axis of the devices.
 
     Raises:
       UserError: unknown network.
@@ -110,9 +105,9 @@ def create_backbone(
     if name in ("pixels", "teacher"):
         return Flatten()
     if name == "stem":
-        return Stem(tuple(stem_widths), dtype=dtype, axis_name=axis_name)
+        return Stem(tuple(stem_widths), dtype=dtype)
     # The zoo's own classifier stays unused: with one class it costs a handful of numbers.
-    return Pooled(networks.create(name, 1, stem=image_stem, dtype=dtype, axis_name=axis_name))
+    return Pooled(networks.create(name, 1, stem=image_stem, dtype=dtype))
 
 
 class GraphStudent(nn.Module):
@@ -128,7 +123,6 @@ class GraphStudent(nn.Module):
       head_widths: the graph head's layers under its decision layer.
       self_loops: whether I is added to A before normalisation.
       threshold: smallest weight kept in the `inner_product` and `euclidean` graphs.
-      axis_name: the batch axis of the devices; the graph is that of the global batch.
 
     >>> student = GraphStudent(num_classes=3, backbone=Flatten(), sparsity=4)
     >>> images = jax.random.normal(jax.random.key(0), (20, 8, 8, 1))
@@ -147,15 +141,14 @@ class GraphStudent(nn.Module):
     head_widths: Sequence[int] = (512, 256)
     self_loops: bool = True
     threshold: float = 0.0
-    axis_name: str | None = None
 
     def setup(self) -> None:
         if self.graph not in GRAPHS:
             raise ValueError(f"graph {self.graph!r} is unknown: choose one of {', '.join(GRAPHS)}")
         if self.graph == "learned":
             self.head = GraphHead(tuple(self.head_widths))
-        self.layer1 = GraphConvolution(self.hidden, self.axis_name)
-        self.layer2 = GraphConvolution(self.num_classes, self.axis_name)
+        self.layer1 = GraphConvolution(self.hidden)
+        self.layer2 = GraphConvolution(self.num_classes)
 
     def __call__(
         self, inputs: jax.Array, rows: HeadRows | None, train: bool = False, mask: jax.Array | None = None
@@ -173,12 +166,12 @@ class GraphStudent(nn.Module):
           adjacency (B, B) before self-loops, None with the graph off.
         """
         nodes = self.nodes(inputs, train, mask)
-        mask_all = None if mask is None else all_gather(mask, self.axis_name)
+        mask_all = None if mask is None else all_gather(mask)
         adjacency = self.adjacency(nodes, rows, mask_all)
         if adjacency is None:
             return self.propagate(nodes, None), None
         factor = graph.normalize(adjacency, self.self_loops, mask_all)
-        return self.propagate(nodes, local_rows(factor, nodes.shape[0], self.axis_name)), adjacency
+        return self.propagate(nodes, local_rows(factor, nodes.shape[0])), adjacency
 
     def nodes(self, inputs: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
         """Node features (B, F), float32 or wider, of inputs (B, ...)."""
@@ -197,13 +190,13 @@ class GraphStudent(nn.Module):
         """Adjacency (B, B) of a (global) batch over itself; None with the graph off."""
         if self.graph == "off":
             return None
-        everyone = all_gather(nodes, self.axis_name)
+        everyone = all_gather(nodes)
         if self.graph == "inner_product":
             return graph.inner_product_adjacency(everyone, self.threshold)
         if self.graph == "euclidean":
             return graph.euclidean_adjacency(everyone, self.threshold)
         local = graph.sparse_neighbors(self.distances(nodes, Columns(everyone, rows)), self.sparsity, mask)
-        return graph.symmetrize(all_gather(local, self.axis_name))
+        return graph.symmetrize(all_gather(local))
 
     def project(self, nodes: jax.Array) -> jax.Array:
         """X W of the first layer, (B, hidden): what the mechanisms share between graphs."""

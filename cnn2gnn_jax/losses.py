@@ -1,6 +1,6 @@
 """Cross-entropy and the response-based distillation of Eq. 6 and 7.
 
-Losses are means over the global batch: with `axis_name` each device returns its share, and the shares sum to the mean.
+Losses are means over the global batch: each device returns its share, and the shares sum to the mean.
 """
 
 import jax
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from cnn2gnn_jax.parallel import psum
+from cnn2gnn_jax.runtime.collectives import psum
 
 
-def batch_mean(values: jax.Array, mask: jax.Array, axis_name: str | None = None) -> jax.Array:
+def batch_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     """This device's share of the mean of `values`, (b,), over the unmasked images of the global batch."""
-    count = psum(jnp.sum(mask.astype(values.dtype)), axis_name)
+    count = psum(jnp.sum(mask.astype(values.dtype)))
     return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(count, 1)
 
 

@@ -21,15 +21,16 @@ import sys
 import jax
 from absl import logging
 
-from cnn2gnn_jax import cli, overrides, pipeline, processes
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax import pipeline
 from cnn2gnn_jax.report import text
+from cnn2gnn_jax.runtime import command_line, overrides, processes
+from cnn2gnn_jax.runtime.errors import UserError
 
 LOST = 76
 
 
-def _parser() -> cli.Parser:
-    parser = cli.Parser(prog="python -m cnn2gnn_jax.main", description=__doc__)
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser(prog="python -m cnn2gnn_jax.main", description=__doc__)
     parser.add_argument(
         "--config",
         metavar="FILE[:WORD]",
@@ -74,7 +75,7 @@ def main() -> None:
 def run() -> None:
     """The program: what a user can mend ends in one line, see the exit codes above."""
     try:
-        cli.run(main)
+        command_line.run(main)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise

@@ -18,26 +18,18 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax import (
-    distillers,
-    evaluate,
-    gnn,
-    networks,
-    processes,
-    report,
-    results,
-    runs,
-    scoring,
-    storage,
-    teacher_logits,
-)
+from cnn2gnn_jax import distillers, gnn, networks, report, teacher_logits
+from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.distillers import maps
-from cnn2gnn_jax.errors import UserError
-from cnn2gnn_jax.fit import Job, Load, fit_on_disk
-from cnn2gnn_jax.metrics import say, training_seconds
-from cnn2gnn_jax.runs import Run
-from cnn2gnn_jax.task import Task
-from cnn2gnn_jax.train import TrainState
+from cnn2gnn_jax.evaluation import protocols, scoring, summary
+from cnn2gnn_jax.run import Run
+from cnn2gnn_jax.runtime import processes, storage
+from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.training.fit import Job, Load, fit_on_disk
+from cnn2gnn_jax.training.metrics import training_seconds
+from cnn2gnn_jax.training.state import TrainState
+from cnn2gnn_jax.training.task import Task
 
 STAGES = ("teacher", "logits", "student", "evaluate", "report")
 
@@ -93,7 +85,7 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
     def finish() -> None:
         predicted = np.concatenate([one["predicted"] for one in entries])
         arrays = {"predicted": predicted, "labels": run.evaluated.labels.astype(predicted.dtype)}
-        storage.write_arrays(run.workdir / results.PREDICTIONS, arrays)
+        storage.write_arrays(run.workdir / summary.PREDICTIONS, arrays)
         hashes = {f"{name}_sha256": storage.array_sha256(array) for name, array in arrays.items()}
         found.update(_results(run, cached, entries) | {"predictions": hashes})
         storage.write_json(run.workdir / "results.json", found)
@@ -131,10 +123,10 @@ def train_teacher(run: Run) -> Load:
     def score(task: Task, state: TrainState) -> float:
         assert dataset.holdout is not None
         variables = state.variables
-        logits, _ = evaluate.network_outputs(
+        logits, _ = protocols.network_outputs(
             task.module, variables, dataset.holdout.images, task.mean, task.std, devices=run.devices
         )
-        return evaluate.accuracy(logits, dataset.holdout.labels)
+        return protocols.accuracy(logits, dataset.holdout.labels)
 
     [load] = _fit(
         run,
@@ -181,10 +173,10 @@ def teacher_outputs(run: Run, load: Load) -> CachedOutputs:
         variables = state.variables
         logits, pooled, facts = {}, {}, {}
         for name, split in splits.items():
-            logits[name], pooled[name] = evaluate.network_outputs(
+            logits[name], pooled[name] = protocols.network_outputs(
                 task.module, variables, split.images, task.mean, task.std, devices=run.devices
             )
-            facts[f"{name}_accuracy"] = evaluate.accuracy(logits[name], split.labels)
+            facts[f"{name}_accuracy"] = protocols.accuracy(logits[name], split.labels)
         return logits, pooled, {**facts, "seconds": round(time.monotonic() - start, 3)}
 
     fingerprint = run.teacher_folder.name
@@ -192,7 +184,7 @@ def teacher_outputs(run: Run, load: Load) -> CachedOutputs:
     def attention_maps() -> tuple[teacher_logits.Blocks, dict[str, Any]]:
         say(f"computing the attention maps of teacher {run.config.teacher.network}")
         variables = load().variables
-        batches = evaluate.attention_maps(
+        batches = protocols.attention_maps(
             task.module, variables, splits["train"].images, task.mean, task.std, devices=run.devices
         )
         return ({f"train_{i}": array for i, array in enumerate(batch, 1)} for batch in batches), {}
@@ -295,7 +287,6 @@ def student_module(config: FrozenConfigDict, classes: int, graph: str) -> nn.Mod
             stem_widths=student.stem_widths,
             image_stem=student.stem,
             dtype=dtype,
-            axis_name=None,
         ),
         graph=graph,
         sparsity=student.sparsity,
@@ -397,19 +388,19 @@ def _results(run: Run, cached: CachedOutputs | None, evaluated: list[dict[str, A
         costs: dict[str, Any] = {}
         if not run.config.teacher.logits_file:
             seconds["teacher logits"] = cached.facts["seconds"]
-            costs = results.network_costs(teacher_task(run), run.dataset.train.images)
-        teacher = results.teacher(run.config, run.teacher_folder.name, cached.facts, costs)
+            costs = summary.network_costs(teacher_task(run), run.dataset.train.images)
+        teacher = summary.teacher(run.config, run.teacher_folder.name, cached.facts, costs)
     return {
         "fingerprint": run.fingerprint,
         "method": run.config.method,
-        "dataset": results.dataset(run),
+        "dataset": summary.dataset(run),
         "teacher": teacher,
-        "student": results.student(run.config.student, results.student_costs(student, inputs, run.config.evaluate)),
+        "student": summary.student(run.config.student, summary.student_costs(student, inputs, run.config.evaluate)),
         "accuracies": [entry for one in evaluated for entry in one["accuracies"]],
         "inference_seconds": [seconds for one in evaluated for seconds in one["inference_seconds"]],
         "holdout_accuracies": [one["holdout"] for one in evaluated if one["holdout"] is not None],
         "examples": evaluated[0]["examples"],
         "seconds": seconds,
         "devices": run.devices.count,
-        "versions": results.versions(),
+        "versions": summary.versions(),
     }

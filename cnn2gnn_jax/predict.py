@@ -16,11 +16,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cnn2gnn_jax import bundle, cli, evaluate, gnn, graph_choice, trained
+from cnn2gnn_jax import gnn
 from cnn2gnn_jax.data import batches, images
-from cnn2gnn_jax.errors import UserError, printable
-from cnn2gnn_jax.metrics import say
-from cnn2gnn_jax.trained import Trained
+from cnn2gnn_jax.evaluation import protocols
+from cnn2gnn_jax.runtime import command_line
+from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.errors import UserError, printable
+from cnn2gnn_jax.serving import bundle, graph_choice, trained
+from cnn2gnn_jax.serving.trained import Trained
 
 FORMATS = ("table", "json", "csv")
 _BATCH = 50  # images in a call of Mechanism 1, whose answers do not depend on it
@@ -121,7 +124,7 @@ def by_student(
         section = recorded.config.evaluate
         size, order = (
             section.batch_size,
-            batches.shuffled_order(count, evaluate.order_seed(section, recorded.config.seed)),
+            batches.shuffled_order(count, protocols.order_seed(section, recorded.config.seed)),
         )
         least = count // -(-count // size)
         if module.graph in gnn.SPARSE_GRAPHS and module.sparsity + 1 > least:
@@ -266,7 +269,7 @@ _WRITERS: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
 
 def main() -> None:
     """Reads the command line, prints the answers."""
-    parser = cli.Parser(prog="python -m cnn2gnn_jax.predict", description="Classes of new images.")
+    parser = command_line.Parser(prog="python -m cnn2gnn_jax.predict", description="Classes of new images.")
     parser.add_argument("paths", nargs="+", metavar="IMAGE_OR_FOLDER", type=pathlib.Path)
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--workdir", type=pathlib.Path, help="of a finished run")
@@ -299,4 +302,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

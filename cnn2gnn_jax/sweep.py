@@ -6,9 +6,9 @@ python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/table1.py[:smoke|:digits] --o
 A sweep file has a function `sweep(add, size)` that calls `add(config, kind, name, **place)` for each cell: `kind` is a
 layout of cnn2gnn_jax/report, `name` what its table or figure is called, `place` where the cell stands in it. With
 `tune={"student.train.learning_rate": (0.01, 0.02)}` the values of fields are chosen on held-out training images first,
-see cnn2gnn_jax/tuning.py. Cells that would compute the same are one. The same command goes on after any interruption,
-tries again what had failed, and may run several times at once, on machines that share DIR and the cache. Several sweeps
-may share DIR; then run python -m cnn2gnn_jax.report --out=DIR
+see cnn2gnn_jax/sweeps/tuning.py. Cells that would compute the same are one. The same command goes on after any
+interruption, tries again what had failed, and may run several times at once, on machines that share DIR and the cache.
+Several sweeps may share DIR; then run python -m cnn2gnn_jax.report --out=DIR
 """
 
 import collections
@@ -30,12 +30,14 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from cnn2gnn_jax import cli, overrides, pipeline, processes, storage, tuning
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax.claims import Claims
-from cnn2gnn_jax.errors import Diverged, InUse, Stopped, UserError
-from cnn2gnn_jax.metrics import say
+from cnn2gnn_jax import pipeline
 from cnn2gnn_jax.report import records
+from cnn2gnn_jax.runtime import command_line, overrides, processes, storage
+from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.errors import Diverged, InUse, Stopped, UserError
+from cnn2gnn_jax.sweeps import tuning
+from cnn2gnn_jax.sweeps.claims import Claims
 
 SIZES = ("", "smoke", "digits")
 _TIME_IS_UP = "the time is up"
@@ -285,7 +287,7 @@ def _show(
 
 def main() -> None:
     """Reads the command line, runs the sweep."""
-    parser = cli.Parser(prog="python -m cnn2gnn_jax.sweep", description=__doc__)
+    parser = command_line.Parser(prog="python -m cnn2gnn_jax.sweep", description=__doc__)
     parser.add_argument(
         "--sweep", required=True, metavar="FILE[:SIZE]", help="configs/sweeps/<name>.py, sizes: smoke, digits"
     )
@@ -324,4 +326,4 @@ def _why(outcome: Outcome) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

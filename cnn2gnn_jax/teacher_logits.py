@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from cnn2gnn_jax import processes, storage
-from cnn2gnn_jax.errors import UserError
-from cnn2gnn_jax.metrics import say
+from cnn2gnn_jax.runtime import processes, storage
+from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.errors import UserError
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # raised when a reader of this version could not use what is written; a manifest without it is of format 1

@@ -7,7 +7,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from cnn2gnn_jax import networks
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 
 def _train() -> ml_collections.ConfigDict:

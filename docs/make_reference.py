@@ -10,12 +10,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reference.md"
 MODULES = (
     *("graph", "gnn", "inference", "losses", "distillers", "networks"),
-    *("data", "pipeline", "teacher_logits", "trained", "graph_choice", "predict", "bundle", "export"),
+    *("data", "pipeline", "teacher_logits", "serving.trained", "serving.graph_choice", "predict"),
+    *("serving.bundle", "export"),
 )
 
 
 def _path(module: str) -> pathlib.Path:
-    folder = ROOT / "cnn2gnn_jax" / module
+    folder = ROOT / "cnn2gnn_jax" / module.replace(".", "/")
     return folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
 
 
@@ -48,7 +49,7 @@ def _entry(node: ast.FunctionDef | ast.ClassDef, owner: str = "") -> list[str]:
 def page() -> str:
     """The reference page."""
     lines = ["# Reference", "", "Made of the docstrings by `make docs`; the examples in them are run by the tests.", ""]
-    lines += [f"- [{module}](#{module})" for module in MODULES]
+    lines += [f"- [{module}](#{module.replace('.', '')})" for module in MODULES]
     for module in MODULES:
         tree = ast.parse(_path(module).read_text(encoding="utf-8"))
         lines += ["", f"## {module}", *_text(ast.get_docstring(tree) or "")]

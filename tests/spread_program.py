@@ -18,9 +18,14 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import sklearn.datasets  # noqa: E402
 
-from cnn2gnn_jax import distillers, gnn, inference, networks, parallel, train  # noqa: E402
+from cnn2gnn_jax import distillers, gnn, inference, networks  # noqa: E402
 from cnn2gnn_jax.config import RECIPES  # noqa: E402
-from cnn2gnn_jax.task import Task, with_stage  # noqa: E402
+from cnn2gnn_jax.runtime.devices import from_config, on_first_device  # noqa: E402
+from cnn2gnn_jax.training import loop  # noqa: E402
+from cnn2gnn_jax.training.inputs import prepare_plain  # noqa: E402
+from cnn2gnn_jax.training.state import head_rows, init_state  # noqa: E402
+from cnn2gnn_jax.training.step import teacher_shapes  # noqa: E402
+from cnn2gnn_jax.training.task import Task, with_stage  # noqa: E402
 
 BATCH, CLASSES, EPOCHS = 100, 10, 2
 DTYPE = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
@@ -92,7 +97,7 @@ def started(this, images, labels):
     data, states = {"input": images, "label": labels}, []
     for stage in this.distiller.stages:
         at = with_stage(this, stage)
-        fresh = functools.partial(train.init_state, at, images, train.teacher_shapes(at, data))
+        fresh = functools.partial(init_state, at, images, teacher_shapes(at, data))
         states.append(wide(jax.jit(fresh)()))
     variables = None
     if this.teacher is not None:
@@ -111,7 +116,7 @@ def trained(this, starts, variables, images, labels, devices):
             state = state.replace(table=table)
         if before is not None:
             state = state.replace(params=before.params, stats=before.stats, memory=before.memory)
-        before = train.fit(
+        before = loop.fit(
             [this],
             devices.replicate(state),
             devices.replicate(data),
@@ -125,14 +130,14 @@ def trained(this, starts, variables, images, labels, devices):
 
 def classes(this, variables, rows, images, test_images):
     """Of each test image, by each mechanism."""
-    inputs = train.prepare_plain(this, jnp.asarray(test_images))
+    inputs = prepare_plain(this, jnp.asarray(test_images))
     if not this.is_graph:
         return np.argmax(jax.jit(lambda: this.module.apply(variables, inputs, train=False).logits)(), -1)
     anchors = jax.tree.map(lambda leaf: leaf[:BATCH], rows)
 
     @jax.jit
     def logits(variables, anchors):
-        columns = inference.anchors(this.module, variables, train.prepare_plain(this, images[:BATCH]), anchors)
+        columns = inference.anchors(this.module, variables, prepare_plain(this, images[:BATCH]), anchors)
         mechanisms = (inference.one_by_one, inference.batch_by_batch)
         return [mechanism(this.module, variables, columns, inputs).logits for mechanism in mechanisms]
 
@@ -152,9 +157,9 @@ def main(kinds, cases, images):
         this, one = task(kind, labels), None
         starts, variables = started(this, train_images, labels)
         for count, backend, shard in [(1, "shard_map", False), *cases]:
-            used = parallel.create(types.SimpleNamespace(devices=count, backend=backend, seeds=False, shard_head=shard))
+            used = from_config(types.SimpleNamespace(devices=count, backend=backend, seeds=False, shard_head=shard))
             state = trained(this, starts, variables, train_images, labels, used)
-            rows, student = train.head_rows(this, state, np.arange(images), used), parallel.local(state.variables)
+            rows, student = head_rows(this, state, np.arange(images), used), on_first_device(state.variables)
             end = jax.tree.map(np.asarray, (state.params, state.stats, rows))
             found = classes(this, student, rows, train_images, test_images)
             if one is None:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import data
 from cnn2gnn_jax.data import Dataset, Split
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 from configs import base
 
 HUGE_INT, HUGE = 10**15, 1e30

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn2gnn_jax import bundle, export, predict, storage, trained
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax import export, predict
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.serving import bundle, trained
 
 ROOT = pathlib.Path(__file__).parent.parent
 

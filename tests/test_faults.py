@@ -11,9 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from cnn2gnn_jax import bundle, fit, pipeline, runs, storage, trained
-from cnn2gnn_jax.checkpoint import Checkpoints, recover
-from cnn2gnn_jax.errors import UserError, of_machine
+from cnn2gnn_jax import pipeline
+from cnn2gnn_jax import run as runs
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError, of_machine
+from cnn2gnn_jax.serving import bundle, trained
+from cnn2gnn_jax.training import fit
+from cnn2gnn_jax.training.checkpoint import Checkpoints, recover
 from configs import digits
 from tests.conftest import ONE_CPU, ROOT
 from tests.faults import damage, fuzz

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax import pipeline, train
+from cnn2gnn_jax import pipeline
 from cnn2gnn_jax.data import Dataset, Split
+from cnn2gnn_jax.training import loop
+from cnn2gnn_jax.training.state import init_state
+from cnn2gnn_jax.training.step import teacher_shapes
 
 SIZES = {"cifar10": (50_000, 10), "cifar100": (50_000, 100), "stl10": (5_000, 10), "mini_imagenet": (50_000, 100)}
 
@@ -39,9 +42,9 @@ def test_a_full_size_config_takes_steps(name, tmp_path):
             "label": jnp.asarray(dataset.train.labels),
             "teacher_logits": jnp.zeros((len(dataset.train), len(dataset.classes))),
         }
-        state = train.init_state(task, data["input"], train.teacher_shapes(task, data))
-        chunk = train.make_chunk(task)
-        state, metrics = chunk(state, data, None, train.feed([task], 0, 2, {}), task.seed)
+        state = init_state(task, data["input"], teacher_shapes(task, data))
+        chunk = loop.make_chunk(task)
+        state, metrics = chunk(state, data, None, loop.feed([task], 0, 2, {}), task.seed)
         assert int(state.step) == 2
         assert np.all(np.isfinite(metrics["loss"]))
         assert task.total_steps == 200 * len(dataset.train) // 100

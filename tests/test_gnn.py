@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from cnn2gnn_jax import gnn, losses, networks
 from cnn2gnn_jax.gnn import GRAPHS, GraphConvolution, GraphStudent, HeadRows
+from cnn2gnn_jax.runtime import collectives
 
 SPARSITY, CLASSES = 3, 4
 close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
@@ -26,8 +27,8 @@ def student(graph_name="learned", backbone=None, **fields):
     return GraphStudent(num_classes=CLASSES, backbone=backbone or gnn.Flatten(), graph=graph_name, **fields)
 
 
-def stem(axis_name=None):
-    return gnn.Stem((3,), dtype=jnp.float64, axis_name=axis_name)
+def stem():
+    return gnn.Stem((3,), dtype=jnp.float64)
 
 
 def images(count, seed=0):
@@ -173,7 +174,7 @@ def test_stem_takes_any_image_size(size):
 
 @pytest.mark.parametrize("name", ["pixels", "teacher", "stem", "resnet8"])
 def test_backbones(name):
-    backbone = gnn.create_backbone(name, stem_widths=(2, 3), image_stem="cifar", dtype=jnp.float32, axis_name=None)
+    backbone = gnn.create_backbone(name, stem_widths=(2, 3), image_stem="cifar", dtype=jnp.float32)
     x = np.float32(images(2))
     variables = random_variables(backbone, x, dtype=np.float32)
     nodes, expected = jax.jit(lambda v, x: (backbone.apply(v, x), expected_nodes(name, v, x)))(variables, x)
@@ -221,14 +222,13 @@ def step(module, variables, rows, inputs, labels, mask):
         (outputs, _), changed = module.apply(
             {**variables, "params": params}, inputs, rows, train=True, mask=mask, mutable=["batch_stats"]
         )
-        value = losses.batch_mean(losses.cross_entropy(outputs.logits, labels), mask, module.axis_name)
+        value = losses.batch_mean(losses.cross_entropy(outputs.logits, labels), mask)
         return value, (outputs.logits, changed)
 
     (value, (logits, changed)), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
         variables["params"], rows
     )
-    if module.axis_name is not None:
-        value, gradients = jax.lax.psum((value, gradients), module.axis_name)
+    value, gradients = collectives.psum((value, gradients))
     return value, logits, changed, gradients
 
 
@@ -344,19 +344,19 @@ def over(devices, function, in_specs, out_specs):
 
 @pytest.mark.parametrize(("name", "devices"), [("learned", 2), *((name, 8) for name in GRAPHS)])
 def test_over_devices_graph_and_gradients_are_those_of_the_global_batch(name, devices):
-    one, spread = student(name, stem()), student(name, stem("batch"), axis_name="batch")
-    inputs, rows, variables = setting(one, SIZE)
+    module = student(name, stem())
+    inputs, rows, variables = setting(module, SIZE)
     part = P("batch")
-    spread_step = over(devices, functools.partial(step, spread), (P(), P(), part, part, part), (P(), part, P(), P()))
+    spread_step = over(devices, functools.partial(step, module), (P(), P(), part, part, part), (P(), part, P(), P()))
     found = spread_step(variables, rows, inputs, LABELS, PADDED)
-    expected = run_step(one, variables, rows, inputs, LABELS, PADDED)
+    expected = run_step(module, variables, rows, inputs, LABELS, PADDED)
     assert np.abs(expected[1]).max() > 0.01
     jax.tree.map(close, found, expected)
 
 
 def test_the_adjacency_over_devices_is_global():
-    spread = student(axis_name="batch")
-    inputs, rows, variables = setting(student(), 8)
-    apply = over(4, lambda v, r, x: spread.apply(v, x, r)[1], (P(), P(), P("batch")), P())
+    module = student()
+    inputs, rows, variables = setting(module, 8)
+    apply = over(4, lambda v, r, x: module.apply(v, x, r)[1], (P(), P(), P("batch")), P())
     expected = numpy_adjacency("learned", variables["params"], inputs.reshape(8, -1), rows)
     close(apply(variables, rows, inputs), expected)

@@ -83,5 +83,5 @@ def test_batch_mean_leaves_padding_out():
 def test_shares_of_unevenly_filled_devices_sum_to_the_mean():
     values = jnp.arange(8.0).reshape(4, 2)
     mask = jnp.array([[True, True], [True, False], [False, False], [True, True]])
-    shares = jax.vmap(lambda v, m: losses.batch_mean(v, m, "batch"), axis_name="batch")(values, mask)
+    shares = jax.vmap(losses.batch_mean, axis_name="batch")(values, mask)
     np.testing.assert_allclose(shares, jnp.array([1, 2, 0, 13]) / 5)

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from cnn2gnn_jax import overrides
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime import overrides
+from cnn2gnn_jax.runtime.errors import UserError
 from configs import base
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -116,7 +116,7 @@ def test_after_ctrl_c_the_state_is_saved_and_the_same_command_resumes(killed, pr
 
 INTERRUPTS = """
 import os, signal, sys, time
-from cnn2gnn_jax import cli, errors, processes
+from cnn2gnn_jax.runtime import command_line, errors, processes
 
 def main():
     if sys.argv[1] != "unheeded":

@@ -6,10 +6,11 @@ import chex
 import numpy as np
 import pytest
 
-from cnn2gnn_jax import distillers, pipeline, storage
-from cnn2gnn_jax.checkpoint import Checkpoints
-from cnn2gnn_jax.errors import UserError
-from cnn2gnn_jax.metrics import read_records
+from cnn2gnn_jax import distillers, pipeline
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.training.checkpoint import Checkpoints
+from cnn2gnn_jax.training.metrics import read_records
 from configs import digits
 
 BASELINES = [name for name, method in distillers.METHODS.items() if method.student == "cnn"]

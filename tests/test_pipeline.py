@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from cnn2gnn_jax import pipeline, storage
-from cnn2gnn_jax.checkpoint import Checkpoints
-from cnn2gnn_jax.errors import UserError
-from cnn2gnn_jax.metrics import read_records
+from cnn2gnn_jax import pipeline
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.training.checkpoint import Checkpoints
+from cnn2gnn_jax.training.metrics import read_records
 from configs import digits
 
 

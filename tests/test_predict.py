@@ -14,8 +14,11 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cnn2gnn_jax import bundle, data, export, graph_choice, pipeline, predict, runs, storage, trained
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax import data, export, pipeline, predict
+from cnn2gnn_jax import run as runs
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.serving import bundle, graph_choice, trained
 from configs import digits
 
 ROOT = pathlib.Path(__file__).parent.parent

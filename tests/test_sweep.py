@@ -11,10 +11,12 @@ import sys
 import numpy as np
 import pytest
 
-from cnn2gnn_jax import pipeline, storage, sweep, tuning
-from cnn2gnn_jax.errors import Diverged, InUse, Stopped, UserError
+from cnn2gnn_jax import pipeline, sweep
 from cnn2gnn_jax.report import records, tables
 from cnn2gnn_jax.report.__main__ import write as write_report
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import Diverged, InUse, Stopped, UserError
+from cnn2gnn_jax.sweeps import tuning
 
 ROOT = pathlib.Path(__file__).parent.parent
 SWEEP = """

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from cnn2gnn_jax import storage, teacher_logits
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax import teacher_logits
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
 
 ROWS = {"train": 7, "test": 3}
 

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from cnn2gnn_jax import storage
 from cnn2gnn_jax.data import binary, images
 from cnn2gnn_jax.data.builders import mini_imagenet
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
 
 few = settings(
     max_examples=60,

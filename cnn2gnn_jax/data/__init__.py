@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from cnn2gnn_jax import storage
 from cnn2gnn_jax.data import cache, ingest, selection, sources
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
 
 LARGEST_SIDE = 4096  # pixels: such an image is 50 MB in the cache
 

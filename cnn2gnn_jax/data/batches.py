@@ -3,7 +3,7 @@
 import numpy as np
 
 from cnn2gnn_jax.data.permutations import Stream, permutation, random_raw, rank_in_class
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:

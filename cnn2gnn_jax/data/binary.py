@@ -8,7 +8,7 @@ import tarfile
 
 import numpy as np
 
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 LARGEST = 1 << 30  # bytes of a file: the published ones have 221 MB at most
 MOST_MEMBERS = 1000  # of an archive: the published ones have 13 at most

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from cnn2gnn_jax import storage
 from cnn2gnn_jax.data.images import ImageError
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
 
 VERSION = 3  # to be raised whenever the same original files would give other arrays
 _SPLITS = ("train", "test")

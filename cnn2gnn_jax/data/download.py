@@ -13,8 +13,8 @@ from typing import Any
 
 from absl import logging
 
-from cnn2gnn_jax import storage
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
 
 _ANSWER_SECONDS = 6.0
 _STALL_SECONDS = 60.0

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterator
 
 from cnn2gnn_jax.data.images import IMAGE_SUFFIXES
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 TRAIN_FOLDER = "train"
 TEST_FOLDERS = ("test", "val", "validation")

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from cnn2gnn_jax import errors, storage
 from cnn2gnn_jax.data import cache, sources
-from cnn2gnn_jax.errors import UserError
-from cnn2gnn_jax.metrics import say
+from cnn2gnn_jax.runtime import errors, storage
+from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.errors import UserError
 
 
 def arrays(

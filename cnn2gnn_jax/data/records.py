@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cnn2gnn_jax import storage
 from cnn2gnn_jax.data import cache, images, sources
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
 
 _BUILDERS = {
     "cifar10": ("cifar", "Cifar10"),

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cnn2gnn_jax.data.permutations import Stream, permutation, rank_in_class
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 
 def first_of_each_class(labels: np.ndarray, limit: int, classes: int = 0) -> np.ndarray:

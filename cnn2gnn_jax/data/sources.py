@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cnn2gnn_jax import storage
 from cnn2gnn_jax.data import download, image_folders
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
 
 DIGITS = "digits"
 IMAGE_FOLDER = "image_folder"

@@ -1,9 +1,8 @@
 """What a student learns from: labels alone, or a teacher by one of the distillation methods.
 
-A method is one short module with `create(hyper, axis_name) -> Distiller`, a line in `_REGISTRY` and a row in `METHODS`.
+A method is one short module with `create(hyper) -> Distiller`, a line in `_REGISTRY` and a row in `METHODS`.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -24,11 +23,11 @@ from cnn2gnn_jax.distillers import (
     vid,
 )
 from cnn2gnn_jax.distillers.base import Distiller, Setting, Stage
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 __all__ = ["METHODS", "Distiller", "Method", "Setting", "Stage", "create", "hyperparameters"]
 
-_REGISTRY: dict[str, Callable[[Mapping[str, Any], str | None], Distiller]] = {
+_REGISTRY: dict[str, Callable[[Mapping[str, Any]], Distiller]] = {
     "none": none.create,
     "kd": kd.create,
     "fitnets": fitnets.create,
@@ -120,8 +119,8 @@ def hyperparameters(method: str, teacher_network: str, student_network: str, dat
     return {name: value(setting) if callable(value) else value for name, value in METHODS[method].hyper.items()}
 
 
-def create(name: str, hyper: Mapping[str, Any], axis_name: str | None = None) -> Distiller:
-    """The distiller `name` with its hyperparameters; its losses are those of the global batch over `axis_name`.
+def create(name: str, hyper: Mapping[str, Any]) -> Distiller:
+    """The distiller `name` with its hyperparameters; its losses are those of the global batch.
 
     `hyper` holds those of the method's row in `METHODS`. To them the pipeline adds, for crd, `training_labels`: the
     classes of all training images, (N,) integers by training index.
@@ -134,4 +133,4 @@ def create(name: str, hyper: Mapping[str, Any], axis_name: str | None = None) ->
     """
     if name not in _REGISTRY:
         raise UserError(f"distiller {name!r} is unknown: choose one of {', '.join(sorted(_REGISTRY))}")
-    return _REGISTRY[name](hyper, axis_name)._replace(over=functools.partial(create, name, hyper))
+    return _REGISTRY[name](hyper)

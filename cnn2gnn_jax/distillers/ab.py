@@ -25,7 +25,7 @@ def trains_student(path: tuple[str, ...]) -> bool:
     return path[0] == "student"
 
 
-def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
+def create(hyper: Mapping[str, Any]) -> Distiller:
     """The student's trunk learns which neurons of the teacher fire; afterwards the student learns the labels alone.
 
     Stage `pretrain`, `pretrain_epochs` at `pretrain_learning_rate`: over the stages i = 0..n-1,
@@ -42,7 +42,7 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
         """None where the maps have one shape."""
         if s.shape[1:] == t.shape[1:]:
             return None
-        return connectors.Connector(connectors.target_size(s, t), t.shape[-1], relu=False, axis_name=axis_name)
+        return connectors.Connector(connectors.target_size(s, t), t.shape[-1], relu=False)
 
     def init(rng, student, teacher):
         maps.require_maps("ab", "preactivations", student, teacher)
@@ -61,12 +61,12 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
                 s, memory = connectors.apply(f"stage{i}", module, params, memory, s, mask)
                 t = maps.adaptive_average_pool(t, *module.size)
             errors += 2.0 ** (i - len(pairs)) * SCALE * _violation(maps.wide(s), maps.wide(t))
-        loss = losses.batch_mean(errors, mask, axis_name)
+        loss = losses.batch_mean(errors, mask)
         return loss, memory, {"distillation": loss}
 
     def labels(params, memory, student, teacher, batch, epoch, rng):
         del params, teacher, epoch, rng
-        ce = cross_entropy(student, batch, axis_name)
+        ce = cross_entropy(student, batch)
         return ce, memory, {"cross_entropy": ce}
 
     pretrain = Stage(

@@ -11,7 +11,7 @@ from cnn2gnn_jax.distillers import maps
 from cnn2gnn_jax.distillers.base import Distiller, Stage, cross_entropy, weighted
 
 
-def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
+def create(hyper: Mapping[str, Any]) -> Distiller:
     """`ce_weight` * cross-entropy + `weight` * the sum over stages of mean((Q(A_s) - Q(A_t))^2).
 
     A is the flattened mean over channels of f^2, the larger map average-pooled first.
@@ -26,8 +26,8 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
         del params, epoch, rng
         pairs = maps.stage_pairs(student.features, lax.stop_gradient(teacher.features))
         errors = sum((jnp.mean(jnp.square(s - t), axis=-1) for s, t in map(_attentions, pairs)), start=jnp.zeros(()))
-        extra = losses.batch_mean(errors, batch["mask"], axis_name)
-        total, metrics = weighted(hyper, cross_entropy(student, batch, axis_name), extra)
+        extra = losses.batch_mean(errors, batch["mask"])
+        total, metrics = weighted(hyper, cross_entropy(student, batch), extra)
         return total, memory, metrics
 
     return Distiller(("features",), init, (Stage("train", loss),), student=("logits", "features"), attention=True)

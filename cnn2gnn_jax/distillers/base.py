@@ -42,10 +42,6 @@ class Stage(NamedTuple):
     trains: Callable[[tuple[str, ...]], bool] = everything
 
 
-def _of_no_axis(axis_name: str) -> "Distiller":
-    raise AssertionError(f"a distiller that distillers.create did not make is asked for axis {axis_name}")
-
-
 class Distiller(NamedTuple):
     """A method.
 
@@ -58,7 +54,6 @@ class Distiller(NamedTuple):
       the plain ones and after them these, and Outputs have 2b rows; batch keeps (b,).
     attention: of the teacher's features it reads the mean squares over channels alone, so that `maps.one_channel` of
       each stage's, stored once, gives the same loss where none is larger than the student's (`maps.none_larger`).
-    over: the same method with the losses of the global batch over a named axis; `distillers.create` sets it.
     """
 
     teacher: tuple[str, ...]
@@ -67,7 +62,6 @@ class Distiller(NamedTuple):
     student: tuple[str, ...] = ("logits",)
     second_view: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     attention: bool = False
-    over: Callable[[str], "Distiller"] = _of_no_axis
 
 
 def nothing(rng: jax.Array, student: networks.Outputs, teacher: networks.Outputs | None) -> tuple[Any, Any]:
@@ -84,9 +78,9 @@ class Setting(NamedTuple):
     data: str
 
 
-def cross_entropy(student: networks.Outputs, batch: Mapping[str, jax.Array], axis_name: str | None) -> jax.Array:
+def cross_entropy(student: networks.Outputs, batch: Mapping[str, jax.Array]) -> jax.Array:
     """This device's share of the batch's mean cross-entropy."""
-    return losses.batch_mean(losses.cross_entropy(student.logits, batch["label"]), batch["mask"], axis_name)
+    return losses.batch_mean(losses.cross_entropy(student.logits, batch["label"]), batch["mask"])
 
 
 def weighted(

@@ -12,7 +12,7 @@ from cnn2gnn_jax.distillers import maps, strong_view
 from cnn2gnn_jax.distillers.base import Distiller, Stage, nothing, weighted
 
 
-def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
+def create(hyper: Mapping[str, Any]) -> Distiller:
     """`ce_weight` * cross-entropy over both views + `weight` * T^2/2 * [KL(x) + mean((cos + 1) * KL(x'))].
 
     x' is the strong view of image x by `policy` and `probability`, KL the teacher's divergence from the student at
@@ -29,9 +29,7 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
         # With tau^2, as `losses.distillation` has it.
         divergence = losses.distillation(plain, t_plain, hyper["temperature"])
         divergence += confidence * losses.distillation(strong, t_strong, hyper["temperature"])
-        total, metrics = weighted(
-            hyper, losses.batch_mean(ce, mask, axis_name), losses.batch_mean(divergence / 2, mask, axis_name)
-        )
+        total, metrics = weighted(hyper, losses.batch_mean(ce, mask), losses.batch_mean(divergence / 2, mask))
         return total, memory, metrics
 
     view = functools.partial(

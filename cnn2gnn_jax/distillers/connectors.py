@@ -65,13 +65,11 @@ class Connector(nn.Module):
         size: `target_size` of both maps.
         channels: the teacher's.
         relu: whether a ReLU follows.
-        axis_name: mapped axis of the global batch, see `BatchNorm`.
     """
 
     size: tuple[int, int]
     channels: int
     relu: bool
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -83,7 +81,7 @@ class Connector(nn.Module):
             x = double(x, self.channels, name="conv")
         else:
             x = conv(adaptive_average_pool(x, *self.size), self.channels, 1, name="conv")
-        x = BatchNorm(self.axis_name, param_dtype=at_least_float32(x.dtype), name="norm")(x, True, mask)
+        x = BatchNorm(param_dtype=at_least_float32(x.dtype), name="norm")(x, True, mask)
         return nn.relu(x) if self.relu else x
 
 

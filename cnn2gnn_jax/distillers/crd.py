@@ -13,10 +13,10 @@ from jax import lax
 from cnn2gnn_jax import losses
 from cnn2gnn_jax.distillers import connectors, maps
 from cnn2gnn_jax.distillers.base import Distiller, Stage, cross_entropy, weighted
-from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.networks.layers import linear_init
 from cnn2gnn_jax.networks.norm import at_least_float32
-from cnn2gnn_jax.parallel import all_gather
+from cnn2gnn_jax.runtime.collectives import all_gather
+from cnn2gnn_jax.runtime.errors import UserError
 
 EPSILON = 1e-7
 MOST_SCORES = 2**25  # images of a batch times training images up to which each image has negatives of its own
@@ -110,7 +110,7 @@ def draw_shared_negatives(rng: jax.Array, own_labels: jax.Array, training_labels
     return Negatives(rows, jnp.where(other, (count // others)[:, None] + once_more, 0))
 
 
-def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
+def create(hyper: Mapping[str, Any]) -> Distiller:
     """`ce_weight` * cross-entropy + `weight` * the contrastive losses of the student's side and the teacher's.
 
     Pooled features are embedded in `feature_dim` dimensions, (B, D); a bank, (N, D), holds what each training image was
@@ -155,8 +155,8 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
             return lax.stop_gradient(jnp.logaddexp(own, sums))
 
         # The sums of the first batch alone are needed; the collective stays outside the condition.
-        sums = all_gather(lax.cond(initialised, lambda: jnp.zeros_like(own), log_sums), axis_name)
-        everyone = all_gather(mask, axis_name)
+        sums = all_gather(lax.cond(initialised, lambda: jnp.zeros_like(own), log_sums))
+        everyone = all_gather(mask)
         images = jnp.maximum(jnp.sum(everyone), 1)
         first = jax.nn.logsumexp(sums, where=everyone) + math.log(n) - jnp.log(images * (k + 1))
         log_z = jnp.where(initialised, log_z, first.astype(log_z.dtype))
@@ -165,17 +165,15 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
         log_hit = positive - jnp.log(jnp.exp(positive) + noise + EPSILON)
         log_miss = math.log(noise) - jnp.log(jnp.exp(scores - log_z) + noise + EPSILON)
         each = -(log_hit + jnp.sum(negatives.times * log_miss, axis=-1))
-        return losses.batch_mean(each, mask, axis_name), log_z
+        return losses.batch_mean(each, mask), log_z
 
     def updated(bank, embedding, batch):
-        index, mask = (all_gather(batch[name], axis_name) for name in ("index", "mask"))
-        new = maps.normalize_rows(
-            hyper["momentum"] * bank[index] + (1 - hyper["momentum"]) * all_gather(embedding, axis_name)
-        )
+        index, mask = (all_gather(batch[name]) for name in ("index", "mask"))
+        new = maps.normalize_rows(hyper["momentum"] * bank[index] + (1 - hyper["momentum"]) * all_gather(embedding))
         return bank.at[jnp.where(mask, index, len(bank))].set(new, mode="drop")
 
     def draw(batch, rng):
-        labels, images = _training_labels(hyper), all_gather(batch["index"], axis_name).size
+        labels, images = _training_labels(hyper), all_gather(batch["index"]).size
         if images * len(labels) <= MOST_SCORES:
             return draw_negatives(rng, batch["index"], batch["label"], labels, hyper["negatives"])
         return draw_shared_negatives(rng, batch["label"], labels, hyper["negatives"])
@@ -198,7 +196,7 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
         banks = {
             side: updated(bank, lax.stop_gradient(embeddings[side]), batch) for side, bank in memory["bank"].items()
         }
-        total, metrics = weighted(hyper, cross_entropy(student, batch, axis_name), parts["student"] + parts["teacher"])
+        total, metrics = weighted(hyper, cross_entropy(student, batch), parts["student"] + parts["teacher"])
         return total, {"bank": banks, "log_z": log_z, "initialised": jnp.ones((), bool)}, metrics
 
     return Distiller(("pooled",), init, (Stage("train", loss),), student=("logits", "pooled"))

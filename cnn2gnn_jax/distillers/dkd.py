@@ -17,7 +17,7 @@ def published_beta(setting: Setting) -> float:
     return 6.0 if wide or (setting.teacher, setting.student) == ("vgg13", "vgg8") else 8.0
 
 
-def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
+def create(hyper: Mapping[str, Any]) -> Distiller:
     """`ce_weight` * cross-entropy + `weight` * min((epoch + 1) / `warmup`, 1) * T^2 * (KL_target + `beta` * KL_others).
 
     At temperature T, KL_target is the teacher's divergence from the student over (the image's class, any other), and
@@ -37,10 +37,10 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
     def loss(params, memory, student, teacher, batch, epoch, rng):
         del params, rng
         each = divergence(student.logits, teacher.logits, batch["label"])
-        extra = losses.batch_mean(each, batch["mask"], axis_name)
+        extra = losses.batch_mean(each, batch["mask"])
         part = jnp.minimum((epoch + 1) / hyper["warmup"], 1) if hyper["warmup"] else jnp.ones(())
         now = {**hyper, "weight": hyper["weight"] * part.astype(extra.dtype)}
-        total, metrics = weighted(now, cross_entropy(student, batch, axis_name), extra)
+        total, metrics = weighted(now, cross_entropy(student, batch), extra)
         return total, memory, metrics
 
     return Distiller(("logits",), nothing, (Stage("train", loss),))

@@ -13,7 +13,7 @@ from cnn2gnn_jax.distillers.base import Distiller, Stage, cross_entropy, weighte
 HINT = 2  # f2 of both networks
 
 
-def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
+def create(hyper: Mapping[str, Any]) -> Distiller:
     """`ce_weight` * cross-entropy + `weight` * the mean squared error of reg(f2 of the student) and f2 of the teacher.
 
     reg is a `Connector` with ReLU, trained with the student.
@@ -21,7 +21,7 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
 
     def regressor(student, teacher):
         s, t = student.features[HINT], teacher.features[HINT]
-        return connectors.Connector(connectors.target_size(s, t), t.shape[-1], relu=True, axis_name=axis_name)
+        return connectors.Connector(connectors.target_size(s, t), t.shape[-1], relu=True)
 
     def init(rng, student, teacher):
         maps.require_maps("fitnets", "features", student, teacher)
@@ -34,9 +34,7 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
         hint = maps.adaptive_average_pool(maps.wide(lax.stop_gradient(teacher.features[HINT])), *module.size)
         guess, memory = connectors.apply("regressor", module, params, memory, student.features[HINT], mask)
         errors = jnp.mean(jnp.square(maps.wide(guess) - hint), axis=(1, 2, 3))
-        total, metrics = weighted(
-            hyper, cross_entropy(student, batch, axis_name), losses.batch_mean(errors, mask, axis_name)
-        )
+        total, metrics = weighted(hyper, cross_entropy(student, batch), losses.batch_mean(errors, mask))
         return total, memory, metrics
 
     return Distiller(("features",), init, (Stage("train", loss),), student=("logits", "features"))

@@ -45,18 +45,16 @@ class Translator(nn.Module):
 
     Attributes:
         factors: channels of the paraphraser's factors.
-        axis_name: mapped axis of the global batch, see `BatchNorm`.
     """
 
     factors: int
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """(B, H, W, I) to (B, H, W, factors); mask: (B,) bool, False for padding."""
         for i, width in enumerate((x.shape[-1], self.factors, self.factors)):
             x = conv(x, width, 3, name=f"conv{i}")
-            x = BatchNorm(self.axis_name, param_dtype=at_least_float32(x.dtype), name=f"norm{i}")(x, True, mask)
+            x = BatchNorm(param_dtype=at_least_float32(x.dtype), name=f"norm{i}")(x, True, mask)
             x = nn.leaky_relu(x, SLOPE)
         return x
 
@@ -71,7 +69,7 @@ def trains_the_rest(path: tuple[str, ...]) -> bool:
     return not trains_paraphraser(path)
 
 
-def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
+def create(hyper: Mapping[str, Any]) -> Distiller:
     """A paraphraser of the teacher's last stage is trained, then the student with a translator of its own.
 
     Stage `pretrain`, `pretrain_epochs` at `pretrain_learning_rate`: the paraphraser's mean squared error; the student
@@ -81,7 +79,7 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
 
     def modules(teacher):
         factors = max(teacher.features[-1].shape[-1] // 2, 1)
-        return {"paraphraser": Paraphraser(), "translator": Translator(factors, axis_name)}
+        return {"paraphraser": Paraphraser(), "translator": Translator(factors)}
 
     def init(rng, student, teacher):
         maps.require_maps("ft", "features", student, teacher)
@@ -93,7 +91,7 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
         x = lax.stop_gradient(teacher.features[-1])
         (_, decoded), memory = apply("paraphraser", Paraphraser(), params, memory, x)
         errors = jnp.mean(jnp.square(maps.wide(decoded) - maps.wide(x)), axis=(1, 2, 3))
-        loss = losses.batch_mean(errors, batch["mask"], axis_name)
+        loss = losses.batch_mean(errors, batch["mask"])
         return loss, memory, {"reconstruction": loss}
 
     def transfer(params, memory, student, teacher, batch, epoch, rng):
@@ -103,8 +101,8 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
         s, memory = apply("translator", found["translator"], params, memory, student.features[-1], batch["mask"])
         s, t = maps.to_smaller_size(s, lax.stop_gradient(t))
         errors = jnp.mean(jnp.abs(maps.attention(s) - maps.attention(t)), axis=-1)
-        extra = losses.batch_mean(errors, batch["mask"], axis_name)
-        total, metrics = weighted(hyper, cross_entropy(student, batch, axis_name), extra)
+        extra = losses.batch_mean(errors, batch["mask"])
+        total, metrics = weighted(hyper, cross_entropy(student, batch), extra)
         return total, memory, metrics
 
     pretrain = Stage(

@@ -7,17 +7,17 @@ from cnn2gnn_jax import losses
 from cnn2gnn_jax.distillers.base import Distiller, Stage, nothing
 
 
-def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
+def create(hyper: Mapping[str, Any]) -> Distiller:
     """`ce_weight` * cross-entropy + `kd_weight` * Eq. 7 at `temperature`, with `tau_squared` or without."""
 
     def loss(params, memory, student, teacher, batch, epoch, rng):
         del params, epoch, rng
         mask = batch["mask"]
-        ce = losses.batch_mean(losses.cross_entropy(student.logits, batch["label"]), mask, axis_name)
+        ce = losses.batch_mean(losses.cross_entropy(student.logits, batch["label"]), mask)
         divergence = losses.distillation(
             student.logits, teacher.logits, hyper["temperature"], tau_squared=hyper["tau_squared"]
         )
-        kd = losses.batch_mean(divergence, mask, axis_name)
+        kd = losses.batch_mean(divergence, mask)
         return hyper["ce_weight"] * ce + hyper["kd_weight"] * kd, memory, {"cross_entropy": ce, "distillation": kd}
 
     return Distiller(("logits",), nothing, (Stage("train", loss),))

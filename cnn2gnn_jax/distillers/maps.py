@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.networks import Outputs
 from cnn2gnn_jax.networks.norm import at_least_float32
+from cnn2gnn_jax.runtime.errors import UserError
 
 
 def wide(x: jax.Array) -> jax.Array:

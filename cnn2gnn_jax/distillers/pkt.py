@@ -11,19 +11,19 @@ from cnn2gnn_jax import losses
 from cnn2gnn_jax.distillers import maps
 from cnn2gnn_jax.distillers.base import Distiller, Stage, cross_entropy, nothing, weighted
 from cnn2gnn_jax.distillers.relations import column_mean, inner_products
-from cnn2gnn_jax.parallel import all_gather
+from cnn2gnn_jax.runtime.collectives import all_gather
 
 EPSILON = 1e-7
 
 
-def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
+def create(hyper: Mapping[str, Any]) -> Distiller:
     """`ce_weight` * cross-entropy + `weight` * the mean over B x B of K_t log((K_t + e) / (K_s + e)).
 
     K = (cosine + 1) / 2 of the pooled features, its rows normalised to sum to 1.
     """
 
     def probabilities(pooled: jax.Array, columns: jax.Array) -> jax.Array:
-        cosines = inner_products(maps.normalize_rows(maps.wide(pooled)), axis_name)
+        cosines = inner_products(maps.normalize_rows(maps.wide(pooled)))
         # Rounding may take a cosine below -1, and the logarithm with it. Selected, not `maximum`: see `normalize_rows`.
         kernel = jnp.where(columns & (cosines > -1), (cosines + 1) / 2, 0)
         sums = jnp.sum(kernel, axis=-1, keepdims=True)
@@ -31,12 +31,12 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
 
     def loss(params, memory, student, teacher, batch, epoch, rng):
         del params, epoch, rng
-        columns = all_gather(batch["mask"], axis_name)
+        columns = all_gather(batch["mask"])
         s = probabilities(student.pooled, columns)
         t = probabilities(lax.stop_gradient(teacher.pooled), columns)
         divergence = column_mean(t * (jnp.log(t + EPSILON) - jnp.log(s + EPSILON)), columns)
-        extra = losses.batch_mean(divergence, batch["mask"], axis_name)
-        total, metrics = weighted(hyper, cross_entropy(student, batch, axis_name), extra)
+        extra = losses.batch_mean(divergence, batch["mask"])
+        total, metrics = weighted(hyper, cross_entropy(student, batch), extra)
         return total, memory, metrics
 
     return Distiller(("pooled",), nothing, (Stage("train", loss),), student=("logits", "pooled"))

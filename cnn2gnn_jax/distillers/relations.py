@@ -3,12 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from cnn2gnn_jax.parallel import all_gather
+from cnn2gnn_jax.runtime.collectives import all_gather
 
 
-def inner_products(rows: jax.Array, axis_name: str | None) -> jax.Array:
+def inner_products(rows: jax.Array) -> jax.Array:
     """Inner products, (b, B), of this device's vectors (b, D) with those of the global batch."""
-    columns = all_gather(rows, axis_name)
+    columns = all_gather(rows)
     return jnp.einsum("id,jd->ij", rows, columns, precision="highest")
 
 

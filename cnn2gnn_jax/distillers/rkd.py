@@ -12,10 +12,10 @@ from cnn2gnn_jax import losses
 from cnn2gnn_jax.distillers import maps
 from cnn2gnn_jax.distillers.base import Distiller, Stage, cross_entropy, nothing, weighted
 from cnn2gnn_jax.distillers.relations import column_mean
-from cnn2gnn_jax.parallel import all_gather, psum
+from cnn2gnn_jax.runtime.collectives import all_gather, psum
 
 
-def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
+def create(hyper: Mapping[str, Any]) -> Distiller:
     """`ce_weight` * cross-entropy + `weight` * (`distance_weight` * D + `angle_weight` * A).
 
     D and A are the means over all pairs and triples of the batch of smooth-L1(student's, teacher's): of the Euclidean
@@ -26,12 +26,12 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
     def relations(pooled: jax.Array, mask: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Distances (b, B) and cosines (b, B, B)."""
         pooled = maps.wide(pooled)
-        differences = all_gather(pooled, axis_name)[None] - pooled[:, None]
+        differences = all_gather(pooled)[None] - pooled[:, None]
         squares = jnp.sum(jnp.square(differences), axis=-1)
         positive = squares > 0
         distances = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
         counted = positive & mask[:, None] & columns
-        total, count = psum((jnp.sum(jnp.where(counted, distances, 0)), jnp.sum(counted)), axis_name)
+        total, count = psum((jnp.sum(jnp.where(counted, distances, 0)), jnp.sum(counted)))
         mean = jnp.where(count > 0, total / jnp.maximum(count, 1), 1)
         units = maps.normalize_rows(differences)
         return distances / mean, jnp.einsum("ijd,ikd->ijk", units, units, precision="highest")
@@ -39,15 +39,15 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
     def loss(params, memory, student, teacher, batch, epoch, rng):
         del params, epoch, rng
         mask = batch["mask"]
-        columns = all_gather(mask, axis_name)
+        columns = all_gather(mask)
         (s_distances, s_cosines), (t_distances, t_cosines) = (
             relations(pooled, mask, columns) for pooled in (student.pooled, lax.stop_gradient(teacher.pooled))
         )
         pairs = column_mean(optax.losses.huber_loss(s_distances, t_distances), columns)
         triples = column_mean(column_mean(optax.losses.huber_loss(s_cosines, t_cosines), columns), columns)
-        distance, angle = (losses.batch_mean(values, mask, axis_name) for values in (pairs, triples))
+        distance, angle = (losses.batch_mean(values, mask) for values in (pairs, triples))
         extra = hyper["distance_weight"] * distance + hyper["angle_weight"] * angle
-        total, metrics = weighted(hyper, cross_entropy(student, batch, axis_name), extra)
+        total, metrics = weighted(hyper, cross_entropy(student, batch), extra)
         return total, memory, metrics | {"distance": distance, "angle": angle}
 
     return Distiller(("pooled",), nothing, (Stage("train", loss),), student=("logits", "pooled"))

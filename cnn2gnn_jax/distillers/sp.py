@@ -11,10 +11,10 @@ from cnn2gnn_jax import losses
 from cnn2gnn_jax.distillers import maps
 from cnn2gnn_jax.distillers.base import Distiller, Stage, cross_entropy, weighted
 from cnn2gnn_jax.distillers.relations import column_mean, inner_products
-from cnn2gnn_jax.parallel import all_gather
+from cnn2gnn_jax.runtime.collectives import all_gather
 
 
-def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
+def create(hyper: Mapping[str, Any]) -> Distiller:
     """`ce_weight` * cross-entropy + `weight` * ||Q(G_s) - Q(G_t)||^2 / B^2.
 
     G = F F^T, (B, B), of the last stage's flattened maps, its rows normalised by Q.
@@ -26,16 +26,16 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
         return {}, {}
 
     def similarity(x: jax.Array, columns: jax.Array) -> jax.Array:
-        products = inner_products(maps.wide(x).reshape(len(x), -1), axis_name)
+        products = inner_products(maps.wide(x).reshape(len(x), -1))
         return maps.normalize_rows(jnp.where(columns, products, 0))
 
     def loss(params, memory, student, teacher, batch, epoch, rng):
         del params, epoch, rng
-        columns = all_gather(batch["mask"], axis_name)
+        columns = all_gather(batch["mask"])
         s = similarity(student.features[-1], columns)
         t = similarity(lax.stop_gradient(teacher.features[-1]), columns)
-        extra = losses.batch_mean(column_mean(jnp.square(s - t), columns), batch["mask"], axis_name)
-        total, metrics = weighted(hyper, cross_entropy(student, batch, axis_name), extra)
+        extra = losses.batch_mean(column_mean(jnp.square(s - t), columns), batch["mask"])
+        total, metrics = weighted(hyper, cross_entropy(student, batch), extra)
         return total, memory, metrics
 
     return Distiller(("features",), init, (Stage("train", loss),), student=("logits", "features"))

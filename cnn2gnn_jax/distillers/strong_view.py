@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from cnn2gnn_jax.distillers import image_ops
 from cnn2gnn_jax.distillers.base import Setting
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 Policy = tuple[tuple[str, float], ...]
 

@@ -39,7 +39,7 @@ class Gaussian(nn.Module):
         return maps.wide(x), nn.softplus(rho) + LEAST_VARIANCE
 
 
-def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
+def create(hyper: Mapping[str, Any]) -> Distiller:
     """`ce_weight` * cross-entropy + `weight` * the sum over stages of mean(((mu(f_s) - f_t)^2 / v + log v) / 2).
 
     mu and v are a `Gaussian` for each stage, trained with the student.
@@ -64,8 +64,8 @@ def create(hyper: Mapping[str, Any], axis_name: str | None) -> Distiller:
             mean, variance = module.apply({"params": params[name]}, s)
             errors = jnp.square(mean - maps.adaptive_average_pool(maps.wide(t), *module.size))
             total += jnp.mean(0.5 * (errors / variance + jnp.log(variance)), axis=(1, 2, 3))
-        extra = losses.batch_mean(total, batch["mask"], axis_name)
-        total, metrics = weighted(hyper, cross_entropy(student, batch, axis_name), extra)
+        extra = losses.batch_mean(total, batch["mask"])
+        total, metrics = weighted(hyper, cross_entropy(student, batch), extra)
         return total, memory, metrics
 
     return Distiller(("features",), init, (Stage("train", loss),), student=("logits", "features"))

@@ -8,11 +8,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from cnn2gnn_jax.errors import UserError
 from cnn2gnn_jax.networks.layers import STEMS, Outputs
 from cnn2gnn_jax.networks.resnet import ResNet
 from cnn2gnn_jax.networks.vgg import VGG
 from cnn2gnn_jax.networks.wrn import WRN
+from cnn2gnn_jax.runtime.errors import UserError
 
 __all__ = ["PAIRS", "Outputs", "create", "parse_pair"]
 
@@ -69,7 +69,6 @@ def create(
     *,
     stem: str = "cifar",
     dtype: DTypeLike = jnp.float32,
-    axis_name: str | None = None,
 ) -> nn.Module:
     """The network called `name`: `module.apply(variables, images_BxHxWxC, train=False, mask=None)` gives `Outputs`.
 
@@ -81,7 +80,6 @@ def create(
         num_classes: width of the logits.
         stem: 'cifar' (3x3 at stride 1) or, for large images, 'downsample' (7x7 at stride 2, then a max-pool).
         dtype: of the convolutions.
-        axis_name: mapped axis over which the batch is spread; BatchNorm then sees the global batch.
 
     Raises:
         UserError: unknown name or stem.
@@ -95,7 +93,7 @@ def create(
     network = _find(name)
     if stem not in STEMS:
         raise UserError(f"Unknown stem {stem!r}. Choose one of {', '.join(STEMS)}.")
-    return network(num_classes=num_classes, stem=stem, dtype=dtype, axis_name=axis_name)
+    return network(num_classes=num_classes, stem=stem, dtype=dtype)
 
 
 def parse_pair(word: str) -> tuple[str, str]:

@@ -8,23 +8,22 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from cnn2gnn_jax.runtime.collectives import psum
+
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     """The dtype of parameters, statistics and logits beside computation in `dtype`: float64 stays, less is raised."""
     return jnp.promote_types(jnp.float32, dtype)
 
 
-def batch_moments(
-    x: jax.Array, mask: jax.Array | None = None, axis_name: str | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def batch_moments(x: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mean and biased variance of each channel over the unmasked rows of the global batch.
 
-    Sums and counts, not means, are added over `axis_name`, so devices may hold different numbers of unmasked rows.
+    Sums and counts, not means, are added over devices, so devices may hold different numbers of unmasked rows.
 
     Args:
         x: (B, ..., C), float32 or wider.
         mask: (B,) bool, False where the row is padding; None where every row counts.
-        axis_name: the mapped axis that the batch is spread over; None on one device.
 
     Returns:
         mean (C,), variance (C,), and the number of values behind each of them, (). All are 0 where no row counts.
@@ -32,14 +31,11 @@ def batch_moments(
     axes = tuple(range(x.ndim - 1))
     keep_Bx1 = None if mask is None else mask.reshape(mask.shape + (1,) * (x.ndim - 1))
 
-    def over_devices(value: jax.Array) -> jax.Array:
-        return value if axis_name is None else lax.psum(value, axis_name)
-
     def total(values: jax.Array) -> jax.Array:
-        return over_devices(jnp.sum(values if keep_Bx1 is None else jnp.where(keep_Bx1, values, 0), axes))
+        return psum(jnp.sum(values if keep_Bx1 is None else jnp.where(keep_Bx1, values, 0), axes))
 
     rows = jnp.asarray(x.shape[0], x.dtype) if mask is None else jnp.sum(mask, dtype=x.dtype)
-    count = over_devices(rows * math.prod(x.shape[1:-1]))
+    count = psum(rows * math.prod(x.shape[1:-1]))
     divisor = jnp.maximum(count, 1)
     mean = total(x) / divisor
     # Two passes: E[x^2] - E[x]^2 cancels in float32 where the mean is large beside the deviation.
@@ -56,13 +52,11 @@ class BatchNorm(nn.Module):
     A batch without an unmasked row leaves the running statistics as they are.
 
     Attributes:
-        axis_name: the mapped axis over which the batch is spread; not needed by `init`.
         momentum: share of the old running statistics that stays.
         epsilon: added to the variance.
         param_dtype: of scale, bias and the running statistics.
     """
 
-    axis_name: str | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
     param_dtype: DTypeLike = jnp.float32
@@ -78,7 +72,7 @@ class BatchNorm(nn.Module):
 
         wide = x.astype(at_least_float32(x.dtype))
         if train and not self.is_initializing():
-            mean, var, count = batch_moments(wide, mask, self.axis_name)
+            mean, var, count = batch_moments(wide, mask)
             keep = jnp.where(count > 0, self.momentum, 1.0)
             for running, new in ((running_mean, mean), (running_var, var)):
                 running.value = (keep * running.value + (1 - keep) * new).astype(running.value.dtype)

@@ -23,11 +23,10 @@ class Block(nn.Module):
     stride: int
     bottleneck: bool
     dtype: DTypeLike = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> jax.Array:
-        norm = partial(BatchNorm, self.axis_name, param_dtype=at_least_float32(self.dtype))
+        norm = partial(BatchNorm, param_dtype=at_least_float32(self.dtype))
         plan = [(self.width, 3, self.stride), (self.width, 3, 1)]  # channels, kernel, stride
         if self.bottleneck:
             plan = [(self.width, 1, 1), (self.width, 3, self.stride), (4 * self.width, 1, 1)]
@@ -56,7 +55,6 @@ class ResNet(nn.Module):
         widths: `Block.width` of each stage; the stem has the first one's.
         stem: 'cifar' (3x3) or 'downsample' (7x7 at stride 2, 3x3 max-pool at stride 2).
         dtype: of the convolutions.
-        axis_name: mapped axis of the global batch, see `BatchNorm`.
     """
 
     num_classes: int
@@ -65,20 +63,19 @@ class ResNet(nn.Module):
     bottleneck: bool = False
     stem: str = "cifar"
     dtype: DTypeLike = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, mask: jax.Array | None = None) -> layers.Outputs:
         """images: (B, H, W, channels); mask: (B,) bool, False for padding that BatchNorm leaves out, or None."""
         x = layers.stem_conv(self.widths[0], self.stem, dtype=self.dtype, name="stem_conv")(images)
-        x = BatchNorm(self.axis_name, param_dtype=at_least_float32(self.dtype), name="stem_norm")(x, train, mask)
+        x = BatchNorm(param_dtype=at_least_float32(self.dtype), name="stem_norm")(x, train, mask)
         # Max-pool and ReLU commute, so that the pooled output, too, has a map before its ReLU.
         x = layers.stem_pool(x, self.stem)
         preactivations = [x]
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), 1):
             for i in range(depth):
                 stride = 2 if stage > 1 and i == 0 else 1
-                block = Block(width, stride, self.bottleneck, self.dtype, self.axis_name, name=f"stage{stage}_block{i}")
+                block = Block(width, stride, self.bottleneck, self.dtype, name=f"stage{stage}_block{i}")
                 x = block(nn.relu(x), train, mask)
             preactivations.append(x)
         features = tuple(nn.relu(x) for x in preactivations)

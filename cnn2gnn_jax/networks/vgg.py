@@ -22,14 +22,12 @@ class VGG(nn.Module):
         depths: convolutions of each block.
         stem: 'cifar', or 'downsample': the first convolution is 7x7 at stride 2, and block 0's own max-pool follows.
         dtype: of the convolutions.
-        axis_name: mapped axis of the global batch, see `BatchNorm`.
     """
 
     num_classes: int
     depths: tuple[int, int, int, int, int]
     stem: str = "cifar"
     dtype: DTypeLike = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, mask: jax.Array | None = None) -> layers.Outputs:
@@ -42,7 +40,7 @@ class VGG(nn.Module):
                 stem = self.stem if block == i == 0 else "cifar"
                 name = f"block{block}_conv{i}"
                 x = layers.stem_conv(width, stem, dtype=self.dtype, name=name, use_bias=True)(x)
-                norm = BatchNorm(self.axis_name, param_dtype=at_least_float32(self.dtype), name=f"block{block}_norm{i}")
+                norm = BatchNorm(param_dtype=at_least_float32(self.dtype), name=f"block{block}_norm{i}")
                 before = norm(x, train, mask)
                 x = nn.relu(before)
             preactivations.append(before)

@@ -22,12 +22,11 @@ class Block(nn.Module):
     width: int
     stride: int
     dtype: DTypeLike = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Returns the block's raw output and its input after the first BN, before the first ReLU."""
-        norm = partial(BatchNorm, self.axis_name, param_dtype=at_least_float32(self.dtype))
+        norm = partial(BatchNorm, param_dtype=at_least_float32(self.dtype))
         before = norm(name="norm1")(x, train, mask)
         active = nn.relu(before)
         out = layers.conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(active)
@@ -49,7 +48,6 @@ class WRN(nn.Module):
         widen: k.
         stem: 'cifar' (3x3) or 'downsample' (7x7 at stride 2, 3x3 max-pool at stride 2).
         dtype: of the convolutions.
-        axis_name: mapped axis of the global batch, see `BatchNorm`.
     """
 
     num_classes: int
@@ -57,7 +55,6 @@ class WRN(nn.Module):
     widen: int
     stem: str = "cifar"
     dtype: DTypeLike = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, mask: jax.Array | None = None) -> layers.Outputs:
@@ -68,12 +65,12 @@ class WRN(nn.Module):
         for stage, width in enumerate((16, 32, 64), 1):
             for i in range((self.depth - 4) // 6):
                 stride = 2 if stage > 1 and i == 0 else 1
-                block = Block(width * self.widen, stride, self.dtype, self.axis_name, name=f"stage{stage}_block{i}")
+                block = Block(width * self.widen, stride, self.dtype, name=f"stage{stage}_block{i}")
                 x, before = block(x, train, mask)
                 if i == 0:
                     preactivations.append(before)
             features.append(x)
-        norm = BatchNorm(self.axis_name, param_dtype=at_least_float32(self.dtype), name="final_norm")
+        norm = BatchNorm(param_dtype=at_least_float32(self.dtype), name="final_norm")
         preactivations.append(norm(x, train, mask))
         pooled = layers.global_average_pool(nn.relu(preactivations[-1]))
         logits = layers.classifier(self.num_classes, layers.linear_init, self.dtype)(pooled)

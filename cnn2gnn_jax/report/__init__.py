@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from cnn2gnn_jax import storage
 from cnn2gnn_jax.data import Dataset, Split
-from cnn2gnn_jax.metrics import read_records, say
 from cnn2gnn_jax.report import figures, text, words
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.training.metrics import read_records
 
 
 def write(

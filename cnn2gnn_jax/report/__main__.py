@@ -11,12 +11,13 @@ from typing import Any
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from cnn2gnn_jax import cli, data, storage
-from cnn2gnn_jax.errors import UserError
-from cnn2gnn_jax.metrics import say
+from cnn2gnn_jax import data
+from cnn2gnn_jax.evaluation.summary import NOT_INSTALLED
 from cnn2gnn_jax.report import figures, formats, plots, records, tables
 from cnn2gnn_jax.report.page import Section, page
-from cnn2gnn_jax.results import NOT_INSTALLED
+from cnn2gnn_jax.runtime import command_line, storage
+from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.errors import UserError
 
 _LEAD = (
     "Every figure on this page is drawn from the records of runs (results.jsonl) by one command. Accuracies are on the "
@@ -123,7 +124,7 @@ def _neighbors(
 
 def main() -> None:
     """Reads the command line, writes the report."""
-    parser = cli.Parser(prog="python -m cnn2gnn_jax.report", description=__doc__)
+    parser = command_line.Parser(prog="python -m cnn2gnn_jax.report", description=__doc__)
     parser.add_argument(
         "--out", required=True, type=pathlib.Path, help="the folder of a sweep, or of its results.jsonl"
     )
@@ -134,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

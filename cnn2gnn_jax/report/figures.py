@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from cnn2gnn_jax import storage
 from cnn2gnn_jax.data import Dataset, Split
+from cnn2gnn_jax.runtime import storage
 
 _SAME, _OTHER = "#1a7f37", "#b0b0b0"
 _LONGEST = 18  # signs of a class name

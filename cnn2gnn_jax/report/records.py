@@ -15,10 +15,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax import results as run_results
-from cnn2gnn_jax import storage
-from cnn2gnn_jax.errors import UserError
-from cnn2gnn_jax.metrics import read_records
+from cnn2gnn_jax.evaluation import summary as run_results
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.training.metrics import read_records
 
 KINDS = ("methods", "settings", "ablation", "curve")
 """Layouts: methods by pairs, as Tables 1 and 2; settings under all protocols; Table 3; accuracy against a value."""

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn2gnn_jax import storage
 from cnn2gnn_jax.data import sources
+from cnn2gnn_jax.runtime import storage
 
 
 @pytest.fixture

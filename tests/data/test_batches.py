@@ -5,7 +5,7 @@ import pytest
 
 from cnn2gnn_jax.data import batches
 from cnn2gnn_jax.data.permutations import Stream, permutation, rank_in_class
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 
 @pytest.mark.parametrize("n", [1, 2, 100, 1797])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax.data import binary
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 
 @pytest.mark.parametrize(("label_bytes", "classes"), [(1, 10), (2, 100)])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax.data import cache
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 CLASSES = ("cat", "dog", "ox")
 

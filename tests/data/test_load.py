@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn2gnn_jax import data, storage
+from cnn2gnn_jax import data
 from cnn2gnn_jax.data import digits, sources
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
 from tests.data.conftest import Cifar100
 
 # In a program of its own, what the fixture `published_images` does.

@@ -6,7 +6,7 @@ import pytest
 
 from cnn2gnn_jax import data
 from cnn2gnn_jax.data import download, sources
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 
 def test_the_folder_its_parent_and_the_archive_are_found(tmp_path, cifar100, publish):

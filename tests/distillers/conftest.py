@@ -45,12 +45,12 @@ def random_state(distiller, student, teacher):
     return params, jax.tree_util.tree_map_with_path(start, memory)
 
 
-def make_example(method, maps="alike", rows=6, classes=5, dtype="float64", axis_name=None):
+def make_example(method, maps="alike", rows=6, classes=5, dtype="float64"):
     """A distiller, outputs of both networks, a batch, parameters and memory."""
     hyper = distillers.hyperparameters(method, "vgg13", "vgg8")
     if method == "crd":
         hyper = hyper | FEW | {"training_labels": TRAINING_LABELS % classes}
-    distiller = distillers.create(method, hyper, axis_name)
+    distiller = distillers.create(method, hyper)
     views = 1 if distiller.second_view is None else 2
     student, teacher = (
         random_outputs(seed, sizes, views * rows, classes, dtype) for seed, sizes in enumerate(MAPS[maps])

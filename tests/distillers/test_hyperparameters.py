@@ -6,7 +6,7 @@ import pytest
 
 from cnn2gnn_jax import distillers, networks
 from cnn2gnn_jax.distillers import strong_view
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 FIXED = {
     "kd": {"temperature": 4, "ce_weight": 0.1, "kd_weight": 0.9, "tau_squared": True},

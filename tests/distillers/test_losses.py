@@ -390,10 +390,9 @@ def test_padding_and_two_devices_change_nothing(example, method, maps, name):
         padded = spread(e, 8)
         views = len(padded.student.logits) // 8
         by_device = np.arange(8 * views).reshape(views, 2, 4).swapaxes(0, 1).ravel()  # each device: plain, then strong
-        parallel = find_stage(example(method, maps, axis_name="batch"), name)
 
         def device(*shard):
-            (loss, (memory, metrics)), (to_params, to_student, _) = evaluate(parallel, *shard)
+            (loss, (memory, metrics)), (to_params, to_student, _) = evaluate(stage, *shard)
             return *jax.lax.psum((loss, metrics, to_params), "batch"), memory, to_student
 
         mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))

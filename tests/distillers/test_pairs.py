@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax import distillers, networks
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 METHODS = [name for name, method in distillers.METHODS.items() if method.student == "cnn"]
 LABELS = np.arange(500, dtype=np.int32) % 100

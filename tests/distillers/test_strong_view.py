@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from cnn2gnn_jax import distillers
 from cnn2gnn_jax.distillers import image_ops, strong_view
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 
 @functools.cache

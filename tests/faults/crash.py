@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cnn2gnn_jax import storage, teacher_logits
+from cnn2gnn_jax import teacher_logits
 from cnn2gnn_jax.data import cache
-from cnn2gnn_jax.metrics import read_records
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.training.metrics import read_records
 from tests.faults import runs
 
 # What is there once a stage is complete, and how many. Results and report are made anew by each command.
@@ -107,7 +108,7 @@ def weights(out: pathlib.Path, log: pathlib.Path) -> str:
     def restore() -> None:
         import jax
 
-        from cnn2gnn_jax.checkpoint import Checkpoints
+        from cnn2gnn_jax.training.checkpoint import Checkpoints
 
         digest = hashlib.sha256()
         for folder in sorted(out.glob("cache/**/last") if (out / "run" / "cells").exists() else out.glob("*/**/last")):

@@ -22,10 +22,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cnn2gnn_jax import bundle, pipeline, scoring, storage, teacher_logits, trained
-from cnn2gnn_jax.checkpoint import Checkpoints
+from cnn2gnn_jax import pipeline, teacher_logits
 from cnn2gnn_jax.data import cache
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.evaluation import scoring
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.serving import bundle, trained
+from cnn2gnn_jax.training.checkpoint import Checkpoints
 from tests.faults import tiny
 from tests.faults.runs import without_times
 

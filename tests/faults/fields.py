@@ -7,7 +7,7 @@ Tries the tables of tests/test_config.py and prints how many fields and values t
 
 import sys
 
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 from tests import test_config as table
 
 

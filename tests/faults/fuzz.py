@@ -30,11 +30,15 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from cnn2gnn_jax import bundle, checkpoint, config, runs, storage, teacher_logits
+from cnn2gnn_jax import config, teacher_logits
+from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.data import binary, cache, image_folders, images
 from cnn2gnn_jax.data.builders import mini_imagenet
-from cnn2gnn_jax.errors import UserError
-from cnn2gnn_jax.metrics import read_records
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.serving import bundle
+from cnn2gnn_jax.training import checkpoint
+from cnn2gnn_jax.training.metrics import read_records
 from configs import digits
 
 SECONDS = 60  # after which a parser hangs

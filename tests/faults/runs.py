@@ -13,8 +13,9 @@ from typing import Any
 import jax
 from matplotlib import font_manager
 
-from cnn2gnn_jax import cli, main, storage, sweep
+from cnn2gnn_jax import main, sweep
 from cnn2gnn_jax.data import digits
+from cnn2gnn_jax.runtime import command_line, storage
 
 CONFIG = pathlib.Path(__file__).with_name("tiny.py")
 # Of a resumed run's results these alone may differ.
@@ -63,7 +64,7 @@ def start(flags: Sequence[str], log: pathlib.Path, prepare: Callable[[], None] =
         prepare()
         sys.argv = ["cnn2gnn_jax", *flags]
         if flags[0].startswith("--sweep"):
-            cli.run(sweep.main)
+            command_line.run(sweep.main)
         else:
             main.run()
         code = 0

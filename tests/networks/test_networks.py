@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax import networks
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 # name: (parameters, millions of multiply-adds) at 100 classes and 32x32x3
 SIZES = {

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cnn2gnn_jax.data import binary, images, sources
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 
 class ArraysBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from cnn2gnn_jax.data import image_folders, selection, sources
 from cnn2gnn_jax.data.image_folders import Files
 from cnn2gnn_jax.data.permutations import Stream
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 
 class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]

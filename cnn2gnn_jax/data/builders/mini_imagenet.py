@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from cnn2gnn_jax.data import sources
 from cnn2gnn_jax.data.builders.mini_imagenet_names import NAMES
-from cnn2gnn_jax.errors import UserError
+from cnn2gnn_jax.runtime.errors import UserError
 
 _LISTS = ("train.csv", "val.csv", "test.csv")
 _TRAIN_SHARE = (5, 6)

@@ -1,0 +1,41 @@
+"""Collectives over the devices that share a batch.
+
+A training step may run on the whole batch, or on each device's part of it under the mapped axis `AXIS`. These functions
+ask JAX whether that axis is bound. Where it is not, the part is the whole batch and a collective is the identity, so
+graph, statistics and losses are always those of the global batch and no caller names the axis.
+"""
+
+from typing import Any
+
+import jax
+from jax import lax
+
+AXIS = "batch"
+
+
+def _batch_is_split() -> bool:
+    try:
+        lax.axis_size(AXIS)
+    except NameError:
+        return False
+    return True
+
+
+def all_gather(part: jax.Array) -> jax.Array:
+    """The global batch, (B, ...), from this device's part of it, (b, ...)."""
+    return lax.all_gather(part, AXIS, tiled=True) if _batch_is_split() else part
+
+
+def first_row(rows: int) -> jax.Array | int:
+    """Where this device's `rows` rows begin in a global array."""
+    return lax.axis_index(AXIS) * rows if _batch_is_split() else 0
+
+
+def local_rows(whole: jax.Array, rows: int) -> jax.Array:
+    """This device's `rows` rows, (b, ...), of a global array, (B, ...)."""
+    return lax.dynamic_slice_in_dim(whole, first_row(rows), rows) if _batch_is_split() else whole
+
+
+def psum(tree: Any) -> Any:
+    """Leaves summed over the devices."""
+    return lax.psum(tree, AXIS) if _batch_is_split() else tree

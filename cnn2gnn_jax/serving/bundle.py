@@ -1,0 +1,124 @@
+"""A serving bundle: a student with its anchors as one StableHLO module, and a manifest.
+
+    BUNDLE/manifest.json      format, classes, image_shape, normalisation, graph (of a graph student), platforms, sha256
+                              and size of the module
+    BUNDLE/model.stablehlo    uint8 images (b, H, W, C), any b, to class probabilities (b, classes) float32
+
+It needs JAX and flatbuffers to be used, and nothing of this package (the README shows how).
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.serving import trained
+from cnn2gnn_jax.serving.trained import Trained
+
+FORMAT = 1  # raised when a reader of this version could not use what is written
+PLATFORMS = ("cpu", "cuda")
+MODEL, MANIFEST = "model.stablehlo", "manifest.json"
+
+
+class Bundle(NamedTuple):
+    """A bundle that was read: `call` maps images (b, H, W, C) uint8 to probabilities (b, classes)."""
+
+    call: Callable[[Any], jax.Array]
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    manifest: dict[str, Any]
+
+
+def serialize(function: Callable[[jax.Array], jax.Array], image_shape: tuple[int, int, int]) -> bytes:
+    """A function of uint8 images (b, H, W, C), for any b, as a StableHLO module for each of PLATFORMS."""
+    [size] = export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((size, *image_shape), jnp.uint8)
+    return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(images).serialize())
+
+
+def check_free(folder: pathlib.Path) -> None:
+    """Raises UserError where the folder holds anything but a bundle, which may be replaced."""
+    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there and no bundle: choose another --out")
+
+
+def write(folder: pathlib.Path, student: Trained, module: bytes, facts: dict[str, Any]) -> None:
+    """Writes a bundle, the whole folder or nothing.
+
+    Args:
+      folder: where to; see `check_free`.
+      student: whose module it is.
+      module: as `serialize` gives it.
+      facts: JSON values to keep in the manifest.
+
+    Raises:
+      UserError: the folder holds something else.
+    """
+    check_free(folder)
+    recorded = student.recorded
+    with storage.atomic_folder(folder) as beside:
+        (beside / MODEL).write_bytes(module)
+        manifest = {
+            "format": FORMAT,
+            "classes": list(recorded.classes),
+            "image_shape": list(recorded.image_shape),
+            "mean": list(recorded.mean),
+            "std": list(recorded.std),
+            "graph": student.graph,
+            "platforms": list(PLATFORMS),
+            "files": {MODEL: {"sha256": storage.sha256(beside / MODEL), "bytes": len(module)}},
+            **facts,
+        }
+        storage.write_json(beside / MANIFEST, manifest)
+
+
+def read(folder: pathlib.Path) -> Bundle:
+    """Opens a bundle after its module's hash was checked.
+
+    Raises:
+      UserError: it is no bundle, of another version, damaged, or not for this platform.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} is no bundle (it has no {MANIFEST}): make one by cnn2gnn_jax.export")
+    manifest = storage.read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} is a bundle of another version (format {manifest.get('format')}, expected {FORMAT}): "
+            "export it again with this one"
+        )
+    again = "export it again"
+    try:
+        classes, image_shape = tuple(manifest["classes"]), tuple(manifest["image_shape"])
+        expected, platforms = manifest["files"][MODEL]["sha256"], manifest["platforms"]
+        _check_types(classes, image_shape, platforms)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / MANIFEST} is damaged ({error}): {again}") from None
+    if not (folder / MODEL).is_file() or storage.sha256(folder / MODEL) != expected:
+        raise UserError(f"{folder / MODEL} is missing or damaged (its sha256 is not the manifest's): {again}")
+    if (platform := jax.default_backend().replace("gpu", "cuda")) not in platforms:
+        raise UserError(f"{folder} is for {', '.join(platforms)}, and this is {platform}: set JAX_PLATFORMS=cpu")
+    try:
+        module = export.deserialize(bytearray((folder / MODEL).read_bytes()))
+    except Exception as error:  # of JAX's reader, many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder / MODEL} cannot be read by JAX {jax.__version__} ({reason}): {again}") from error
+    return Bundle(module.call, classes, image_shape, manifest)
+
+
+def _check_types(classes: tuple, image_shape: tuple, platforms: Any) -> None:
+    if not all(isinstance(name, str) for name in classes):
+        raise TypeError("classes are no names")
+    if len(image_shape) != 3 or not all(isinstance(side, int) and side > 0 for side in image_shape):
+        raise TypeError("image_shape is no shape")
+    if not isinstance(platforms, list) or not all(isinstance(name, str) for name in platforms):
+        raise TypeError("platforms are no names")
+
+
+def of_student(student: Trained) -> bytes:
+    """The module of a student: Mechanism 1 for a graph student."""
+    return serialize(lambda images: trained.answer(student, images).probabilities, student.recorded.image_shape)

@@ -1,0 +1,214 @@
+"""The training loop: chunks of steps, what they are fed, and when their metrics are read."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from cnn2gnn_jax.data import batches
+from cnn2gnn_jax.runtime.devices import ONE, SEEDS, Devices
+from cnn2gnn_jax.training.state import TrainState, catch_up, over_seeds, state_axes
+from cnn2gnn_jax.training.step import Batch, Metrics, make_step
+from cnn2gnn_jax.training.task import Task, learning_rate
+
+
+def make_chunk(task: Task, seeds: int = 1, devices: Devices = ONE) -> Callable[..., tuple[TrainState, Metrics]]:
+    """K steps: `chunk(state, data, teacher_variables, feed, seed) -> (state, metrics of K steps)`.
+
+    `data` holds what is on the device of the training set, (N, ...) each: `input` (uint8 images or features), `label`,
+    the teacher's cached outputs. `feed` has `index` and `mask`, (K, B), and the batches of what is not in `data`,
+    (K, B, ...). With `seeds` > 1 the arrays of state, feed, seed and metrics have a leading axis of that size, and
+    the students train side by side. `state` is donated. On several `devices` each has a part of the batch or, if they
+    spread seeds, of the seeds, whose number is a multiple of theirs.
+    """
+    step = make_step(task, devices.shards_head)
+
+    def one_step(
+        state: TrainState, data: Batch, teacher_variables: Any, batch: Batch, seed: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        rows = {name: array[batch["index"]] for name, array in data.items()}
+        return step(state, {**rows, **batch}, teacher_variables, seed)
+
+    def scanned_steps(
+        state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        return lax.scan(lambda state, batch: one_step(state, data, teacher_variables, batch, seed), state, feed)
+
+    def step_of_feed(
+        state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: jax.Array, k: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        batch = jax.tree.map(lambda array: lax.dynamic_index_in_dim(array, k, keepdims=False), feed)
+        return one_step(state, data, teacher_variables, batch, seed)
+
+    if scans_steps(task):
+        return _map_over_devices(scanned_steps, task, seeds, devices)
+    mapped = _map_over_devices(step_of_feed, task, seeds, devices, extra_arguments=1)
+
+    def looped_steps(
+        state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        feed, metrics = jax.tree.map(jnp.asarray, feed), []  # put on the device once, not in every step
+        for k in range(feed["mask"].shape[_step_axis(seeds, devices)]):
+            state, metrics_of_step = mapped(state, data, teacher_variables, feed, seed, np.int32(k))
+            metrics.append(metrics_of_step)
+        return state, jax.tree.map(lambda *steps: jnp.stack(steps, axis=-1), *metrics)
+
+    return looped_steps
+
+
+def scans_steps(task: Task) -> bool:
+    """Whether the steps of a chunk are one `lax.scan`. On the CPU they are not if there are convolutions among them.
+
+    XLA's CPU backend brings a convolution into its fast form outside of loops alone.
+    """
+    has_convolutions = not task.is_dense or task.teacher is not None
+    return jax.default_backend() != "cpu" or not has_convolutions
+
+
+def _map_over_devices(
+    function: Callable, task: Task, seeds: int, devices: Devices, extra_arguments: int = 0
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """`function(state, data, teacher_variables, feed, seed, ...)` compiled for all seeds and devices, see `make_chunk`.
+
+    The `extra_arguments` after `seed` are the same for all.
+    """
+    axes, shared = state_axes(task, seeds, devices), (None,) * extra_arguments
+    seed_axes = (0, None, None, 0, 0, *shared)
+    if not devices.spreads_seeds:
+        in_axes = (axes, None, None, _batch_axis(seeds), None, *shared)
+        return devices.map(over_seeds(function, seeds, seed_axes), in_axes, (axes, None), donate_argnums=0)
+
+    def own_seeds(*arguments: Any) -> tuple[TrainState, Metrics]:
+        state, metrics = jax.vmap(function, seed_axes)(*arguments)
+        return state, jax.tree.map(lambda x: lax.all_gather(x, SEEDS, tiled=True), metrics)
+
+    return devices.map(own_seeds, seed_axes, (axes, None), donate_argnums=0)
+
+
+def _batch_axis(seeds: int) -> int:
+    """Where the images of a feed are, (K, B, ...) or (seeds, K, B, ...)."""
+    return 1 if seeds == 1 else 2
+
+
+def _step_axis(seeds: int, devices: Devices) -> int:
+    """Where the K steps of a feed are: (K, B, ...), (seeds, K, B, ...), or with pmap (devices, seeds, K, B, ...)."""
+    if seeds == 1:
+        return 0
+    return 2 if devices.spreads_seeds and devices.backend == "pmap" else 1
+
+
+def chunk_bounds(step: int, total: int, per_epoch: int, longest: int) -> Iterator[tuple[int, int]]:
+    """The (first, last + 1) steps of the chunks from `step` to `total`; a pure function of the other arguments.
+
+    Chunks end at epochs and are at most `longest`; an epoch is cut into equal ones if up to twice the fewest do.
+    """
+    fewest = -(-per_epoch // longest)
+    pieces = next((k for k in range(fewest, 2 * fewest + 1) if per_epoch % k == 0), fewest)
+    size = -(-per_epoch // pieces)
+    while step < total:
+        epoch_end = (step // per_epoch + 1) * per_epoch
+        start = step - (step % per_epoch) % size  # where a chunk that holds `step` begins
+        end = min(start + size, epoch_end, total)
+        yield step, end
+        step = end
+
+
+def epoch_indices(task: Task, first: int, last: int) -> np.ndarray:
+    """The training indices (K, B) of the steps first..last-1 of one epoch."""
+    size = task.recipe.batch_size
+    epoch, offset = divmod(first, task.steps_per_epoch)
+    if task.grouped is None:
+        order = batches.epoch_order(task.seed, epoch, task.rows)
+    else:
+        order = batches.grouped_order(*task.grouped, size, task.seed, epoch)
+    return order[offset * size : (offset + last - first) * size].reshape(last - first, size).astype(np.int32)
+
+
+def feed(
+    tasks: Sequence[Task], first: int, last: int, host: Mapping[str, np.ndarray], devices: Devices = ONE
+) -> dict[str, Any]:
+    """What a chunk of the steps first..last-1 is fed, see `make_chunk`; the rows of `host`, (N, ...) each, with it.
+
+    Each process reads the rows of its own devices alone. Batches that do not divide by the devices are padded.
+    """
+    index = np.stack([epoch_indices(task, first, last) for task in tasks])
+    mask, axis = np.ones(index.shape, bool), 0
+    if devices.spreads_seeds:
+        index, mask = (array[devices.own(len(tasks))] for array in (index, mask))
+    else:
+        if len(tasks) == 1:
+            index, mask = index[0], mask[0]
+        axis, size = _batch_axis(len(tasks)), index.shape[-1]
+        missing = [(0, 0)] * axis + [(0, devices.padded(size) - size)]
+        own = devices.own(devices.padded(size))
+        index, mask = (np.pad(array, missing)[..., own] for array in (index, mask))
+    return devices.split({"index": index, "mask": mask, **{name: rows[index] for name, rows in host.items()}}, axis)
+
+
+class Saver(Protocol):
+    """Keeps states on the way."""
+
+    def due(self, step: int) -> bool:
+        """Whether `save` is to be called after `step` steps."""
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Saves the state after `step` steps."""
+
+
+def fit(
+    tasks: Sequence[Task],
+    state: TrainState,
+    data: Batch,
+    teacher_variables: Any,
+    on_chunk: Callable[[int, Mapping[str, np.ndarray]], None],
+    saver: Saver,
+    host: Mapping[str, np.ndarray] | None = None,
+    devices: Devices = ONE,
+) -> TrainState:
+    """Trains from `state.step` to the end of the stage.
+
+    The next chunk is dispatched before the last one's metrics are read, and gathered from `host` while the last one
+    runs; except where a state is to be saved: its own metrics are read first, so that no state is kept whose loss was
+    not finite.
+
+    Args:
+      tasks: what is trained; several differ in their seed alone and train side by side.
+      state: where to start; donated. Of several tasks, stacked on a leading axis.
+      data: what is on the device of the training set, see `make_chunk`.
+      teacher_variables: of the teacher in the step, or None.
+      on_chunk: called with the first step of a chunk and its metrics, each (K,), on the host; of several tasks
+        (tasks, K). It raises to stop.
+      saver: asked at the end of each chunk whether to save the state, which it must not keep.
+      host: the rest of the training set, gathered chunk by chunk.
+      devices: what the state and `data` are on.
+    """
+    task, count = tasks[0], len(tasks)
+    chunk, rate_at, axes = make_chunk(task, count, devices), learning_rate(task), state_axes(task, count, devices)
+    seed = _seeds(tasks, devices)
+    start = int(np.max(jax.device_get(state.step)))
+    state = devices.place(state, axes)
+    pending: tuple[int, Metrics] | None = None
+    for first, last in chunk_bounds(start, task.total_steps, task.steps_per_epoch, task.recipe.chunk_steps):
+        if first and float(rate_at(first)) != float(rate_at(first - 1)):
+            state = catch_up(task, state, first, count, devices)
+        state, metrics = chunk(state, data, teacher_variables, feed(tasks, first, last, host or {}, devices), seed)
+        if pending is not None:
+            on_chunk(pending[0], jax.device_get(pending[1]))
+        pending = (first, metrics)
+        if saver.due(last):
+            on_chunk(first, jax.device_get(metrics))
+            pending = None
+            saver.save(last, devices.collect(state, axes))
+    if pending is not None:
+        on_chunk(pending[0], jax.device_get(pending[1]))
+    return devices.collect(state, axes)
+
+
+def _seeds(tasks: Sequence[Task], devices: Devices) -> Any:
+    seeds = np.asarray([task.seed for task in tasks], np.int32)
+    if devices.spreads_seeds:
+        return devices.split(seeds[devices.own(len(tasks))], 0)
+    return devices.replicate(seeds if len(tasks) > 1 else seeds[0])

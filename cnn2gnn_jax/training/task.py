@@ -1,0 +1,113 @@
+"""What is trained and how: network, losses, recipe; and the optimiser that follows from it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from cnn2gnn_jax import distillers, gnn
+from cnn2gnn_jax.distillers import Distiller, Stage
+from cnn2gnn_jax.distillers.base import everything
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is trained, and how.
+
+    module: a CNN of the zoo, or a `gnn.GraphStudent`.
+    distiller, stage: the losses; `stage` is one of the distiller's.
+    recipe: a resolved `train` section of the config.
+    steps_per_epoch: full batches in the training images.
+    rows: n_train, the number of training images.
+    seed: of initialisation, order and augmentation.
+    mean, std: of the images; empty where the inputs are stored features.
+    grouped: the class of each training image and how many classes a batch holds; None where batches are as drawn.
+    off_weight: weight w of a graph student's loss without its graph: the loss is (with + w * without) / (1 + w).
+    teacher: the network that runs in the step, None where its outputs come with the batch or are not needed.
+    """
+
+    module: nn.Module
+    distiller: Distiller
+    stage: Stage
+    recipe: Any
+    steps_per_epoch: int
+    rows: int
+    seed: int
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    grouped: tuple[np.ndarray, int] | None = None
+    off_weight: float = 0.0
+    teacher: nn.Module | None = None
+
+    @property
+    def is_graph(self) -> bool:
+        return isinstance(self.module, gnn.GraphStudent)
+
+    @property
+    def has_head(self) -> bool:
+        return isinstance(self.module, gnn.GraphStudent) and self.module.graph == "learned"
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the network has no convolution."""
+        return isinstance(self.module, gnn.GraphStudent) and isinstance(self.module.backbone, gnn.Flatten)
+
+    @property
+    def epochs(self) -> int:
+        return self.recipe.epochs if self.stage.epochs is None else self.stage.epochs
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+
+def with_stage(task: Task, stage: Stage) -> Task:
+    """The task at another stage of its distiller."""
+    return dataclasses.replace(task, stage=stage)
+
+
+def with_labels_only(task: Task) -> Task:
+    """The same network trained by cross-entropy alone."""
+    labels = distillers.create("none", {})
+    return dataclasses.replace(task, distiller=labels, stage=labels.stages[0], teacher=None)
+
+
+def learning_rate(task: Task) -> Callable[[jax.Array | int], jax.Array]:
+    """The rate as a function of the step: constant, divided at milestones, or a cosine to zero."""
+    recipe, base = task.recipe, task.recipe.learning_rate
+    if task.stage.learning_rate is not None:
+        return optax.schedules.constant_schedule(task.stage.learning_rate)
+    if recipe.schedule == "constant":
+        return optax.schedules.constant_schedule(base)
+    if recipe.schedule == "cosine":
+        return optax.schedules.cosine_decay_schedule(base, task.total_steps)
+    drops: dict[int, float] = {}
+    for part in recipe.milestones:
+        step = round(part * task.epochs) * task.steps_per_epoch
+        # Several milestones of a short training round to one epoch: each applies its factor.
+        drops[step] = drops.get(step, 1.0) * recipe.milestone_factor
+    return optax.schedules.piecewise_constant_schedule(base, drops)
+
+
+def optimizer(task: Task) -> optax.GradientTransformation:
+    """SGD with momentum and L2 weight decay on every parameter (as the recipes have it), or AdamW."""
+    recipe, rate = task.recipe, learning_rate(task)
+    if recipe.optimizer == "adamw":
+        tx = optax.adamw(rate, weight_decay=recipe.weight_decay)
+    else:
+        tx = optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.sgd(rate, recipe.momentum))
+    if task.stage.trains is everything:
+        return tx
+    return optax.multi_transform({True: tx, False: optax.set_to_zero()}, functools.partial(trained, task))
+
+
+def trained(task: Task, params: Any) -> Any:
+    """For each parameter, whether the stage trains it."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: task.stage.trains(tuple(str(getattr(key, "key", key)) for key in path)), params
+    )

@@ -1,0 +1,92 @@
+"""Files are whole or absent, and one owner at a time."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import UserError
+
+
+def test_fingerprints_tell_values_apart_and_not_the_order_of_keys():
+    assert storage.fingerprint({"a": 1, "b": [2, 3]}) == storage.fingerprint({"b": [2, 3], "a": 1})
+    values = [{"a": 1}, {"a": 2}, {"a": 1.5}, {"a": "1"}, {"b": 1}, {"a": [1]}, {"a": None}]
+    assert len({storage.fingerprint(value) for value in values}) == len(values)
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file.json"
+    storage.write_json(path, {"old": True})
+
+    def fail():
+        with storage.atomic_path(path) as beside:
+            beside.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert storage.read_json(path) == {"old": True}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_whole_and_remains_are_removed(tmp_path):
+    folder = tmp_path / "arrays"
+    remains = tmp_path / ".arrays.killed.partial"
+    remains.mkdir()
+    for text in ("first", "second"):
+        with storage.atomic_folder(folder) as beside:
+            (beside / text).write_text(text)
+            assert not (folder / text).exists()
+    assert [path.name for path in folder.iterdir()] == ["second"]
+    assert not remains.exists()
+
+    def fail():
+        with storage.atomic_folder(folder) as beside:
+            (beside / "third").write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert [path.name for path in folder.iterdir()] == ["second"]
+    assert [path.name for path in tmp_path.iterdir()] == ["arrays"]
+
+
+def test_json_that_has_changed_since_is_named_and_that_of_others_is_read(tmp_path):
+    path = tmp_path / "facts.json"
+    value = {"accuracy": 71.25, "1": [None, True, "é"], "seconds": 1e-7}
+    storage.write_json(path, value)
+    assert storage.read_json(path) == value
+    path.write_text(path.read_text().replace("71.25", "71.75"))
+    with pytest.raises(UserError, match=r"facts\.json is damaged \(it is not what was written"):
+        storage.read_json(path)
+    path.write_text('{"accuracy": 71.75}')
+    assert storage.read_json(path) == {"accuracy": 71.75}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"a": }', "\x00", "[" * 100_000])
+def test_damaged_json_is_named(tmp_path, text):
+    path = tmp_path / "manifest.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        storage.read_json(path)
+
+
+def test_a_lock_refuses_another_process_with_its_owner_and_ends_with_it(tmp_path):
+    path = tmp_path / "run" / ".lock"
+    hold = (
+        "import sys, pathlib; from cnn2gnn_jax import storage\n"
+        "with storage.lock(pathlib.Path(sys.argv[1]), wait=False): print('held', flush=True); sys.stdin.read()"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", hold, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert owner.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"in use by process {owner.pid}"), storage.lock(path, wait=False):
+            pass
+    finally:
+        owner.kill()
+        owner.communicate()
+    with storage.lock(path, wait=False):
+        pass

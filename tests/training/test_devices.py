@@ -1,0 +1,346 @@
+"""Several emulated devices, and several processes, against one."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnn2gnn_jax import config as configs
+from cnn2gnn_jax import distillers, gnn, networks
+from cnn2gnn_jax.config import RECIPES
+from cnn2gnn_jax.evaluation import protocols
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.devices import ONE, from_config
+from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.training import fit, head_table, loop
+from cnn2gnn_jax.training.fit import Job
+from cnn2gnn_jax.training.metrics import read_records
+from cnn2gnn_jax.training.state import head_rows, init_state, state_axes
+from cnn2gnn_jax.training.task import Task
+from configs import digits
+
+ROOT = pathlib.Path(__file__).parents[2]
+ROWS, BATCH = 50, 10
+BOTH = ["shard_map", pytest.param("pmap", marks=pytest.mark.slow)]
+
+
+def devices(count, backend="shard_map", seeds=False, shard_head=False):
+    return from_config(types.SimpleNamespace(devices=count, backend=backend, seeds=seeds, shard_head=shard_head))
+
+
+def task(seed=0, **fields):
+    recipe = RECIPES["paper"] | {"epochs": 2, "batch_size": BATCH, "head_update": "rows", "chunk_steps": 2}
+    recipe |= {"epoch": "last", **fields}
+    labels = distillers.create("none", {})
+    module = gnn.GraphStudent(3, gnn.Flatten(), sparsity=3, hidden=4, head_widths=(4, 4))
+    recipe = types.SimpleNamespace(**recipe)
+    return Task(module, labels, labels.stages[0], recipe, ROWS // BATCH, ROWS, seed, mean=(0.5,), std=(0.25,))
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    label = np.arange(ROWS, dtype=np.int32) % 3
+    images = (rng.integers(0, 128, (ROWS, 4, 4, 1)) + 60 * label[:, None, None, None]).astype(np.uint8)
+    return {"input": images, "label": label}
+
+
+def on_disk(folder, data, seeds, devices, **fields):
+    """Trains and returns the states, each with all of the table's rows."""
+    jobs = [Job(task(seed, **fields), f"seed{seed}", folder / f"seed{seed}", f"run/seed{seed}") for seed in seeds]
+    loads = fit.fit_on_disk(
+        jobs,
+        records=folder / "metrics.jsonl",
+        load_data=lambda: data,
+        score=lambda task, state: 0.0,
+        every_seconds=0,
+        devices=devices,
+    )
+    states = [load() for load in loads]
+    rows = [head_rows(job.task, state, np.arange(ROWS), devices) for job, state in zip(jobs, states, strict=True)]
+    return [(state.params, state.stats, found) for state, found in zip(states, rows, strict=True)]
+
+
+# One step, many devices -----------------------------------------------------------------------------------------------
+
+
+def spread(kinds, cases, images, x64=True):
+    """The lines of `spread_program.py`."""
+    asked = json.dumps({"kinds": kinds, "cases": cases, "images": images})
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_ENABLE_X64": str(int(x64))}
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "spread_program.py", asked],
+        **{"env": environment, "cwd": ROOT, "capture_output": True, "text": True, "timeout": 3000},
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_hundred_images_on_eight_devices_train_as_on_one():
+    cases = [[8, "shard_map", True]]
+    lines = spread(["graph"], cases, 200)
+    assert [line["case"] for line in lines] == cases
+    for line in lines:
+        assert line["dtype"] == "float64" and line["steps"] == 4
+        assert line["apart"] < 1e-8
+        assert line["classes_differ"] == 0
+
+
+# The losses of ft and crd are left to float64: where rounding takes a number over a ReLU's corner its gradient jumps,
+# and in float32 they end up to 5e-3 apart. With softplus in place of ReLU a teacher's 2e-4 become 7e-8.
+@pytest.mark.slow
+@pytest.mark.parametrize(("x64", "more", "most"), [(True, ["ft", "crd"], 1e-8), (False, [], 1e-3)])
+def test_all_that_is_trained_ends_the_same_on_1_2_and_8_devices(x64, more, most):
+    cases = [[2, "shard_map", True], [2, "pmap", False], [8, "shard_map", False], [8, "pmap", True]]
+    lines = spread(["teacher", "cnn", "graph", "dense", "ab", *more], cases, 1000, x64)
+    assert len(lines) == 4 * (5 + len(more))
+    for line in lines:
+        assert line["steps"] == 20
+        assert line["apart"] < most, line
+        assert not x64 or line["classes_differ"] == 0, line
+
+
+# The head's table -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("backend", "count"), [("pmap", 8), pytest.param("shard_map", 4, marks=pytest.mark.slow)])
+def test_a_checkpoint_of_a_sharded_head_goes_on_with_any_number_of_devices(data, tmp_path, backend, count):
+    [whole] = on_disk(tmp_path / "whole", data, [0], devices(1))
+    on_disk(tmp_path / "moved", data, [0], devices(count, backend, shard_head=True), epochs=1)
+    [moved] = on_disk(tmp_path / "moved", data, [0], devices(3, shard_head=True))  # 50 rows are 51 on three devices
+    chex.assert_trees_all_close(moved, whole, rtol=1e-4, atol=1e-5)
+    [restored] = on_disk(tmp_path / "moved", data, [0], devices(1))
+    chex.assert_trees_all_close(restored, moved, rtol=1e-6)
+    assert [record["step"] for record in read_records(tmp_path / "moved" / "metrics.jsonl")] == list(range(1, 11))
+
+
+def test_each_device_draws_and_keeps_its_own_rows():
+    on = devices(8, shard_head=True)
+    make = lambda: head_table.init(jax.random.key(0), 80, 6)  # noqa: E731
+    at = on.shardings(0, jax.eval_shape(make))
+    table = jax.jit(make, out_shardings=at)()
+    assert {shard.data.shape for shard in table.values.kernel.addressable_shards} == {(10, 6)}
+    chex.assert_trees_all_close(jax.device_get(table), jax.device_get(make()), rtol=1e-6)
+    fewer = head_table.init(jax.random.key(0), 77, 6)
+    np.testing.assert_allclose(fewer.values.kernel, table.values.kernel[:77], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_million_rows_on_eight_devices_cost_a_step_what_twenty_thousand_do():
+    small, large = 20_000, 2_000_000
+    on, seconds, chunks = devices(8, shard_head=True), {small: [], large: []}, {}
+    steps, width = 20, 256
+    for rows in (small, large):
+        this = dataclasses.replace(task(batch_size=100), rows=rows)
+        this = dataclasses.replace(this, module=this.module.clone(head_widths=(512, width), sparsity=50))
+        axes = state_axes(this, 1, on)
+        fresh = lambda this=this: init_state(this, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.uint8), None)  # noqa: E731
+        state = jax.jit(fresh, out_shardings=on.shardings(axes, jax.eval_shape(fresh)))()
+        held = {shard.data.shape for leaf in state.table.values for shard in leaf.addressable_shards}
+        assert held == {(rows // 8, width), (rows // 8,)}
+        chunks[rows] = [loop.make_chunk(this, 1, on), state]
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (steps, 104, 8, 8, 1)).astype(np.uint8)
+    for _ in range(8):
+        for rows, (chunk, state) in chunks.items():
+            index = rng.integers(0, rows, (steps, 104)).astype(np.int32)
+            mask, label = np.broadcast_to(np.arange(104) < 100, index.shape), index % 3
+            feed = on.split({"index": index, "mask": np.array(mask), "input": images, "label": label}, 1)
+            begun = time.monotonic()
+            chunks[rows][1], metrics = chunk(state, {}, None, feed, np.int32(0))
+            assert np.all(np.isfinite(metrics["loss"]))
+            seconds[rows].append(time.monotonic() - begun)
+    ratio = min(seconds[large][1:]) / min(seconds[small][1:])
+    assert ratio < 1.3, (ratio, seconds)
+
+
+# Seeds, evaluation, refusals ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_seeds_over_devices_train_as_on_one(data, tmp_path, backend):
+    spread_out = on_disk(tmp_path / "spread", data, [0, 1, 2], devices(2, backend, seeds=True))
+    chex.assert_trees_all_close(
+        spread_out, on_disk(tmp_path / "one", data, [0, 1, 2], devices(1)), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_evaluation_over_devices_counts_every_image_once(data, backend):
+    on, rng = devices(8, backend), np.random.default_rng(1)
+    images = rng.integers(0, 255, (37, 8, 8, 3)).astype(np.uint8)
+    network = networks.create("resnet8", 5)
+    variables = jax.jit(lambda: network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))()
+    one, many = (
+        protocols.network_outputs(network, variables, images, (0.5,) * 3, (0.2,) * 3, devices=used)
+        for used in (ONE, on)
+    )
+    assert one[0].shape == (37, 5)
+    chex.assert_trees_all_close(many, one, rtol=1e-4, atol=1e-5)
+
+    this = task()
+    state = jax.jit(lambda: init_state(this, data["input"], None))()
+    rows = head_rows(this, state, np.arange(20))
+    columns = protocols.anchor_columns(this.module, state.variables, data["input"][:20], rows, this.mean, this.std)
+    anchors = protocols.Anchors([columns], [data["label"][:20]])
+    one, many = (
+        protocols.graph_protocols(
+            this.module,
+            state.variables,
+            anchors,
+            data["input"],
+            data["label"],
+            this.mean,
+            this.std,
+            batch_size=7,
+            order_seed=0,
+            reading="similar",
+            devices=used,
+        )
+        for used in (ONE, on)
+    )
+    for found, expected in zip(many, one, strict=True):
+        assert (found["mechanism"], found["batch_order"]) == (expected["mechanism"], expected["batch_order"])
+        assert found["accuracy"] == pytest.approx(expected["accuracy"])
+        assert found["diagnostics"] == pytest.approx(expected["diagnostics"], rel=1e-4)
+
+
+def test_a_batch_is_split_with_padding_at_its_end(data):
+    found = loop.feed([task()], 1, 3, {"label": data["label"]}, devices(4))
+    plain = loop.feed([task()], 1, 3, {"label": data["label"]})
+    assert {name: array.shape for name, array in found.items()} == dict.fromkeys(("index", "mask", "label"), (2, 12))
+    np.testing.assert_array_equal(found["mask"], np.tile(np.arange(12) < BATCH, (2, 1)))
+    np.testing.assert_array_equal(found["index"][:, :BATCH], plain["index"])
+    np.testing.assert_array_equal(found["label"][:, :BATCH], plain["label"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"parallel.devices": 9}, "JAX finds 8"),
+        ({"parallel.seeds": True, "parallel.shard_head": True}, "leave parallel.shard_head out"),
+        ({"parallel.shard_head": True, "student.train.optimizer": "adamw"}, "head_update rows"),
+    ],
+)
+def test_what_the_devices_cannot_do_is_refused(fields, message):
+    config = digits.get_config("smoke")
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=message):
+        from_config(configs.resolve(config).parallel)
+
+
+def test_where_a_run_is_computed_is_no_part_of_what_it_is():
+    config = digits.get_config("smoke")
+    one = configs.student_fingerprint(configs.resolve(config), "data")
+    fields = {"parallel.devices": 0, "parallel.backend": "pmap", "parallel.shard_head": True}
+    config.update_from_flattened_dict(fields)
+    assert configs.student_fingerprint(configs.resolve(config), "data") == one
+
+
+# Processes ------------------------------------------------------------------------------------------------------------
+
+
+def flags(folder):
+    return [
+        *("configs/digits.py:smoke", f"--workdir={folder / 'run'}", f"--config.cache_dir={folder / 'cache'}"),
+        *("--config.checkpoint.every_seconds=0", "--config.student.sparsity=20", "--config.evaluate.graph_off=False"),
+        *("--config.student.stem_widths=(8, 16)", "--config.student.train.chunk_steps=1"),
+        # So many chunks that the processes can agree on where to stop, which takes them seconds; at a rate at which
+        # float32's rounding grows little from step to step.
+        *(
+            "--config.student.train.epochs=15",
+            "--config.student.train.learning_rate=0.001",
+            "--config.teacher.train.chunk_steps=7",
+            "--config.tensorboard=False",
+        ),
+    ]
+
+
+def lines_of(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for(process, log, reached):
+    until = time.monotonic() + 300
+    while time.monotonic() < until and process.poll() is None and not reached():
+        time.sleep(0.02)
+    assert process.poll() is None, log.read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_of_four_devices_each_stopped_and_robbed_of_one_end_as_one_process(tmp_path):
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "PORT": "12377"}
+    environment |= {"PROCESSES": "2", "DEVICES": "4"}
+    records, log = tmp_path / "two" / "run" / "metrics.jsonl", tmp_path / "log.txt"
+
+    def start():
+        with open(log, "w") as output:
+            command = ["launch/multiprocess.sh", *flags(tmp_path / "two")]
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+
+    stopped = start()
+    wait_for(stopped, log, lambda: lines_of(records) >= 4)
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait(120) == 75
+    assert "stopped by SIGTERM after step" in log.read_text()
+
+    before = lines_of(records)
+    robbed = start()
+    wait_for(robbed, log, lambda: lines_of(records) >= before + 4)
+    children = subprocess.run(["pgrep", "-P", str(robbed.pid)], capture_output=True, text=True).stdout.split()
+    for pid in children:
+        if b"--process_id=1" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(int(pid), signal.SIGKILL)
+    begun = time.monotonic()
+    assert robbed.wait(120) != 0
+    assert time.monotonic() - begun < 60
+    assert "a process was lost" in log.read_text() or "another task died" in log.read_text()
+
+    assert start().wait(500) == 0, log.read_text()
+    # From the same teacher, since float32's rounding grows from step to step, and two trainings' errors would add up.
+    shutil.copytree(tmp_path / "two" / "cache", tmp_path / "one" / "cache")
+    command = [sys.executable, "-m", "cnn2gnn_jax.main", f"--config={flags(tmp_path / 'one')[0]}"]
+    alone = {**environment, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([*command, *flags(tmp_path / "one")[1:]], cwd=ROOT, env=alone, check=True, timeout=500)
+    two, one = (
+        {record["step"]: record["loss"] for record in read_records(tmp_path / name / "run" / "metrics.jsonl")}
+        for name in ("two", "one")
+    )
+    assert list(two) == list(one) == list(range(1, 211))
+    # float32's rounding grows by a factor of ten in some 40 steps; both restarts are within the first 80.
+    np.testing.assert_allclose([two[k] for k in range(1, 81)], [one[k] for k in range(1, 81)], rtol=1e-4)
+    two, one = (storage.read_json(tmp_path / name / "run" / "results.json")["accuracies"] for name in ("two", "one"))
+    assert two[0]["accuracy"] == pytest.approx(one[0]["accuracy"], abs=2)
+
+
+@pytest.mark.parametrize("name", ["local", "multiprocess", "slurm", "tpu_vm", "gke"])
+def test_a_launcher_shows_what_it_would_run(name):
+    environment = {**os.environ, "TPU": "slice", "ZONE": "zone", "CLUSTER": "cluster", "IMAGE": "image"}
+    environment |= {"TPU_TYPE": "v5litepod-16", "PYTHON": "a python"}
+    command = [
+        ROOT / "launch" / f"{name}.sh",
+        "--dry-run",
+        "configs/digits.py:smoke",
+        "--workdir=a b",
+        "--config.seeds=2",
+    ]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert len(shown.splitlines()) == (2 if name == "multiprocess" else 1)
+    assert "--config=configs/digits.py:smoke" in shown
+    assert "--config.seeds=2" in shown
+    assert "a\\ b" in shown or "a\\\\\\ b" in shown
+    refused = subprocess.run([ROOT / "launch" / f"{name}.sh"], env=environment, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "Tested on" in refused.stderr
