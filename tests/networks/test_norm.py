@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
 
 from cnn2gnn_jax import networks
 from cnn2gnn_jax.networks.norm import BatchNorm, batch_moments
@@ -38,6 +39,30 @@ def test_training_step_equals_the_oracle(shape, masked):
         assert y.dtype == jnp.float64
         np.testing.assert_allclose(y, expected, atol=1e-12)
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-12), updated["batch_stats"], running)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_equal_those_of_the_formula_and_finite_differences(masked):
+    rng = np.random.default_rng(0)
+    mask = jnp.array([1, 1, 0, 1, 0, 1], bool) if masked else None
+    with jax.enable_x64():
+        x, weights = rng.normal(3, 2, (6, 3, 2, 4)), rng.normal(size=(6, 3, 2, 4))
+        params = {"scale": jnp.asarray(rng.normal(size=4)), "bias": jnp.asarray(rng.normal(size=4))}
+        stats = {"mean": jnp.zeros(4), "var": jnp.ones(4)}
+
+        def ours(x, params):
+            variables = {"params": params, "batch_stats": stats}
+            y, _ = BatchNorm().apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
+            return jnp.sum(jnp.sin(y) * weights)
+
+        def formula(x, params):
+            mean, var, _ = batch_moments(x, mask)
+            y = (x - mean) / jnp.sqrt(var + 1e-5) * params["scale"] + params["bias"]
+            return jnp.sum(jnp.sin(y) * weights)
+
+        gradients, expected = (jax.jit(jax.grad(f, (0, 1)))(x, params) for f in (ours, formula))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11), gradients, expected)
+        check_grads(ours, (x, params), order=1, modes=["rev"])
 
 
 def test_evaluation_uses_the_running_statistics_and_ignores_the_mask():

@@ -75,7 +75,7 @@ def test_damaged_json_is_named(tmp_path, text):
 def test_a_lock_refuses_another_process_with_its_owner_and_ends_with_it(tmp_path):
     path = tmp_path / "run" / ".lock"
     hold = (
-        "import sys, pathlib; from cnn2gnn_jax import storage\n"
+        "import sys, pathlib; from cnn2gnn_jax.runtime import storage\n"
         "with storage.lock(pathlib.Path(sys.argv[1]), wait=False): print('held', flush=True); sys.stdin.read()"
     )
     owner = subprocess.Popen(
