@@ -38,8 +38,8 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
         del params, rng
         each = divergence(student.logits, teacher.logits, batch["label"])
         extra = losses.batch_mean(each, batch["mask"])
-        part = jnp.minimum((epoch + 1) / hyper["warmup"], 1) if hyper["warmup"] else jnp.ones(())
-        now = {**hyper, "weight": hyper["weight"] * part.astype(extra.dtype)}
+        part = jnp.minimum((epoch + 1).astype(extra.dtype) / hyper["warmup"], 1) if hyper["warmup"] else 1.0
+        now = {**hyper, "weight": hyper["weight"] * part}
         total, metrics = weighted(now, cross_entropy(student, batch), extra)
         return total, memory, metrics
 
