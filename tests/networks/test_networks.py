@@ -229,8 +229,9 @@ def test_bfloat16_computes_narrow_and_returns_wide(name):
     narrow = jax.jit(narrow_net.apply)(variables, images)
     assert narrow.logits.dtype == narrow.pooled.dtype == jnp.float32
     assert all(f.dtype == jnp.bfloat16 for f in narrow.features + narrow.preactivations)
-    error = np.linalg.norm(narrow.logits - wide.logits) / np.linalg.norm(wide.logits)
-    assert error < 0.05
+    # XLA's CPU fusions of 0.11 and 0.12 were seen to return wrong pooled features in bfloat16.
+    for low, high in ((narrow.logits, wide.logits), (narrow.pooled, wide.pooled)):
+        assert np.linalg.norm(low - high) / np.linalg.norm(high) < 0.05
     initial = jax.eval_shape(narrow_net.init, KEY, images)
     assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype(jnp.float32)}
 
