@@ -1,7 +1,7 @@
 """Inductive inference (Section 3.2): Mechanism 1, one by one, and Mechanism 2, batch by batch.
 
 Both take `anchors`, a batch of training images. The head has neurons for training images alone, so an unseen image
-has distances *to* anchors, and nobody has a distance to it. The graphs without a head have every distance: they are
+has distances *to* anchors, and no anchor has a distance to it. The graphs without a head have every distance: they are
 built over the nodes at hand as in training.
 
 >>> from cnn2gnn_jax import gnn

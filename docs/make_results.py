@@ -163,7 +163,7 @@ def verdict(by_data: Mapping[str, Sequence[Cell]], ahead: str, behind: str) -> s
             for side, words in (("ahead", ahead), ("behind", behind))
             if side in sides
         ]
-        parts.append(f"on {name} {listed(certain) if certain else 'no interval leaves out zero'}")
+        parts.append(f"on {name} {listed(certain) if certain else 'every interval includes zero'}")
     return ", ".join(parts)
 
 
@@ -277,7 +277,7 @@ def choices(used: list[Cell]) -> str:
             for side, words in (("ahead", "better"), ("behind", "worse"))
             if by[side]
         ]
-        texts += [f"not told from it: {', '.join(map(escaped, by['open']))}"] * bool(by["open"])
+        texts += [f"no clear difference: {', '.join(map(escaped, by['open']))}"] * bool(by["open"])
         parts.append(f"{protocol.capitalize()}, {'; '.join(texts)}.")
     return f"**What the paper leaves open**, on held-out training images, against the {default}. {' '.join(parts)}"
 

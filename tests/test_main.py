@@ -130,7 +130,7 @@ def main():
             time.sleep(1)
         time.sleep(60)
 
-cli.run(main)
+command_line.run(main)
 """
 
 

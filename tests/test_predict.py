@@ -375,7 +375,7 @@ def test_a_mistake_is_one_line(done, capsys, monkeypatch, wrong):
     monkeypatch.setattr(sys, "argv", ["predict", *(argument.format(run=done[0]) for argument in arguments)])
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as ended:
-        predict.cli.run(predict.main)
+        predict.command_line.run(predict.main)
     found = capsys.readouterr()
     assert ended.value.code == 2 and found.out == ""
     [line] = found.err.strip().splitlines()

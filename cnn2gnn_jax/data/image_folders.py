@@ -8,7 +8,7 @@ from cnn2gnn_jax.data.images import IMAGE_SUFFIXES
 from cnn2gnn_jax.runtime.errors import UserError
 
 TRAIN_FOLDER = "train"
-TEST_FOLDERS = ("test", "val", "validation")
+TEST_FOLDERS = ("test", "val", "valid", "validation")
 _NAMED = 3  # files in a line about what is left out
 
 Files = dict[str, list[pathlib.Path]]  # by class
@@ -41,6 +41,9 @@ def scan(folder: pathlib.Path) -> ImageFolder:
     """
     if not folder.is_dir():
         raise UserError(f"data.manual_dir={folder} is no folder: set it to the one that holds the images")
+    for path in _class_folders(folder):
+        if path.name not in (names := (TRAIN_FOLDER, *TEST_FOLDERS)) and path.name.casefold() in names:
+            raise UserError(f"{path}: write the name of a split in small letters, {path.name.casefold()}/")
     train_folder, left_out = folder / TRAIN_FOLDER, list[str]()
     if not _class_folders(train_folder):
         for name in TEST_FOLDERS:
@@ -119,7 +122,10 @@ def _classes(folder: pathlib.Path, left_out: list[str]) -> Files:
             "or train/<class>/<image> and test/<class>/<image>"
         )
     if len(files) < 2:
-        raise UserError(f"{folder} holds 1 class ({next(iter(files))}): expected 2 or more folders of images")
+        split = (
+            ", since train/ with folders in it is taken for the training split" if folder.name == TRAIN_FOLDER else ""
+        )
+        raise UserError(f"{folder} holds 1 class ({next(iter(files))}): expected 2 or more folders of images{split}")
     return files
 
 

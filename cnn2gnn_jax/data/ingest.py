@@ -84,7 +84,7 @@ def _arrays(
             logging.warning("%s was written by another version of this program and is made anew (%s)", folder, error)
         except cache.Damaged as error:
             logging.warning("%s is damaged and will be made anew (%s)", folder, error)
-        if source is None and key == sources.published_key(name) and not _records_folder(name, key, cache_dir).exists():
+        if source is None and key == sources.published_key(name) and not _has_records(name, key, cache_dir):
             source = _fetch(name, downloads, fetch)
         logging.info("preparing %s in %s", name, folder)
         _build(name, image_size, source, key, folder, cache_dir, skip_unreadable)
@@ -93,6 +93,13 @@ def _arrays(
         for reason in found.manifest["unreadable"]:
             logging.warning("left out: %s", reason)
         return found
+
+
+def _has_records(name: str, key: str, cache_dir: pathlib.Path) -> bool:
+    """Whether this version of the program has prepared the records of a data set of its own."""
+    from cnn2gnn_jax.data import records  # imported here: TFDS costs a second
+
+    return records.prepared(name, _records_folder(name, key, cache_dir)) is not None
 
 
 def _fetch(name: str, downloads: pathlib.Path, fetch: bool) -> sources.Source:
@@ -144,8 +151,8 @@ def _build(
             logging.warning("%s; preparing it anew", error)
         if source is None or source.path is None:
             raise UserError(
-                f"{folder} is damaged and the original files of {name} are not at hand: set data.manual_dir to the "
-                "folder that holds them"
+                f"{folder} cannot be made anew without the original files of {name}: set data.manual_dir to the folder "
+                "that holds them"
             )
         sources.verify(name, source)
         try:

@@ -237,7 +237,7 @@ def _image_folder_source(folder: pathlib.Path, split: FolderSplit) -> Source:
     paths = [path for part in (found.train, found.test or {}) for files in part.values() for path in files]
     listing = sorted(_entry(path, str(path.relative_to(folder))) for path in (*paths, *found.lists))
     options = {} if found.test else dataclasses.asdict(split)
-    return Source(folder, storage.fingerprint([listing, options]), options, found.left_out)
+    return Source(folder, storage.fingerprint([str(folder.resolve()), listing, options]), options, found.left_out)
 
 
 def _folder_source(folder: pathlib.Path, files: tuple[str, ...]) -> Source:
@@ -245,16 +245,19 @@ def _folder_source(folder: pathlib.Path, files: tuple[str, ...]) -> Source:
     for name in files:
         path = folder / name
         listing += _entries(path, name) if path.is_dir() else [_entry(path, name)]
-    return Source(folder, storage.fingerprint(sorted(listing)))
+    return Source(folder, storage.fingerprint([str(folder.resolve()), sorted(listing)]))
 
 
-def _entry(path: pathlib.Path | os.DirEntry[str], name: str) -> tuple[str, int, int]:
-    """The name, size and time of change of a file."""
+def _entry(path: pathlib.Path | os.DirEntry[str], name: str) -> tuple[str, int, int, int]:
+    """The name, size and times of a file: that of its content, which a copy may keep, and that of its last change.
+
+    Together with the folder's path they tell a file from another one of the same name and size.
+    """
     facts = path.stat()
-    return name, facts.st_size, facts.st_mtime_ns
+    return name, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
-def _entries(folder: pathlib.Path, prefix: str) -> list[tuple[str, int, int]]:
+def _entries(folder: pathlib.Path, prefix: str) -> list[tuple[str, int, int, int]]:
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -101,8 +101,8 @@ def student(section: Any, costs: Mapping[str, Any]) -> dict[str, Any]:
 def _flops(function: Callable, *arguments: Any) -> float:
     """XLA's count of floating-point operations (a multiply-add is two) before optimisation.
 
-    Counted as lowered for an accelerator, so that a convolution and its gradients are plain ones whatever computes them
-    on the CPU, and the count is the same on every device.
+    The program is lowered for an accelerator, so that the count is the same on every device. A convolution of an image
+    smaller than its kernel is a matrix product over its padding too, so small images count some more operations.
     """
     lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",))
     analysis = lowered.cost_analysis()

@@ -73,7 +73,8 @@ def _normalize_backward(epsilon: float, saved: Any, cotangents: Any) -> tuple[ja
     through_moments = (sum_bias + normalized * sum_scale) / jnp.maximum(count, 1)
     if mask is not None:  # padding has no part in the moments
         through_moments = jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), through_moments, 0)
-    return scale * inverse * (to_y - through_moments), to_scale, to_bias, None
+    to_x = scale * inverse * (to_y - through_moments)
+    return to_x, to_scale.astype(scale.dtype), to_bias.astype(scale.dtype), None
 
 
 _normalize_by_batch.defvjp(_normalize_forward, _normalize_backward)

@@ -54,7 +54,7 @@ def write(
       config: its config.
       results: as the pipeline gives them.
       metrics: the JSON lines of its training, in its workdir.
-      tuned: what was chosen on held-out images, as `cnn2gnn_jax.tuning.choose` gives it; None for nothing.
+      tuned: what was chosen on held-out images, as `cnn2gnn_jax.sweeps.tuning.choose` gives it; None for nothing.
     """
     correct = run_results.correct(results, metrics.parent)
     dataset = {key: value for key, value in results["dataset"].items() if key != "classes"}

@@ -288,7 +288,7 @@ def _counted(rows: Rows) -> tuple[list[tuple[str, list[Cell]]], str]:
         for heading, line in rows
     ]
     fewer = any(cell.n and cell.n < most for _, line in rows for cell in line)
-    return counted, f"{most} seed{'s' * (most != 1)}" + ", where no other n is told," * fewer
+    return counted, f"{most} seed{'s' * (most != 1)}" + ", unless n is given," * fewer
 
 
 def _caption(seen: Sequence[Observation], seeds: str) -> str:

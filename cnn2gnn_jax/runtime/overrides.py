@@ -17,7 +17,7 @@ from cnn2gnn_jax.runtime.errors import UserError
 _PREFIX = "--config."
 _SIMILAR = 0.7  # of difflib's ratio: two spellings of one name are above it
 _SUGGESTED = 3  # the most fields that an error suggests
-_BUILT_IN = pathlib.Path(__file__).parent.parent / "configs"
+_BUILT_IN = pathlib.Path(__file__).parents[2] / "configs"
 _NO_CONFIGS = ("__init__.py", "base.py")
 _TRUTH = {"true": True, "false": False}
 

@@ -157,12 +157,18 @@ def _answer_interrupts(numbers: int) -> None:
 
 @contextlib.contextmanager
 def stopping_between_chunks() -> Iterator[None]:
-    """Training asks `must_stop` after each chunk, so that no signal need interrupt it."""
+    """Training asks `must_stop` after each chunk, so that no signal need interrupt it.
+
+    Raises:
+      Stopped: at the end, if a signal came during the last chunk, after which training does not ask any more.
+    """
     _Asked.training = True
     try:
         yield
     finally:
         _Asked.training = False
+    if _Asked.signal:
+        raise stopped("between two stages of training")
 
 
 def must_stop() -> bool:

@@ -57,10 +57,10 @@ def fit_on_disk(
     """Trains all stages of each job from its newest checkpoint on; nothing of those whose last one is complete.
 
     Args:
-      jobs: their tasks differ in the seed alone; those equally far train side by side, see `train.make_chunk`. A
+      jobs: their tasks differ in the seed alone; those equally far train side by side, see `loop.make_chunk`. A
         task's stage is replaced by each of its distiller's in turn.
       records: the JSON lines file.
-      load_data: the training set, see `train.make_chunk`; not called where nothing is to be trained or loaded.
+      load_data: the training set, see `loop.make_chunk`; not called where nothing is to be trained or loaded.
       score: percent right on the held-out images, for the epoch rule `best`.
       every_seconds: between checkpoints; 0 for one after each chunk.
       residency: where the training set is kept: `device`, `host` (gathered a chunk ahead), `auto` by its size.
@@ -70,7 +70,7 @@ def fit_on_disk(
 
     Returns:
       For each job a function that reads its trained state: the last one, or the best under that rule. It is on this
-      process's first device but for the head's table, which is where training left it, see `train.head_rows`.
+      process's first device but for the head's table, which is where training left it, see `state.head_rows`.
     """
     arrays = functools.cache(load_data)
     last = jobs[0].task.distiller.stages[-1]

@@ -2,7 +2,7 @@
 the head's distances and on Euclidean ones. Students over raw pixels, five seeds.
 
 The student with the graph and its control without it each choose their learning rate on held-out training images. Where
-a part of the labels is kept, these are the images whose labels no student is trained on.
+a part of the labels is kept, the held-out images are all those whose labels were dropped.
 
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/graph_worth.py:digits --out=DIR
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/graph_worth.py --out=DIR --config.data.manual_dir=DIR

@@ -1,3 +1,4 @@
+import itertools
 import json
 import multiprocessing
 import os
@@ -395,6 +396,34 @@ def test_an_image_folder_changed_within_the_same_sizes_is_read_anew(tmp_path, co
     second = data.load(settings, tmp_path / "cache")
     assert second.fingerprint != first.fingerprint
     assert second.train.images[0].reshape(-1, 3).tolist() == [[255, 0, 0]] * 81
+
+
+def test_two_folders_whose_files_have_the_same_names_sizes_and_times_are_two(tmp_path, config):
+    colors = {}
+    for name, color in (("one", (255, 0, 0)), ("two", (0, 0, 255))):
+        for split, label, k in itertools.product(("train", "test"), ("ant", "bee"), range(3)):
+            path = tmp_path / name / split / label / f"{k}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 9), color).save(path)
+            os.utime(path, (0, 0))
+        loaded = data.load(config(name="image_folder", manual_dir=tmp_path / name), tmp_path / "cache")
+        colors[name] = loaded.train.images[0, 0, 0].tolist()
+    assert colors == {"one": [255, 0, 0], "two": [0, 0, 255]}
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (("Train/ant", "Train/bee", "Test/ant", "Test/bee"), "in small letters"),
+        (("train/images", "bus/images"), "holds 1 class .*taken for the training split"),
+    ],
+)
+def test_names_that_could_be_splits_or_classes_are_refused(tmp_path, config, folders, message):
+    for folder in folders:
+        (tmp_path / "folder" / folder).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "folder" / folder / "0.png")
+    with pytest.raises(UserError, match=message):
+        data.load(config(name="image_folder", manual_dir=tmp_path / "folder"), tmp_path / "cache")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10", "mini_imagenet", "insects", "digits"])

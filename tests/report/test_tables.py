@@ -67,7 +67,7 @@ def test_cells_with_fewer_seeds_say_so(made):
     table, differences = made
     assert cells(table)["AT"].text == "53.00 (n = 1)" and cells(differences)["AT"].text == "-1.00 (n = 1)"
     assert cells(differences)["SP"].text == "+10.00 [+10.00, +10.00]" and "KD" not in cells(differences)
-    assert "over 3 seeds, where no other n is told, of the difference" in differences.notes[0]
+    assert "over 3 seeds, unless n is given, of the difference" in differences.notes[0]
 
 
 def test_a_caption_tells_all_that_its_records_are_of(made):
