@@ -378,13 +378,25 @@ def student_fingerprint(config: FrozenConfigDict, data: str) -> str:
 
 def cell_fingerprint(config: FrozenConfigDict) -> str:
     """Names a run without its data at hand: every field that changes a figure in its results."""
-    what = {key: value for key, value in plain(config.data).items() if key not in ("residency", "manual_dir")}
-    if config.data.name == "image_folder":
-        what["manual_dir"] = config.data.manual_dir
     return storage.fingerprint(
         {
-            "run": student_fingerprint(config, storage.fingerprint(what)),
+            "run": student_fingerprint(config, _data_fingerprint(config)),
             "evaluate": plain(config.evaluate),
             "seeds": config.seeds,
         }
     )
+
+
+def cell_teacher(config: FrozenConfigDict) -> str | None:
+    """Names the teacher that a run trains, without its data at hand; None where it trains none."""
+    if not needs_teacher(config) or config.teacher.logits_file:
+        return None
+    return teacher_fingerprint(config, _data_fingerprint(config))
+
+
+def _data_fingerprint(config: FrozenConfigDict) -> str:
+    """Names the data by what the config says of them."""
+    what = {key: value for key, value in plain(config.data).items() if key not in ("residency", "manual_dir")}
+    if config.data.name == "image_folder":
+        what["manual_dir"] = config.data.manual_dir
+    return storage.fingerprint(what)

@@ -70,6 +70,11 @@ def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
+def as_text(fields: Mapping[str, Any]) -> str:
+    """The fields and their values in a line."""
+    return ", ".join(f"{field} {value}" for field, value in fields.items())
+
+
 def choose(out: pathlib.Path, tried: Sequence[Candidate]) -> dict[str, Any]:
     """The values with the best mean accuracy on the held-out images; of equal ones the first.
 

@@ -344,3 +344,29 @@ def test_a_launcher_shows_what_it_would_run(name):
     refused = subprocess.run([ROOT / "launch" / f"{name}.sh"], env=environment, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "Tested on" in refused.stderr
+
+
+def test_the_array_launcher_gives_each_task_its_shard_and_queues_it_again(tmp_path):
+    for name, program in (("srun", 'echo "$@"\nexit ${ENDS:-0}\n'), ("scontrol", 'echo scontrol "$@"\n')):
+        (tmp_path / name).write_text("#!/bin/bash\n" + program)
+        (tmp_path / name).chmod(0o755)
+
+    def launch(*flags, **variables):
+        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "PYTHON": "a python", **variables}
+        command = [ROOT / "launch" / "slurm_array.sh", *flags]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    flags = ["configs/sweeps/table1.py:digits", "--out=a b"]
+    task = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "4"}
+    shown = "srun a\\ python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/table1.py:digits --shard={} --out=a\\ b \n"
+    assert launch("--dry-run", *flags) == (0, shown.format("1/1"), "")
+    assert launch("--dry-run", *flags, **task) == (0, shown.format("2/4"), "")
+    assert launch("--dry-run", *flags, **task, SHARDS="8") == (0, shown.format("2/8"), "")
+    ran = "a python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/table1.py:digits --shard=2/4 --out=a b\n"
+    assert launch(*flags, **task) == (0, ran, "")
+    assert launch(*flags, **task, ENDS="2") == (2, ran, "")
+    assert launch(*flags, **task, ENDS="75") == (75, f"{ran}scontrol requeue 7_2\n", "")
+    code, _, usage = launch()
+    assert code == 2 and "sbatch --array=1-4" in usage and "Tested on" in usage

@@ -1,0 +1,158 @@
+"""Sweeps that cost nothing: small plans, and a pipeline that gives the results of a config at once."""
+
+import contextlib
+import subprocess
+import sys
+
+import pytest
+
+from cnn2gnn_jax import pipeline
+from cnn2gnn_jax.report import records
+from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime.errors import Diverged
+from cnn2gnn_jax.sweeps import plan, runner
+
+SWEEP = """
+from configs import digits
+
+def sweep(add, size=""):
+    for seed in range(2):
+        for method in ("cnn2gnn", "kd", "gnn"):
+            config = digits.get_config("smoke")
+            config.data.limit, config.seed, config.method = 20, seed, method
+            config.teacher.train.epochs = config.student.train.epochs = 1
+            config.student.sparsity = 10
+            config.teacher.network = "resnet8"
+            add(config, "methods", "Table: tiny", row=method, column="resnet8-resnet8")
+            if method == "cnn2gnn":
+                add(config, "settings", "Features", setting="stem")
+                add(config, "ablation", "Table 3: digits", row="learned", column="digits")
+                add(config, "curve", "Figure 4, sparsity", panel="digits", line="resnet8", x=10)
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(SWEEP)
+    return path
+
+
+@pytest.fixture
+def fake_pipeline(monkeypatch):
+    """Runs that cost nothing: each gives the results of its config, and is counted."""
+    runs = []
+
+    def run(config, workdir, stage):
+        runs.append((config.method, config.seed))
+        storage.write_text(workdir / "metrics.jsonl", "")
+        (workdir / "checkpoints").mkdir(exist_ok=True)
+        return RESULTS | {"method": config.method, "accuracies": [ACCURACY | {"seed": config.seed}]}
+
+    monkeypatch.setattr(pipeline, "run", run)
+    return runs
+
+
+ACCURACY = {"seed": 0, "graph": None, "mechanism": None, "batch_order": None, "accuracy": 50.0}
+RESULTS = {
+    "dataset": {"classes": ["a", "b"], "name": "digits", "evaluated": "test", "evaluated_images": 10,
+                "train_images": 20},
+    "teacher": None,
+    "student": {"recipe": "paper", "epoch": "last", "inference_flops": 1.0},
+    "seconds": {},
+    "inference_seconds": [None],
+    "examples": [],
+    "devices": 1,
+    "versions": {},
+}  # fmt: skip
+
+
+LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def locked():
+    """`with locked(out, cell)`: another process runs the cell meanwhile, or until it is killed."""
+
+    @contextlib.contextmanager
+    def lock(out, cell):
+        path = out / "cells" / cell.name / runner.LOCK
+        path.parent.mkdir(parents=True)
+        command = [sys.executable, "-c", LOCK, str(path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "locked\n"
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    return lock
+
+
+def cells_of(file, **settings):
+    return plan.load(file, "", settings)
+
+
+def run_sweep(cells, out, shard=None, **options):
+    """As the command does: the plan is all cells', and `shard` are those that are run."""
+    records.write_plan(out, "tiny", [(cell.name, cell.places) for cell in cells])
+    return runner.run(cells if shard is None else shard, out, **options)
+
+
+TUNED = """
+from configs import digits
+
+def sweep(add, size=""):
+    for seed in (4, 5):
+        for method in ("cnn2gnn", "cnn2gnn_off"):
+            config = digits.get_config("smoke")
+            config.seed, config.method, config.student.sparsity, config.evaluate.graph_off = seed, method, 10, False
+            config.student.train.epochs = 1
+            tune = {"student.train.learning_rate": (0.01, 0.02, 0.04)}
+            add(config, "settings", "Worth", setting="plain", tune=tune)
+"""
+
+
+@pytest.fixture
+def tuned_file(tmp_path):
+    path = tmp_path / "tuned.py"
+    path.write_text(TUNED)
+    return path
+
+
+@pytest.fixture
+def tuned_pipeline(monkeypatch):
+    """Runs that cost nothing: held-out accuracy is best at another learning rate with the graph than without it."""
+    runs = []
+
+    def run(config, workdir, stage):
+        rate, split, graph = config.student.train.learning_rate, config.evaluate.split, config.method == "cnn2gnn"
+        runs.append((config.method, split, config.data.holdout, config.seed, config.seeds, rate))
+        storage.write_text(workdir / "metrics.jsonl", "")
+        if not graph and rate == 0.01:
+            raise Diverged("the loss became nan at step 3")
+        accuracy = {"test": 70.0 - 10 * (not graph), "holdout": 100 * rate if graph else 10 - 100 * rate}[split]
+        entries = [
+            {"seed": config.seed + k, "graph": name, "mechanism": mechanism, "batch_order": order,
+             "accuracy": accuracy + k + other, "diagnostics": {}}
+            for k in range(config.seeds)
+            for name, other in ((("learned", 0), ("off_at_test", 99)) if graph else (("off", 0),))
+            for mechanism, order, other in (("one_by_one", None, other), ("batch_by_batch", "shuffled", 50))
+        ]  # fmt: skip
+        dataset = RESULTS["dataset"] | {"evaluated": split}
+        seconds = [None] * len(entries)
+        return RESULTS | {
+            "method": config.method,
+            "dataset": dataset,
+            "accuracies": entries,
+            "inference_seconds": seconds,
+        }
+
+    monkeypatch.setattr(pipeline, "run", run)
+    return runs

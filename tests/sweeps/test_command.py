@@ -1,0 +1,78 @@
+"""The command: a real sweep, run by two processes, and its report; its flags."""
+
+import csv
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from cnn2gnn_jax import sweep
+from cnn2gnn_jax.report import records
+from cnn2gnn_jax.report.__main__ import write as write_report
+from cnn2gnn_jax.runtime import processes
+from cnn2gnn_jax.runtime.errors import UserError
+from tests.sweeps.conftest import SWEEP
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_a_real_sweep_shared_by_two_processes_and_its_report(tmp_path, file, cache):
+    file.write_text(SWEEP.replace("range(2)", "range(1)").replace(', "gnn")', ")"))
+    command = [sys.executable, "-m", "cnn2gnn_jax.sweep", f"--sweep={file}", f"--out={tmp_path / 'out'}"]
+    command += [f"--config.cache_dir={cache}"]
+    workers = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [worker.communicate(timeout=300)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    text = "".join(said)
+    assert text.count("evaluating graph_learned-seed0") == text.count("evaluating cnn-seed0") == 1  # each cell once
+    page = write_report(tmp_path / "out", cache).read_text()
+    assert "<script" in page and "http:" not in page and "https:" not in page
+    for words in ("CNN2GNN, batch by batch", "CNN2GNN, graph off", "Figure 3", "Figure 5", "audit of how much"):
+        assert words in page, words
+    found = records.read(tmp_path / "out")
+    [accuracy] = [entry["accuracy"] for record in found for entry in record["accuracies"] if record["method"] == "kd"]
+    with open(tmp_path / "out/report/table_tiny.csv", newline="") as opened:
+        rows = {row[0]: row for row in csv.reader(opened)}
+    assert float(rows["KD"][2]) == pytest.approx(accuracy, abs=1e-3)
+    assert json.loads((tmp_path / "out/results.jsonl").read_text().splitlines()[0])["places"]
+    for record in found:
+        for entry in record["accuracies"]:
+            assert entry["correct"].shape == (record["dataset"]["evaluated_images"],)
+            assert 100 * entry["correct"].mean() == pytest.approx(entry["accuracy"], abs=1e-4)
+    # From results.jsonl and correct.npz alone the tables are the same.
+    whole, alone = (tmp_path / "out/report/results.md").read_text(), tmp_path / "alone"
+    alone.mkdir()
+    for name in ("results.jsonl", "correct.npz"):
+        (alone / name).write_bytes((tmp_path / "out" / name).read_bytes())
+    write_report(alone, cache)
+    assert (alone / "report/results.md").read_text() == whole
+    assert "of a single seed are over images alone" in whole
+    # Without the predictions there are no intervals of a single seed.
+    (alone / "correct.npz").unlink()
+    write_report(alone, cache)
+    assert "over images alone" not in (alone / "report/results.md").read_text()
+
+
+def test_the_command_runs_a_shard_and_lists_it(tmp_path, file, fake_pipeline, monkeypatch, capsys):
+    monkeypatch.setattr(processes, "heed_signals", lambda: None)
+
+    def command(*flags):
+        monkeypatch.setattr(sys, "argv", ["sweep", f"--sweep={file}", f"--out={tmp_path / 'out'}", *flags])
+        sweep.main()
+        return capsys.readouterr().out.splitlines()
+
+    listed = [command("--dry_run", f"--shard={k}/2") for k in (1, 2)]
+    assert [[line.split("  ")[1] for line in lines] for lines in listed] == [["-"] * 4, ["-"] * 2]
+    assert sorted([*listed[0], *listed[1]]) == sorted(command("--dry_run"))
+    assert not (tmp_path / "out").exists()
+    assert command("--shard=2/2")[0] == "2 of 2 cells of shard 2/2 done, 0 failed, 0 left"
+    assert [line.split("  ")[1] for line in command("--dry_run", "--shard=2/2")] == ["done"] * 2
+    assert command("--shard=3/3", "--cells=1")[0] == "1 of 1 cells of shard 3/3 done, 0 failed, 0 left"
+    assert command("--cells=1")[0] == "3 of 6 cells done, 0 failed, 3 left"
+    assert command("--shard=7/7")[0] == "0 of 0 cells of shard 7/7 done, 0 failed, 0 left"
+    assert command()[0] == "6 of 6 cells done, 0 failed, 0 left" and len(fake_pipeline) == 6
+    for wrong in ("0/3", "4/3", "a/b"):
+        with pytest.raises(UserError, match=f"--shard={wrong}: expected K/N with K from 1 to N"):
+            command(f"--shard={wrong}")

@@ -1,0 +1,106 @@
+"""Plans: equal cells are one, and what makes no sense is refused before anything runs."""
+
+import pathlib
+
+import pytest
+
+from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.sweeps import plan
+from tests.sweeps.conftest import SWEEP, TUNED, cells_of
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_cells_that_compute_the_same_are_one(file):
+    cells = cells_of(file)
+    assert len(cells) == 6 and len({cell.name for cell in cells}) == 6
+    assert [place["kind"] for place in cells[0].places] == ["methods", "settings", "ablation", "curve"]
+    # Where things are is not what they are; what they are is.
+    moved = cells_of(file, **{"data.manual_dir": "elsewhere", "cache_dir": "elsewhere"})
+    assert [cell.name for cell in moved] == [cell.name for cell in cells]
+    wider = cells_of(file, **{"student.hidden": "8"})  # which is no field of a CNN student
+    assert [a.name == b.name for a, b in zip(cells, wider, strict=True)] == [False, True, False] * 2
+    for field, value in (
+        ("student.train.epochs", "8"),
+        ("evaluate.anchors", "30"),
+        ("data.limit", "15"),
+        ("seeds", "2"),
+    ):
+        assert not {cell.name for cell in cells_of(file, **{field: value})} & {cell.name for cell in cells}, field
+
+
+def test_cells_know_whose_teacher_they_share(file, tmp_path):
+    teachers = [cell.teacher for cell in cells_of(file)]
+    assert teachers[0] is not None and teachers == [teachers[0], teachers[0], None] * 2
+    for field, value in (("teacher.seed", "1"), ("teacher.network", "resnet20"), ("data.limit", "15")):
+        assert cells_of(file, **{field: value})[0].teacher not in (None, teachers[0]), field
+    for field, value in (("student.train.epochs", "9"), ("data.residency", "host"), ("data.manual_dir", "elsewhere")):
+        assert cells_of(file, **{field: value})[0].teacher == teachers[0], field
+    (tmp_path / "logits.npy").write_bytes(b"")
+    file.write_text(SWEEP.replace(', "gnn")', ")"))
+    given = cells_of(file, **{"teacher.logits_file": str(tmp_path / "logits.npy")})
+    assert [cell.teacher for cell in given] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (
+            {"student.hiden": "8"},
+            "there is no field config.student.hiden: did you mean config.student.hidden",
+        ),
+        ({"sparsity": "8"}, "there is no field config.sparsity: did you mean config.student.sparsity"),
+        ({"data.name.first": "1"}, "there is no field config.data.name.first"),
+        ({"student.hidden": "many"}, "--config.student.hidden=many: expected a value of type int"),
+        ({"student.hidden": "__import__('os')"}, "expected a value of type int"),
+        ({"student.hidden": "0"}, "student.hidden is 0"),
+    ],
+)
+def test_a_wrong_field_is_refused_before_anything_runs(file, settings, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        cells_of(file, **settings)
+
+
+def test_a_wrong_file_is_refused(tmp_path, file):
+    with pytest.raises(UserError, match="is no file"):
+        plan.load(tmp_path / "none.py", "", {})
+    with pytest.raises(UserError, match="'huge' after the colon is no size"):
+        plan.load(file, "huge", {})
+    (tmp_path / "other.py").write_text("x = 1\n")
+    with pytest.raises(UserError, match=r"no function sweep\(add, size\)"):
+        plan.load(tmp_path / "other.py", "", {})
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs/sweeps").glob("*.py")))
+def test_every_sweep_has_a_small_size_whose_cells_are_right(name):
+    path = ROOT / "configs/sweeps" / f"{name}.py"
+    if "def sweep(" not in path.read_text():
+        pytest.skip("no sweep")
+    assert {len(plan.load(path, size, {})) > 0 for size in ("smoke", "digits")} == {True}
+
+
+def test_the_full_tables_have_every_row_of_every_pair():
+    cells = plan.load(ROOT / "configs/sweeps/table1.py", "", {})
+    places = [(place["row"], place["column"], cell.config.seed) for cell in cells for place in cell.places]
+    assert len(places) == len(set(places)) == 16 * 9 * 10
+    # Of each seed: the CNN methods with a teacher, CNN2GNN (two pairs share a teacher), labels alone, GNN.
+    assert len(cells) == 10 * (13 * 9 + 8 + 4 + 1)
+
+
+def test_images_that_a_config_holds_out_are_those_it_chooses_on(tuned_file):
+    cells = cells_of(tuned_file, **{"data.holdout": "0.8"})
+    assert {cell.config.data.holdout for cell in cells} == {0.8}
+    # What is set for every cell is not chosen.
+    assert not any(cell.candidates for cell in cells_of(tuned_file, **{"student.train.learning_rate": "0.03"}))
+
+
+def test_a_wrong_choice_is_refused(tuned_file):
+    tuned_file.write_text(TUNED.replace("student.train.learning_rate", "student.train.learning_rat"))
+    with pytest.raises(UserError, match="tune: .*learning_rat"):
+        cells_of(tuned_file)
+    tuned_file.write_text(TUNED.replace("0.04)", "-1.0)"))
+    with pytest.raises(UserError, match="student.train.learning_rate is -1.0"):
+        cells_of(tuned_file)
+    tuned_file.write_text(TUNED.replace("graph_off = seed, method, 10, False", "graph_off = seed, method, 10, True"))
+    with pytest.raises(UserError, match="tune chooses for one student"):
+        cells_of(tuned_file)
