@@ -364,7 +364,7 @@ WRONG = {
     "no such format": (["--workdir={run}", "x.png", "--format=xml"], "xml"),
     "no bundle": (["--bundle={run}", "x.png"], "is no bundle"),
     "the graph of a bundle": (["--bundle={run}", "x.png", "--graph=off"], "give --workdir for --mechanism"),
-    "no such graph": (["--workdir={run}", "x.png", "--graph=learned"], "learned"),
+    "no such graph": (["--workdir={run}", "x.png", "--graph=on"], "learned"),
     "no student without a graph": (["--workdir={run}", "x.png", "--graph=off"], "trained no student without a graph"),
 }
 
