@@ -399,16 +399,19 @@ def test_an_image_folder_changed_within_the_same_sizes_is_read_anew(tmp_path, co
 
 
 def test_two_folders_whose_files_have_the_same_names_sizes_and_times_are_two(tmp_path, config):
-    colors = {}
-    for name, color in (("one", (255, 0, 0)), ("two", (0, 0, 255))):
+    first = {}
+    for seed, name in enumerate(("one", "two")):
+        rng = np.random.default_rng(seed)
         for split, label, k in itertools.product(("train", "test"), ("ant", "bee"), range(3)):
             path = tmp_path / name / split / label / f"{k}.bmp"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (9, 9), color).save(path)
+            Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).save(path)
             os.utime(path, (0, 0))
         loaded = data.load(config(name="image_folder", manual_dir=tmp_path / name), tmp_path / "cache")
-        colors[name] = loaded.train.images[0, 0, 0].tolist()
-    assert colors == {"one": [255, 0, 0], "two": [0, 0, 255]}
+        expected = np.asarray(Image.open(tmp_path / name / loaded.train.files[0]))
+        np.testing.assert_array_equal(loaded.train.images[0], expected)
+        first[name] = expected
+    assert (first["one"] != first["two"]).any()
 
 
 @pytest.mark.parametrize(
