@@ -22,16 +22,22 @@ def _values(tuned: Mapping[str, Any]) -> str:
 
 def note(records: Iterable[Mapping[str, Any]]) -> str:
     """How the records chose, and from what."""
-    tuned = [record["tuned"] for record in records if "tuned" in record]
+    choosing = [record for record in records if "tuned" in record]
+    tuned = [record["tuned"] for record in choosing]
     values: dict[str, set[Any]] = {}
     for tried in (candidate for one in tuned for candidate in one["candidates"]):
         for field, value in tried["fields"].items():
             values.setdefault(_short(field), set()).add(value)
     tried_values = "; ".join(f"{field} {', '.join(map(str, sorted(every)))}" for field, every in values.items())
     images, seeds = (_range({one[key] for one in tuned}) for key in ("images", "seeds"))
+    more_labels = (
+        " Where the labels are few, these are the images whose labels were dropped, so that a value is chosen on more "
+        "labels than its student learns from."
+    ) * any(record["tuned"]["images"] > record["dataset"]["train_images"] for record in choosing)
     return (
         f"With and without the graph, each student has the values with the best mean accuracy, one by one, on {images} "
-        f"held-out training images ({seeds} seed{'s' * (seeds != '1')}), never on test images. Tried: {tried_values}. "
+        f"held-out training images ({seeds} seed{'s' * (seeds != '1')}), never on test images.{more_labels} "
+        f"Tried: {tried_values}. "
         "Where the best is the smallest or the largest that was tried, a better one may lie beyond it."
     )
 
