@@ -76,18 +76,21 @@ def _arrays(
     with contextlib.suppress(cache.Damaged):
         if found := cache.read(folder):
             return found
+    state = "is missing"
     with storage.lock(folder.with_name(f"{folder.name}.lock"), wait=True):
         try:
             if found := cache.read(folder):
                 return found
         except cache.Outdated as error:
+            state = "is of another version"
             logging.warning("%s was written by another version of this program and is made anew (%s)", folder, error)
         except cache.Damaged as error:
+            state = "is damaged"
             logging.warning("%s is damaged and will be made anew (%s)", folder, error)
         if source is None and key == sources.published_key(name) and not _has_records(name, key, cache_dir):
             source = _fetch(name, downloads, fetch)
         logging.info("preparing %s in %s", name, folder)
-        _build(name, image_size, source, key, folder, cache_dir, skip_unreadable)
+        _build(name, image_size, source, key, folder, state, cache_dir, skip_unreadable)
         found = cache.read(folder)
         assert found is not None, folder
         for reason in found.manifest["unreadable"]:
@@ -118,6 +121,7 @@ def _build(
     source: sources.Source | None,
     key: str,
     folder: pathlib.Path,
+    state: str,
     cache_dir: pathlib.Path,
     skip_unreadable: bool,
 ) -> None:
@@ -151,7 +155,7 @@ def _build(
             logging.warning("%s; preparing it anew", error)
         if source is None or source.path is None:
             raise UserError(
-                f"{folder} cannot be made anew without the original files of {name}: set data.manual_dir to the folder "
+                f"{folder} {state} and the original files of {name} are not at hand: set data.manual_dir to the folder "
                 "that holds them"
             )
         sources.verify(name, source)
