@@ -1,9 +1,10 @@
 """XLA options that a program sets at start-up, before JAX computes anything.
 
 XLA's CPU backend hands whole fusions to the kernel library YNNPACK. For convolutions that costs time: on 2 cores, the
-weight gradient of a 3x3 convolution takes 5 to 20 times as long as XLA's own (`python -m benchmarks convolutions`).
-For reductions, as in BatchNorm, it saves time. The option below therefore names reductions and products alone.
-Element-wise chains are left out as well: with them, students that train side by side are rounded otherwise than alone.
+weight gradient of a 3x3 convolution (64 channels, 32x32, batch 100) took 2,150 ms under jaxlib 0.10 and 540 to 940 ms
+under 0.12, and 80 to 140 ms without. For reductions, as in BatchNorm, it saves time. The option below therefore names
+reductions and products alone. Element-wise chains are left out as well: with them, students that train side by side are
+rounded otherwise than alone.
 """
 
 import importlib.metadata
