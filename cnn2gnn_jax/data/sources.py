@@ -245,13 +245,13 @@ def _folder_source(folder: pathlib.Path, files: tuple[str, ...]) -> Source:
     for name in files:
         path = folder / name
         listing += _entries(path, name) if path.is_dir() else [_entry(path, name)]
-    return Source(folder, storage.fingerprint([str(folder.resolve()), sorted(listing)]))
+    return Source(folder, storage.fingerprint(sorted(listing)))
 
 
 def _entry(path: pathlib.Path | os.DirEntry[str], name: str) -> tuple[str, int, int, int]:
     """The name, size and times of a file: that of its content, which a copy may keep, and that of its last change.
 
-    Together with the folder's path they tell a file from another one of the same name and size.
+    With the path of an image folder they tell a file from another one of the same name and size.
     """
     facts = path.stat()
     return name, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
