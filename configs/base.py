@@ -13,14 +13,14 @@ from cnn2gnn_jax.runtime.errors import UserError
 def _train() -> ml_collections.ConfigDict:
     """How a network is trained; `recipe` gives whatever is None here (see RECIPES in cnn2gnn_jax/config.py)."""
     train = ml_collections.ConfigDict()
-    train.recipe = "paper"  # paper | crd
+    train.recipe = "paper"  # paper | crd | fast
     train.epochs = config_dict.placeholder(int)
     train.batch_size = config_dict.placeholder(int)  # images in a step: for the graph student, nodes in the graph
     train.optimizer = config_dict.placeholder(str)  # sgd | adamw
     train.learning_rate = config_dict.placeholder(float)
     train.momentum = config_dict.placeholder(float)  # of sgd
     train.weight_decay = config_dict.placeholder(float)
-    train.schedule = config_dict.placeholder(str)  # constant | step | cosine
+    train.schedule = config_dict.placeholder(str)  # constant | step | cosine | one_cycle (up to learning_rate, then down to 0)
     train.milestones = config_dict.placeholder(tuple)  # of step: parts of the epochs after which the rate falls
     train.milestone_factor = config_dict.placeholder(float)  # of step: what the rate is multiplied by
     train.augment = config_dict.placeholder(bool)  # random crop with padding 4, and flip

@@ -14,6 +14,8 @@ from cnn2gnn_jax import distillers, gnn
 from cnn2gnn_jax.distillers import Distiller, Stage
 from cnn2gnn_jax.distillers.base import everything
 
+_RISE = 0.2  # the part of a training in which the rate of the schedule `one_cycle` rises to its peak
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -78,7 +80,7 @@ def with_labels_only(task: Task) -> Task:
 
 
 def learning_rate(task: Task) -> Callable[[jax.Array | int], jax.Array]:
-    """The rate as a function of the step: constant, divided at milestones, or a cosine to zero."""
+    """The rate as a function of the step: constant, divided at milestones, a cosine to zero, or one cycle."""
     recipe, base = task.recipe, task.recipe.learning_rate
     if task.stage.learning_rate is not None:
         return optax.schedules.constant_schedule(task.stage.learning_rate)
@@ -86,6 +88,8 @@ def learning_rate(task: Task) -> Callable[[jax.Array | int], jax.Array]:
         return optax.schedules.constant_schedule(base)
     if recipe.schedule == "cosine":
         return optax.schedules.cosine_decay_schedule(base, task.total_steps)
+    if recipe.schedule == "one_cycle":
+        return optax.schedules.cosine_onecycle_schedule(task.total_steps, base, _RISE)
     drops: dict[int, float] = {}
     for part in recipe.milestones:
         step = round(part * task.epochs) * task.steps_per_epoch
