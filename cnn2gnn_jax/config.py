@@ -42,7 +42,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # A good network in a tenth of the epochs: the rate rises over the first part of the training and falls to 0 by its
     # end (Smith and Topin, 2019).
     "fast": {
-        "epochs": 20,
+        "epochs": 15,
         "batch_size": 100,
         "optimizer": "sgd",
         "learning_rate": 0.1,

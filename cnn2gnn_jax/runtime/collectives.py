@@ -39,3 +39,8 @@ def local_rows(whole: jax.Array, rows: int) -> jax.Array:
 def psum(tree: Any) -> Any:
     """Leaves summed over the devices."""
     return lax.psum(tree, AXIS) if _batch_is_split() else tree
+
+
+def all_gather_columns(part: jax.Array) -> jax.Array:
+    """(B, n * devices) from this device's columns, (B, n), in the order of the devices."""
+    return lax.all_gather(part, AXIS, axis=1, tiled=True) if _batch_is_split() else part

@@ -1,0 +1,169 @@
+"""The graph over a whole training set: Eq. 3 and 4 with all training images as columns.
+
+Eq. 4 lets j run over the training indices. There may be a million of them, so a row of distances is never formed
+whole: columns are taken in blocks and a running list keeps the s + 1 nearest, which are all that Eq. 3 needs. What
+travels over the edges is a signal of each column: its label, its teacher's probabilities, or its features.
+
+    queries_BxK, keys_NxK   the distance of an image to a column is -<query, key>
+    weights_BxS             neighbour weights of Eq. 3, of the S = s + 1 nearest columns
+
+Where the columns are sharded over devices, each searches its own part, and the lists of all devices are merged.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cnn2gnn_jax import graph
+from cnn2gnn_jax.runtime.collectives import all_gather_columns, first_row, psum
+
+BLOCK = 8192
+
+
+class Neighbors(NamedTuple):
+    """The nearest columns of B images, nearest first.
+
+    weights: (B, s + 1), Eq. 3. A row sums to 1. The last weight is 0 unless all of the row's distances are equal.
+    index: (B, s + 1), the columns.
+    distances: (B, s + 1), ascending; +inf where fewer columns take part.
+    """
+
+    weights: jax.Array
+    index: jax.Array
+    distances: jax.Array
+
+
+def distances(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """-<query, key>, (B, N), of queries (B, K) and keys (N, K) of any floating type, float32 or wider.
+
+    Of unit vectors this is the cosine distance less 1, and half the squared Euclidean distance less 1. Eq. 3 sees
+    neither a shift nor a positive scale of a row, so all three give the same weights.
+    """
+    kind = jnp.promote_types(queries.dtype, jnp.float32)
+    # Full float32: GPUs would otherwise round to TF32, too coarse to tell near neighbours apart.
+    return -jnp.matmul(queries.astype(kind), keys.astype(kind).T, precision="highest")
+
+
+def search(
+    queries: jax.Array,
+    keys: jax.Array,
+    sparsity: int,
+    own: jax.Array | None = None,
+    block: int = BLOCK,
+    recall: float = 1.0,
+) -> Neighbors:
+    """The s + 1 nearest columns of each image and their weights (Eq. 3).
+
+    The result does not depend on `block`, nor on how the columns are sharded.
+
+    Args:
+      queries: (B, K).
+      keys: (N, K), or this device's part of them; s + 1 <= N.
+      sparsity: s of Eq. 3.
+      own: (B,), the column that is the image itself and takes no part; -1 for none.
+      block: how many columns' distances are held at a time.
+      recall: 1 for the exact search. Less allows accelerators the approximate `lax.approx_min_k`.
+
+    Raises:
+      ValueError: s < 1, or a device has fewer than s + 1 columns.
+
+    >>> keys = jnp.array([[0.2], [0.9], [0.4]])
+    >>> found = search(jnp.array([[1.0]]), keys, 2)
+    >>> found.index.tolist(), found.weights.round(3).tolist()
+    ([[1, 2, 0]], [[0.778, 0.222, 0.0]])
+    """
+    graph.check_sparsity(sparsity, keys.shape[0])
+    size, count = keys.shape[0], sparsity + 1
+    offset = first_row(size)
+    block = min(block, size)
+    own = jnp.full(queries.shape[:1], -1) if own is None else own
+
+    def merge(kept: tuple[jax.Array, jax.Array], start: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        index, columns = _block(keys, start, block)
+        d = distances(queries, columns)
+        d = jnp.where((index >= start) & (index + offset != own[:, None]), d, jnp.inf)
+        nearest, place = _smallest(d, min(count, block), recall)
+        return _nearest((jnp.append(kept[0], nearest, -1), jnp.append(kept[1], index[place] + offset, -1)), count), None
+
+    kind = jnp.promote_types(queries.dtype, jnp.float32)
+    none = (jnp.full((len(queries), count), jnp.inf, kind), jnp.zeros((len(queries), count), jnp.int32))
+    nearest = lax.scan(merge, none, jnp.arange(0, size, block))[0]
+    d, index = _nearest((all_gather_columns(nearest[0]), all_gather_columns(nearest[1])), count)
+    return Neighbors(graph.sparse_neighbors(d, sparsity), index, d)
+
+
+def propagate(
+    queries: jax.Array,
+    keys: jax.Array,
+    signals: jax.Array,
+    neighbors: Neighbors,
+    own: jax.Array | None = None,
+    block: int = BLOCK,
+) -> jax.Array:
+    """P Y: what the neighbours of each image send it, (B, F).
+
+    Where all s + 1 nearest distances of an image are equal, all columns at that distance share its row, however many
+    they are, see `graph.sparse_neighbors`. Only then are the columns looked at again.
+
+    Args:
+      queries, keys, own, block: as `search` was given them.
+      signals: (N, F), or this device's part of them.
+      neighbors: what `search` returned.
+    """
+    size = keys.shape[0]
+    offset = first_row(size)
+    local = neighbors.index - offset
+    here = (local >= 0) & (local < size)
+    rows = signals[jnp.clip(local, 0, size - 1)].astype(neighbors.weights.dtype)
+    mixed = psum(jnp.einsum("bs,bsf->bf", jnp.where(here, neighbors.weights, 0), rows))
+    least = neighbors.distances[:, :1]
+    tied = neighbors.distances[:, -1:] == least
+
+    def share_equally() -> jax.Array:
+        nobody = jnp.full(queries.shape[:1], -1) if own is None else own
+
+        def add(total: tuple[jax.Array, jax.Array], start: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+            index, columns = _block(keys, start, min(block, size))
+            at_least = distances(queries, columns) <= least
+            equal = (at_least & (index >= start) & (index + offset != nobody[:, None])).astype(mixed.dtype)
+            values = lax.dynamic_slice_in_dim(signals, index[0], len(index)).astype(mixed.dtype)
+            values = jnp.matmul(equal, values, precision="highest")
+            return (total[0] + values, total[1] + jnp.sum(equal, axis=-1, keepdims=True)), None
+
+        none = (jnp.zeros_like(mixed), jnp.zeros_like(least))
+        values, counts = psum(lax.scan(add, none, jnp.arange(0, size, min(block, size)))[0])
+        # A column's distance may be rounded otherwise here; the list that the search kept then stands.
+        return jnp.where(tied & (counts >= neighbors.index.shape[1]), values / jnp.maximum(counts, 1), mixed)
+
+    return lax.cond(jnp.any(tied), share_equally, lambda: mixed)
+
+
+def combine(logits: jax.Array, votes: jax.Array, weight: jax.Array | float, epsilon: float) -> jax.Array:
+    """z + lambda log(P Y + epsilon): logits (B, C) and the neighbours' votes P Y (B, C), of labels or probabilities.
+
+    The two are combined as independent evidence: a product of the student's probabilities and the votes to the power
+    of lambda. Epsilon bounds what no vote at all can say.
+    """
+    return logits + weight * jnp.log(votes + epsilon)
+
+
+def _block(keys: jax.Array, start: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+    """The indices and keys of a block of columns. The last block is moved back to end with the last column."""
+    first = jnp.minimum(start, keys.shape[0] - block)
+    return first + jnp.arange(block), lax.dynamic_slice_in_dim(keys, first, block)
+
+
+def _smallest(numbers: jax.Array, count: int, recall: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    """The `count` smallest numbers of each row, smallest first, and their places."""
+    if recall < 1:
+        return lax.approx_min_k(numbers, count, recall_target=recall)
+    largest, place = lax.top_k(-numbers, count)
+    return -largest, place
+
+
+def _nearest(candidates: tuple[jax.Array, jax.Array], count: int) -> tuple[jax.Array, jax.Array]:
+    """The nearest of candidates, given by distance and index."""
+    nearest, place = _smallest(candidates[0], count)
+    return nearest, jnp.take_along_axis(candidates[1], place, axis=-1)

@@ -1,0 +1,152 @@
+"""The graph over a training set against NumPy, however the columns are cut into blocks and spread over devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from cnn2gnn_jax import graph, neighbors
+from cnn2gnn_jax.runtime.collectives import AXIS
+
+COLUMNS, IMAGES, WIDTH, CLASSES, SPARSITY = 48, 7, 5, 4, 3
+close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64():
+        yield
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    keys, queries = unit(rng.normal(size=(COLUMNS, WIDTH))), unit(rng.normal(size=(IMAGES, WIDTH)))
+    return queries, keys, np.eye(CLASSES)[rng.integers(CLASSES, size=COLUMNS)]
+
+
+def oracle(queries, keys, signals, own=None, sparsity=SPARSITY):
+    """P Y row by row. Where the s + 1 smallest distances are equal, all columns at that distance share the row."""
+    answers = []
+    for i, query in enumerate(queries):
+        d = np.sum((query - keys) ** 2, -1).round(12)
+        takes_part = np.ones(len(keys), bool)
+        if own is not None and own[i] >= 0:
+            takes_part[own[i]] = False
+        cut = np.sort(d[takes_part])[sparsity]
+        slack = np.maximum(cut - d, 0) if d[takes_part].min() < cut else (d == cut).astype(float)
+        slack = np.where(takes_part, slack, 0)
+        answers.append(slack @ signals / slack.sum())
+    return np.array(answers)
+
+
+def votes(queries, keys, signals, own=None, sparsity=SPARSITY, block=neighbors.BLOCK):
+    found = neighbors.search(queries, keys, sparsity, own, block)
+    return neighbors.propagate(queries, keys, signals, found, own, block)
+
+
+def with_ties(queries, keys, signals):
+    """The first image has 9 columns at its own place, the second SPARSITY of them, the third SPARSITY + 1."""
+    keys = keys.copy()
+    keys[[0, 5, 6, 13, 20, 29, 30, 41, 47]] = queries[0]
+    keys[[1, 2, 40]] = queries[1]
+    keys[[3, 9, 28, 46]] = queries[2]
+    return queries, keys, signals
+
+
+@pytest.mark.parametrize("block", [1, 5, 16, COLUMNS, 1000])
+@pytest.mark.parametrize("ties", [False, True])
+def test_any_block_gives_what_numpy_gives(data, block, ties):
+    queries, keys, signals = with_ties(*data) if ties else data
+    close(votes(queries, keys, signals, block=block), oracle(queries, keys, signals))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("ties", [False, True])
+def test_columns_spread_over_devices_give_what_numpy_gives(data, devices, ties):
+    queries, keys, signals = with_ties(*data) if ties else data
+    own = np.array([4, -1, 46, 47, 0, 13, -1])
+    mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
+    spread = jax.shard_map(
+        functools.partial(votes, block=4, sparsity=SPARSITY),
+        mesh=mesh,
+        in_specs=(P(), P(AXIS), P(AXIS), P()),
+        out_specs=P(),
+        check_vma=False,
+    )
+    close(jax.jit(spread)(queries, keys, signals, own), oracle(queries, keys, signals, own))
+
+
+def test_weights_are_those_of_eq_3_over_all_columns(data):
+    queries, keys, _ = data
+    found = neighbors.search(queries, keys, SPARSITY)
+    dense = np.asarray(graph.sparse_neighbors(graph.squared_distances(queries, keys), SPARSITY))
+    close(np.take_along_axis(dense, np.asarray(found.index), -1), found.weights)
+    close(found.weights.sum(-1), 1)
+    assert np.all(np.diff(found.distances, axis=-1) >= 0)
+
+
+def test_no_image_is_its_own_neighbor(data):
+    _, keys, signals = data
+    own = np.arange(COLUMNS)
+    found = neighbors.search(keys, keys, SPARSITY, own)
+    assert not np.any(np.asarray(found.index) == own[:, None])
+    close(votes(keys, keys, signals, own), oracle(keys, keys, signals, own))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_label_of_a_training_image_does_not_reach_its_own_answer(data, ties):
+    _, keys, signals = with_ties(*data) if ties else data
+    own = np.arange(COLUMNS)
+    answers = votes(keys, keys, signals, own)
+    for i in (0, 1, 3, 17):
+        other = signals.copy()
+        other[i] = np.roll(other[i], 1)
+        close(votes(keys, keys, other, own)[i], answers[i])
+        # Without the exclusion its own label does reach it, so this test would find a leak.
+        assert np.abs(votes(keys, keys, other)[i] - votes(keys, keys, signals)[i]).max() > 1e-3
+
+
+def test_an_answer_does_not_depend_on_the_other_images(data):
+    queries, keys, signals = with_ties(*data)
+    together = votes(queries, keys, signals)
+    for i in range(IMAGES):
+        close(votes(queries[i : i + 1], keys, signals)[0], together[i])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_keys_of_half_precision_answer_as_the_same_numbers_in_full(data, dtype):
+    queries, keys, signals = data
+    halved = jnp.asarray(keys, dtype)
+    close(votes(queries, halved, signals), votes(queries, np.asarray(halved, np.float64), signals))
+
+
+def test_an_approximate_search_finds_as_many_neighbors(data):
+    queries, keys, _ = data
+    exact, approximate = neighbors.search(queries, keys, 5), neighbors.search(queries, keys, 5, recall=0.9)
+    shared = [len(set(a) & set(b)) for a, b in zip(np.asarray(exact.index), np.asarray(approximate.index), strict=True)]
+    assert np.mean(shared) / 6 >= 0.9
+    close(approximate.weights.sum(-1), 1)
+
+
+@pytest.mark.parametrize("sparsity", [0, COLUMNS])
+def test_a_sparsity_that_does_not_fit_is_refused(data, sparsity):
+    queries, keys, _ = data
+    with pytest.raises(ValueError, match=f"sparsity {sparsity} does not fit a graph over {COLUMNS} columns"):
+        neighbors.search(queries, keys, sparsity)
+
+
+def test_combining_is_a_product_of_probabilities(data):
+    rng = np.random.default_rng(1)
+    logits, p_y = rng.normal(size=(IMAGES, CLASSES)), rng.dirichlet(np.ones(CLASSES), IMAGES)
+    product = np.exp(logits) * (p_y + 0.1) ** 0.7
+    combined = jax.nn.softmax(neighbors.combine(logits, p_y, 0.7, 0.1))
+    close(combined, product / product.sum(-1, keepdims=True))
