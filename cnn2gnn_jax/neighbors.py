@@ -85,11 +85,12 @@ def search(
         d = distances(queries, columns)
         d = jnp.where((index >= start) & (index + offset != own[:, None]), d, jnp.inf)
         nearest, place = _smallest(d, min(count, block), recall)
-        return _nearest((jnp.append(kept[0], nearest, -1), jnp.append(kept[1], index[place] + offset, -1)), count), None
+        candidates = jnp.append(kept[0], nearest, -1), jnp.append(kept[1], index[place] + offset, -1)
+        return _nearest(candidates, count), None
 
     kind = jnp.promote_types(queries.dtype, jnp.float32)
     none = (jnp.full((len(queries), count), jnp.inf, kind), jnp.zeros((len(queries), count), jnp.int32))
-    nearest = lax.scan(merge, none, jnp.arange(0, size, block))[0]
+    nearest = lax.scan(merge, none, jnp.arange(0, size, block, dtype=jnp.int32))[0]
     d, index = _nearest((all_gather_columns(nearest[0]), all_gather_columns(nearest[1])), count)
     return Neighbors(graph.sparse_neighbors(d, sparsity), index, d)
 
@@ -133,7 +134,7 @@ def propagate(
             return (total[0] + values, total[1] + jnp.sum(equal, axis=-1, keepdims=True)), None
 
         none = (jnp.zeros_like(mixed), jnp.zeros_like(least))
-        values, counts = psum(lax.scan(add, none, jnp.arange(0, size, min(block, size)))[0])
+        values, counts = psum(lax.scan(add, none, jnp.arange(0, size, min(block, size), dtype=jnp.int32))[0])
         # A column's distance may be rounded otherwise here; the list that the search kept then stands.
         return jnp.where(tied & (counts >= neighbors.index.shape[1]), values / jnp.maximum(counts, 1), mixed)
 
@@ -152,7 +153,7 @@ def combine(logits: jax.Array, votes: jax.Array, weight: jax.Array | float, epsi
 def _block(keys: jax.Array, start: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
     """The indices and keys of a block of columns. The last block is moved back to end with the last column."""
     first = jnp.minimum(start, keys.shape[0] - block)
-    return first + jnp.arange(block), lax.dynamic_slice_in_dim(keys, first, block)
+    return first + jnp.arange(block, dtype=jnp.int32), lax.dynamic_slice_in_dim(keys, first, block)
 
 
 def _smallest(numbers: jax.Array, count: int, recall: float = 1.0) -> tuple[jax.Array, jax.Array]:

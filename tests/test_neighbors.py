@@ -48,6 +48,7 @@ def oracle(queries, keys, signals, own=None, sparsity=SPARSITY):
     return np.array(answers)
 
 
+@functools.partial(jax.jit, static_argnames=("sparsity", "block"))
 def votes(queries, keys, signals, own=None, sparsity=SPARSITY, block=neighbors.BLOCK):
     found = neighbors.search(queries, keys, sparsity, own, block)
     return neighbors.propagate(queries, keys, signals, found, own, block)
