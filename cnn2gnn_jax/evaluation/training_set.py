@@ -1,0 +1,172 @@
+"""The graph over the training set, evaluated: its settings are chosen on held-out images, then read on others.
+
+Nothing about the held-out images is in the bank, so that they stand to it as test images do.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn2gnn_jax import inference, neighbors
+from cnn2gnn_jax.data import batches
+from cnn2gnn_jax.gnn import GraphStudent
+from cnn2gnn_jax.neighbors import Bank, Settings
+from cnn2gnn_jax.runtime.devices import ONE, Devices
+from cnn2gnn_jax.training.model import TrainedModel
+
+_BATCH = 500
+
+
+class Embedded(NamedTuple):
+    """What a student makes of N images.
+
+    logits: (N, C), its own answers, up to a constant for each image; those of a learned graph are one by one.
+    features: (N, K) by space, see `inference.features`.
+    """
+
+    logits: np.ndarray
+    features: dict[str, np.ndarray]
+
+
+class Grid(NamedTuple):
+    """The settings that are tried: all combinations."""
+
+    spaces: tuple[str, ...]
+    signals: tuple[str, ...]
+    sparsities: tuple[int, ...]
+    weights: tuple[float, ...]
+    epsilons: tuple[float, ...]
+
+
+class Choice(NamedTuple):
+    """The settings that have most held-out images right, and the percentages of them: with the graph and without."""
+
+    settings: Settings
+    accuracy: float
+    accuracy_alone: float
+
+
+def embed(model: TrainedModel, images: np.ndarray, devices: Devices = ONE) -> Embedded:
+    """What a student makes of raw inputs, (N, ...), in their order."""
+    indices, masks = batches.evaluation_batches(len(images), min(_BATCH, -(-len(images) // devices.count)))
+    answers = _embed_on(devices)(model, lambda k: images[indices[k]], len(indices))
+    parts = [
+        jax.tree.map(lambda leaf, mask=mask: leaf[mask], answer) for answer, mask in zip(answers, masks, strict=True)
+    ]
+    logits, features = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    return Embedded(logits, features)
+
+
+@functools.lru_cache(maxsize=8)  # so that each model is compiled once
+def _embed_on(devices: Devices) -> Any:
+    def run(model: TrainedModel, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        inputs = model.inputs(images)
+        features = inference.features(model.module, model.variables, inputs)
+        if not isinstance(model.module, GraphStudent) or model.graph == "off":
+            return features["logits"], features
+        answers = [
+            inference.one_by_one(model.module, model.variables, anchors.columns, inputs) for anchors in model.anchors
+        ]
+        probabilities = sum(jax.nn.softmax(answer.logits.astype(jnp.float32)) for answer in answers) / len(answers)
+        return jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny)), features
+
+    return devices.batchwise(run)
+
+
+def choose(held_out: Embedded, labels: np.ndarray, banks: Mapping[tuple[str, str], Bank], grid: Grid) -> Choice:
+    """The best settings of a grid on held-out images. Of equally good ones, the first is taken.
+
+    Args:
+      held_out: M images that are in no bank.
+      labels: (M,), their classes.
+      banks: by space and signal.
+      grid: what is tried.
+    """
+    alone = int(np.sum(np.argmax(held_out.logits, -1) == labels))
+    best, most = None, -1
+    for (space, signal), bank in banks.items():
+        sparsities = [s for s in grid.sparsities if s < len(bank.labels)]
+        for sparsity, votes in _votes(bank, held_out.features[space], sparsities):
+            right = _right(held_out.logits, votes, labels, np.array(grid.weights), np.array(grid.epsilons))
+            for (i, epsilon), (k, weight) in itertools.product(enumerate(grid.epsilons), enumerate(grid.weights)):
+                if right[i, k] > most:
+                    most = int(right[i, k])
+                    best = Settings(space, signal, sparsity, weight, epsilon)
+    assert best is not None
+    return Choice(best, 100 * most / len(labels), 100 * alone / len(labels))
+
+
+def _votes(bank: Bank, features: np.ndarray, sparsities: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """The votes P Y, (M, C), under each sparsity. The neighbours are searched once, for the largest."""
+    parts: dict[int, list[np.ndarray]] = {sparsity: [] for sparsity in sparsities}
+    for start in range(0, len(features), _BATCH):
+        for sparsity, votes in _votes_of(bank, features[start : start + _BATCH], tuple(sparsities)).items():
+            parts[sparsity].append(np.asarray(votes))
+    for sparsity in sparsities:
+        yield sparsity, np.concatenate(parts[sparsity])
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _votes_of(bank: Bank, features: jax.Array, sparsities: tuple[int, ...]) -> dict[int, jax.Array]:
+    queries = neighbors.queries(bank, features)
+    found = neighbors.search(queries, bank.keys, max(sparsities))
+    return {
+        sparsity: neighbors.propagate(queries, bank.keys, bank.signals, neighbors.narrowed(found, sparsity))
+        for sparsity in sparsities
+    }
+
+
+@jax.jit
+def _right(
+    logits: jax.Array, votes: jax.Array, labels: jax.Array, weights: jax.Array, epsilons: jax.Array
+) -> jax.Array:
+    """How many images are right under each epsilon and weight, (E, W)."""
+
+    def count(setting: tuple[jax.Array, jax.Array]) -> jax.Array:
+        epsilon, weight = setting
+        return jnp.sum(jnp.argmax(neighbors.combine(logits, votes, weight, epsilon), -1) == labels)
+
+    pairs = jnp.repeat(epsilons, len(weights)), jnp.tile(weights, len(epsilons))
+    return jax.lax.map(count, pairs).reshape(len(epsilons), len(weights))
+
+
+def evaluate(bank: Bank, images: Embedded, labels: np.ndarray) -> dict[str, Any]:
+    """What a student answers with a bank for N images: percent right, the classes predicted, and what the graph does.
+
+    Returns:
+      `accuracy`, `predicted` (N,), and `diagnostics`: `label_agreement`, the weight on neighbours of the same class;
+      `effective_neighbors`, exp of the entropy of the weights; `accuracy_of_neighbors`, percent right by votes alone.
+    """
+    predicted, totals = [], np.zeros(3)
+    for start in range(0, len(labels), _BATCH):
+        part = slice(start, start + _BATCH)
+        features = images.features[bank.settings.space][part]
+        classes, facts = _answers(bank, images.logits[part], features, labels[part])
+        predicted.append(np.asarray(classes))
+        totals += np.asarray(facts)
+    classes = np.concatenate(predicted)
+    agreement, effective, alone = totals / len(labels)
+    return {
+        "accuracy": 100 * int(np.sum(classes == labels)) / len(labels),
+        "predicted": classes,
+        "diagnostics": {
+            "label_agreement": float(agreement),
+            "effective_neighbors": float(effective),
+            "accuracy_of_neighbors": float(100 * alone),
+        },
+    }
+
+
+@jax.jit
+def _answers(bank: Bank, logits: jax.Array, features: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    answer = neighbors.answer(bank, logits, features)
+    weights, same = answer.neighbors.weights, bank.labels[answer.neighbors.index] == labels[:, None]
+    entropy = -jnp.sum(jnp.where(weights > 0, weights * jnp.log(jnp.where(weights > 0, weights, 1)), 0), -1)
+    alone = jnp.argmax(answer.votes, -1) == labels
+    sums = jnp.stack([jnp.sum(jnp.where(same, weights, 0)), jnp.sum(jnp.exp(entropy)), jnp.sum(alone)])
+    return jnp.argmax(answer.logits, -1), sums
