@@ -18,7 +18,7 @@ def sweep(add: grids.Add, word: str = "") -> None:
     data, on_cpu = full.parse(word)
     for seed in range(3):
         for method in METHODS:
-            config = full.config(data, on_cpu=False)
+            config = full.config(data, on_cpu=False, backbone="stem")
             config.method, config.seed = method, seed
             config.student.network, config.student.train.recipe = "resnet8", "fast"
             add(config, "methods", f"Baselines over {full.title(data, on_cpu)}", row=method, column="vgg8-resnet8")

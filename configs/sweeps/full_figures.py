@@ -10,7 +10,7 @@ In Figure 6, s is 50, or half of the batch where that is less.
 
 from configs.sweeps import figure4, full, grids, table3
 
-SIZES = (20, 50, 100, 200, 500)
+BATCH_SIZES = (20, 50, 100, 200, 500)
 
 SIZES = full.SIZES
 
@@ -33,7 +33,7 @@ def sweep(add: grids.Add, word: str = "") -> None:
         config = new_config()
         config.student.sparsity = sparsity
         add(config, "curve", "Figure 4 at full size, sparsity", x=sparsity, **place)
-    for size in SIZES:
+    for size in BATCH_SIZES:
         config = new_config()
         config.student.train.batch_size = config.evaluate.batch_size = size
         config.student.sparsity = min(50, size // 2)
