@@ -11,14 +11,16 @@ from configs.sweeps import full, grids
 
 METHODS = ("ce", "kd", "dkd", "rkd", "pkt", "crd", "at")
 
-SIZES = full.SIZES
+SIZES = ("", *grids.DATA)
 
 
 def sweep(add: grids.Add, word: str = "") -> None:
-    data, on_cpu = full.parse(word)
+    data, _ = full.parse(word)
     for seed in range(3):
         for method in METHODS:
             config = full.config(data, on_cpu=False, backbone="stem")
             config.method, config.seed = method, seed
             config.student.network, config.student.train.recipe = "resnet8", "fast"
-            add(config, "methods", f"Baselines over {full.title(data, on_cpu)}", row=method, column="vgg8-resnet8")
+            add(
+                config, "methods", f"Baselines over {full.title(data, on_cpu=False)}", row=method, column="vgg8-resnet8"
+            )
