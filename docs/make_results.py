@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax.report import formats, notes, records, tables, tuned
+from cnn2gnn_jax.report import formats, notes, tables, tuned
 from cnn2gnn_jax.report.statistics import is_uniform
 from cnn2gnn_jax.report.tables import Cell, Observation, Table
+from cnn2gnn_jax.sweeps import records
 
 ROOT = pathlib.Path(__file__).parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "results"

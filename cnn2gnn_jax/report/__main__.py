@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 
 from cnn2gnn_jax import data
 from cnn2gnn_jax.evaluation.summary import NOT_INSTALLED
-from cnn2gnn_jax.report import figures, formats, plots, records, tables
+from cnn2gnn_jax.report import figures, formats, plots, tables
 from cnn2gnn_jax.report.page import Section, page
 from cnn2gnn_jax.runtime import command_line, storage
 from cnn2gnn_jax.runtime.console import say
 from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.sweeps import records
 
 _LEAD = (
     "Every figure on this page is drawn from the records of runs (results.jsonl) by one command. Accuracies are on the "

@@ -7,10 +7,9 @@ import sys
 import pytest
 
 from cnn2gnn_jax import pipeline
-from cnn2gnn_jax.report import records
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import Diverged
-from cnn2gnn_jax.sweeps import plan, runner
+from cnn2gnn_jax.sweeps import plan, records, runner
 
 SWEEP = """
 from configs import digits

@@ -4,9 +4,9 @@ import pathlib
 import runpy
 
 from cnn2gnn_jax import pipeline
-from cnn2gnn_jax.report import records, tables
+from cnn2gnn_jax.report import tables
 from cnn2gnn_jax.runtime import storage
-from cnn2gnn_jax.sweeps import tuning
+from cnn2gnn_jax.sweeps import records, tuning
 from tests.sweeps.conftest import TUNED, cells_of, run_sweep
 
 ROOT = pathlib.Path(__file__).parents[2]
