@@ -20,7 +20,9 @@ def _train() -> ml_collections.ConfigDict:
     train.learning_rate = config_dict.placeholder(float)
     train.momentum = config_dict.placeholder(float)  # of sgd
     train.weight_decay = config_dict.placeholder(float)
-    train.schedule = config_dict.placeholder(str)  # constant | step | cosine | one_cycle (up to learning_rate, then down to 0)
+    train.schedule = config_dict.placeholder(
+        str
+    )  # constant | step | cosine | one_cycle (up to learning_rate, then down to 0)
     train.milestones = config_dict.placeholder(tuple)  # of step: parts of the epochs after which the rate falls
     train.milestone_factor = config_dict.placeholder(float)  # of step: what the rate is multiplied by
     train.augment = config_dict.placeholder(bool)  # random crop with padding 4, and flip

@@ -129,7 +129,7 @@ def hyperparameters(method: str, teacher_network: str, student_network: str, dat
 def create(name: str, hyper: Mapping[str, Any]) -> Distiller:
     """The distiller `name` with its hyperparameters; its losses are those of the global batch.
 
-    `hyper` holds those of the method's row in `METHODS`. To them the pipeline adds, for crd, `training_labels`: the
+    `hyper` holds those of the method's row in `METHODS`. To them `training.tasks` adds, for crd, `training_labels`: the
     classes of all training images, (N,) integers by training index.
 
     Raises:
