@@ -28,7 +28,7 @@ def rows() -> list[Row]:
     for backbone in ("pixels", "stem", "resnet18"):
         task, data = students.student(backbone, IMAGES), students.images(IMAGES)
         start = time.perf_counter()
-        state = loop.fit([task], students.start(task, data), data, None, lambda first, metrics: None, _Never())
+        state = loop.fit([task], students.start(task, data), loop.Source(data), lambda first, metrics: None, _Never())
         jax.block_until_ready(state)
         seconds = time.perf_counter() - start
         what = f"200 epochs of `{backbone}` on {IMAGES:,} images, compilation included : the paper's 2,300 s"

@@ -9,7 +9,6 @@ in the step. All steps are compiled first and then taken in turns; times are med
 
 import argparse
 import math
-import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,9 +19,10 @@ import numpy as np
 
 from benchmarks import timing
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax import distillers, networks, pipeline
+from cnn2gnn_jax import distillers, networks
 from cnn2gnn_jax.data import Dataset, Split
 from cnn2gnn_jax.distillers import maps
+from cnn2gnn_jax.training import tasks
 from cnn2gnn_jax.training.inputs import prepare_plain
 from cnn2gnn_jax.training.state import init_state
 from cnn2gnn_jax.training.step import make_step, teacher_shapes
@@ -61,8 +61,7 @@ def _task(method: str, pair: str, batch: int, augment: bool) -> Task:
     config.student.train.learning_rate = 1e-9
     if "pretrain_learning_rate" in distillers.METHODS[method].hyper:
         config.distill.pretrain_learning_rate = 1e-9
-    nowhere = pathlib.Path()
-    return pipeline.student_tasks(pipeline.Run(configs.resolve(config), _dataset(), nowhere, nowhere, ""), "")[0]
+    return tasks.student_tasks(configs.resolve(config), _dataset(), "")[0]
 
 
 def _bytes(tree: Any) -> int:

@@ -30,16 +30,12 @@ def teacher_module(student: Trained) -> bytes | None:
     if not config.needs_teacher(recorded.config) or recorded.config.teacher.logits_file:
         return None
     try:
-        module, variables = trained.open_teacher(recorded)
+        teacher = trained.open_teacher(recorded)
     except UserError as error:
         say(f"not compared with the teacher: {error}")
         return None
 
-    def probabilities(images: jax.Array) -> jax.Array:
-        outputs: Any = module.apply(variables, trained.node_inputs(recorded, None, images), train=False)
-        return jax.nn.softmax(outputs.logits)
-
-    return bundle.serialize(probabilities, recorded.image_shape)
+    return bundle.serialize(lambda images: jax.nn.softmax(teacher.outputs(images).logits), recorded.image_shape)
 
 
 def measure(modules: Mapping[str, bytes], image_shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -87,7 +83,7 @@ def write(workdir: pathlib.Path, out: pathlib.Path, graph: str = graph_choice.CH
     """
     bundle.check_free(out)
     student = trained.open_student(workdir, graph)
-    graph_choice.warn_of_better(student.recorded, student.graph)
+    graph_choice.warn_of_better(student.recorded, student.model.graph)
     modules = {"student": bundle.of_student(student)}
     if (teacher := teacher_module(student)) is not None:
         modules["teacher"] = teacher

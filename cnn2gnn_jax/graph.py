@@ -62,14 +62,9 @@ def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None
     broken = jnp.any(takes_part & jnp.isnan(d), axis=-1, keepdims=True)
     d = _infinite_as_limit(jnp.where(broken, 0, d), takes_part, sparsity)
     if mask is None:
-        smallest = -lax.top_k(-d, sparsity + 1)[0]
-        threshold = smallest[..., -1:]
+        threshold = -lax.top_k(-d, sparsity + 1)[0][..., -1:]
     else:
-        smallest = -lax.top_k(jnp.where(takes_part, -d, -jnp.inf), sparsity + 1)[0]
-        # The last finite one; 0 stands in where no column takes part, and every weight is masked below.
-        found = smallest < jnp.inf
-        threshold = jnp.max(jnp.where(found, smallest, -jnp.inf), axis=-1, keepdims=True)
-        threshold = jnp.where(found[..., :1], threshold, 0)
+        threshold = _masked_threshold(d, takes_part, sparsity)
         d = jnp.where(takes_part, d, 0)
     # Selected, not `maximum`, whose gradient compares with a value that may have been computed anew, rounded otherwise.
     slack = jnp.where(takes_part & (d < threshold), threshold - d, 0)
@@ -82,6 +77,14 @@ def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None
     share = nearest / jnp.maximum(jnp.sum(nearest, axis=-1, keepdims=True), 1)
     weights = jnp.where(tied, share, slack / jnp.where(tied, 1, total))
     return jnp.where(broken & takes_part, jnp.nan, weights)
+
+
+def _masked_threshold(d: jax.Array, takes_part: jax.Array, sparsity: int) -> jax.Array:
+    """The (s+1)-th smallest distance of the columns that take part, or the last of them; 0 where none does."""
+    smallest = -lax.top_k(jnp.where(takes_part, -d, -jnp.inf), sparsity + 1)[0]
+    found = smallest < jnp.inf
+    threshold = jnp.max(jnp.where(found, smallest, -jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(found[..., :1], threshold, 0)  # every weight is masked afterwards
 
 
 def _infinite_as_limit(d: jax.Array, takes_part: jax.Array, sparsity: int) -> jax.Array:

@@ -77,12 +77,12 @@ class Neighbors(NamedTuple):
     """The nearest columns of B images, nearest first.
 
     weights: (B, s + 1), Eq. 3. A row sums to 1. The last weight is 0 unless all of the row's distances are equal.
-    index: (B, s + 1), the columns.
+    columns: (B, s + 1), which columns they are.
     distances: (B, s + 1), ascending; +inf where fewer columns take part.
     """
 
     weights: jax.Array
-    index: jax.Array
+    columns: jax.Array
     distances: jax.Array
 
 
@@ -122,7 +122,7 @@ def search(
 
     >>> keys = jnp.array([[0.2], [0.9], [0.4]])
     >>> found = search(jnp.array([[1.0]]), keys, 2)
-    >>> found.index.tolist(), found.weights.round(3).tolist()
+    >>> found.columns.tolist(), found.weights.round(3).tolist()
     ([[1, 2, 0]], [[0.778, 0.222, 0.0]])
     """
     graph.check_sparsity(sparsity, keys.shape[0])
@@ -172,7 +172,7 @@ def propagate(
     """
     size = keys.shape[0]
     offset = first_row(size)
-    local = neighbors.index - offset
+    local = neighbors.columns - offset
     here = (local >= 0) & (local < size)
     rows = signals[jnp.clip(local, 0, size - 1)].astype(neighbors.weights.dtype)
     mixed = psum(jnp.einsum("bs,bsf->bf", jnp.where(here, neighbors.weights, 0), rows))
@@ -193,7 +193,7 @@ def propagate(
         none = (jnp.zeros_like(mixed), jnp.zeros_like(least))
         values, counts = psum(lax.scan(add, none, jnp.arange(0, size, min(block, size), dtype=jnp.int32))[0])
         # A column's distance may be rounded otherwise here; the list that the search kept then stands.
-        return jnp.where(tied & (counts >= neighbors.index.shape[1]), values / jnp.maximum(counts, 1), mixed)
+        return jnp.where(tied & (counts >= neighbors.columns.shape[1]), values / jnp.maximum(counts, 1), mixed)
 
     return lax.cond(jnp.any(tied), share_equally, lambda: mixed)
 

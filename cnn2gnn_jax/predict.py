@@ -11,92 +11,22 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from cnn2gnn_jax import gnn
-from cnn2gnn_jax.data import batches, images
-from cnn2gnn_jax.evaluation import protocols
+from cnn2gnn_jax.data import batches
 from cnn2gnn_jax.runtime import command_line
-from cnn2gnn_jax.runtime.console import say
 from cnn2gnn_jax.runtime.errors import UserError, printable
 from cnn2gnn_jax.serving import bundle, graph_choice, trained
+from cnn2gnn_jax.serving.pictures import Pictures, read_pictures
 from cnn2gnn_jax.serving.trained import Trained
 
 FORMATS = ("table", "json", "csv")
 _BATCH = 50  # images in a call of Mechanism 1, whose answers do not depend on it
-_NAMED = 5  # unreadable images in an error
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
-class Pictures(NamedTuple):
-    """Images as the student takes them: their files, and (N, H, W, C) uint8."""
-
-    names: list[str]
-    pixels: np.ndarray
-
-
-def read_pictures(
-    paths: Sequence[pathlib.Path], image_shape: tuple[int, int, int], skip_unreadable: bool = False
-) -> Pictures:
-    """Image files, prepared as those of the data set were.
-
-    Args:
-      paths: files, and folders, of which all image files at any depth are taken in the order of their names.
-      image_shape: (H, W, C) of the data set.
-      skip_unreadable: whether to leave out, with a line each, what cannot be read.
-
-    Raises:
-      UserError: there is no image, or one cannot be read.
-    """
-    height, width, channels = image_shape
-    files = [file for path in paths for file in _files(path)]
-    names, pixels, unreadable = [], [], []
-    for start in range(0, len(files), 100):
-        part = files[start : start + 100]
-        content = [_content(file) for file in part]
-        decoded = images.decode_all(content, [str(file) for file in part], channels, height if height == width else 0)
-        for file, image in zip(part, decoded, strict=True):
-            if isinstance(image, images.ImageError):
-                unreadable.append(str(image))
-            elif image.shape != image_shape:
-                found = "x".join(map(str, image.shape[1::-1]))
-                unreadable.append(f"{file}: {found} pixels, and the student takes {width}x{height}")
-            else:
-                names.append(str(file))
-                pixels.append(image)
-    if unreadable and not skip_unreadable:
-        more = f"; and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
-        raise UserError(
-            f"{len(unreadable)} of {len(files)} files cannot be read ({'; '.join(unreadable[:_NAMED])}{more}): "
-            "replace or remove them, or leave them out with --skip_unreadable"
-        )
-    for reason in unreadable:
-        say(f"left out: {reason}")
-    if not pixels:
-        raise UserError(f"no image to classify: none of {len(files)} files can be read")
-    return Pictures(names, np.stack(pixels))
-
-
-def _content(file: pathlib.Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from None
-
-
-def _files(path: pathlib.Path) -> list[pathlib.Path]:
-    if path.is_dir():
-        found = [file for file in path.rglob("*") if file.suffix.lower() in images.IMAGE_SUFFIXES and file.is_file()]
-        visible = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-        if not visible:
-            raise UserError(f"{path} holds no image ({', '.join(images.IMAGE_SUFFIXES)}): give a folder that does")
-        return sorted(visible)
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give an image, or a folder of images")
-    return [path]
 
 
 def by_student(
@@ -116,43 +46,47 @@ def by_student(
     Raises:
       UserError: too few images, or neighbours of a student without a graph.
     """
-    recorded, module = student.recorded, student.student.module
-    if neighbors and (not isinstance(module, gnn.GraphStudent) or module.graph == "off"):
+    recorded, model = student.recorded, student.model
+    if neighbors and model.graph in (None, "off"):
         raise UserError(f"{recorded.workdir} holds a student without a graph: ask for no neighbours")
-    count, size, order = len(pictures.names), _BATCH, np.arange(len(pictures.names))
-    if mechanism == "batch_by_batch" and isinstance(module, gnn.GraphStudent):
-        section = recorded.config.evaluate
-        size, order = (
-            section.batch_size,
-            batches.shuffled_order(count, protocols.order_seed(section, recorded.config.seed)),
-        )
-        least = count // -(-count // size)
-        if module.graph in gnn.SPARSE_GRAPHS and module.sparsity + 1 > least:
-            raise UserError(
-                f"batch_by_batch links each image to {module.sparsity} others: "
-                f"found {count} images, expected at least {module.sparsity + 1} in each batch of up to {size}"
-            )
-    indices, masks = batches.evaluation_batches(count, size, order)
-    if mechanism == "one_by_one":  # always of one size, so that one program serves
-        indices = np.pad(indices, ((0, 0), (0, _BATCH - indices.shape[1])), mode="edge")
-        masks = np.pad(masks, ((0, 0), (0, _BATCH - masks.shape[1])))
+    indices, masks = _batches(student, len(pictures.names), mechanism)
     ask = jax.jit(functools.partial(trained.answer, student, mechanism=mechanism))
-    rows: list[dict[str, Any]] = [{} for _ in range(count)]
+    rows: list[dict[str, Any]] = [{} for _ in pictures.names]
     for index, mask in zip(indices, masks, strict=True):
         found = jax.device_get(ask(pictures.pixels[index], mask=mask))
-        for k, position in enumerate(index):
-            if mask[k]:
-                rows[position] = _row(pictures.names[position], found.probabilities[k], recorded.classes)
-                if neighbors:
-                    one_by_one = mechanism == "one_by_one"
-                    links = (_anchors if one_by_one else _batch)(student, pictures, found, index, mask, k)
-                    rows[position] |= {
-                        "self_weight": float(
-                            np.mean([w[-1 if one_by_one else k] for w in (w[k] for w in found.links)])
-                        ),
-                        "neighbors": sorted(links, key=lambda link: -link["weight"])[:neighbors],
-                    }
+        names = [pictures.names[position] for position in index[mask]]
+        for k, position in enumerate(index[mask]):
+            rows[position] = _row(names[k], found.probabilities[k], recorded.classes)
+            if neighbors:
+                one_by_one = mechanism == "one_by_one"
+                links = _anchors(student, found, k) if one_by_one else _batch(student, names, found, k)
+                own = [weights[k, -1 if one_by_one else k] for weights in found.links]
+                rows[position]["self_weight"] = float(np.mean(own))
+                rows[position]["neighbors"] = sorted(links, key=lambda link: -link["weight"])[:neighbors]
     return rows
+
+
+def _batches(student: Trained, count: int, mechanism: str) -> tuple[np.ndarray, np.ndarray]:
+    """The batches in which `count` images are answered, as `batches.evaluation_batches` has them.
+
+    Raises:
+      UserError: too few images for the graph of a batch.
+    """
+    section, module = student.recorded.config.evaluate, student.model.module
+    if mechanism == "one_by_one":  # always of one size, so that one program serves
+        indices, masks = batches.evaluation_batches(count, _BATCH)
+        missing = ((0, 0), (0, _BATCH - indices.shape[1]))
+        return np.pad(indices, missing, mode="edge"), np.pad(masks, missing)
+    if not student.model.is_graph:
+        return batches.evaluation_batches(count, _BATCH)
+    size, least = section.batch_size, count // -(-count // section.batch_size)
+    if module.graph in gnn.SPARSE_GRAPHS and module.sparsity + 1 > least:
+        raise UserError(
+            f"batch_by_batch links each image to {module.sparsity} others: "
+            f"found {count} images, expected at least {module.sparsity + 1} in each batch of up to {size}"
+        )
+    order = batches.shuffled_order(count, batches.order_seed(section, student.recorded.config.seed))
+    return batches.evaluation_batches(count, size, order)
 
 
 def by_bundle(opened: bundle.Bundle, pictures: Pictures) -> list[dict[str, Any]]:
@@ -170,10 +104,8 @@ def _row(name: str, probabilities: np.ndarray, classes: Sequence[str]) -> dict[s
     return {"image": name, "class": classes[best], "probability": float(probabilities[best])}
 
 
-def _anchors(
-    student: Trained, pictures: Pictures, found: trained.Answer, index: np.ndarray, mask: np.ndarray, k: int
-) -> Iterable[dict[str, Any]]:
-    del pictures, index, mask
+def _anchors(student: Trained, found: trained.Answer, k: int) -> Iterable[dict[str, Any]]:
+    """The anchors that image k of a batch is linked to."""
     anchors = student.recorded.anchors
     assert anchors is not None
     for batch, links in enumerate(found.links):
@@ -192,15 +124,14 @@ def _file(anchors: dict[str, np.ndarray], batch: int, column: int) -> str | None
     return str(anchors["files"][batch, column]) if "files" in anchors else None
 
 
-def _batch(
-    student: Trained, pictures: Pictures, found: trained.Answer, index: np.ndarray, mask: np.ndarray, k: int
-) -> Iterable[dict[str, Any]]:
+def _batch(student: Trained, names: Sequence[str], found: trained.Answer, k: int) -> Iterable[dict[str, Any]]:
+    """The images of a batch, called `names`, that image k is linked to."""
     anchors = student.recorded.anchors
     assert anchors is not None
-    for column in np.flatnonzero(mask):
+    for column, name in enumerate(names):
         weight = float(np.mean([links[k, column] for links in found.links]))
         if column != k and weight > 0:
-            link: dict[str, Any] = {"image": pictures.names[index[column]], "weight": weight}
+            link: dict[str, Any] = {"image": name, "weight": weight}
             if (nearest := int(found.nearest[0][column])) >= 0:
                 link |= {
                     "class": student.recorded.classes[int(anchors["labels"][0, nearest])],
@@ -295,7 +226,7 @@ def main() -> None:
         rows = by_bundle(opened, pictures)
     else:
         student = trained.open_student(given.workdir, given.graph or graph_choice.CHOICES[0])
-        graph_choice.warn_of_better(student.recorded, student.graph)
+        graph_choice.warn_of_better(student.recorded, student.model.graph)
         pictures = read_pictures(given.paths, student.recorded.image_shape, given.skip_unreadable)
         rows = by_student(student, pictures, given.mechanism, given.neighbors)
     sys.stdout.write(_WRITERS[given.format](rows) + "\n")

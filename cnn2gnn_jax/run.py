@@ -13,8 +13,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import data
-from cnn2gnn_jax.data import Dataset, Split
-from cnn2gnn_jax.evaluation import protocols
+from cnn2gnn_jax.data import Dataset, Split, batches
 from cnn2gnn_jax.runtime import processes, storage
 from cnn2gnn_jax.runtime.devices import ONE, Devices, from_config
 from cnn2gnn_jax.runtime.errors import UserError
@@ -133,7 +132,7 @@ def record(run: Run) -> None:
     train, anchors_sha256 = run.dataset.train, None
     if run.config.student.kind == "graph":
         # Those of the first student, which answers for new images.
-        index = np.stack(protocols.anchor_sets(train.labels, run.config.evaluate, run.config.seed))
+        index = np.stack(batches.anchor_sets(train.labels, run.config.evaluate, run.config.seed))
         arrays = {"index": index, "labels": train.labels[index], "images": train.images[index]}
         if train.files is not None:
             arrays["files"] = np.array(train.files)[index]

@@ -22,10 +22,9 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from cnn2gnn_jax.report import records
 from cnn2gnn_jax.runtime import command_line, overrides, processes
 from cnn2gnn_jax.runtime.errors import UserError
-from cnn2gnn_jax.sweeps import plan, runner, shards
+from cnn2gnn_jax.sweeps import plan, records, runner, shards
 
 
 def _parse() -> tuple[argparse.Namespace, dict[str, str]]:

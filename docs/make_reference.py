@@ -10,8 +10,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reference.md"
 MODULES = (
     *("graph", "gnn", "inference", "losses", "distillers", "networks"),
-    *("data", "pipeline", "teacher_logits", "serving.trained", "serving.graph_choice", "predict"),
-    *("serving.bundle", "export"),
+    *("data", "pipeline", "teacher_logits", "training.model", "serving.trained", "serving.graph_choice"),
+    *("serving.pictures", "predict", "serving.bundle", "export"),
 )
 
 

@@ -119,8 +119,7 @@ def trained(this, starts, variables, images, labels, devices):
         before = loop.fit(
             [this],
             devices.replicate(state),
-            devices.replicate(data),
-            devices.replicate(variables),
+            loop.Source(devices.replicate(data), teacher_variables=devices.replicate(variables)),
             lambda first, metrics: None,
             Nothing(),
             devices=devices,

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn2gnn_jax import export, predict
+from cnn2gnn_jax import export
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import bundle, trained
+from cnn2gnn_jax.serving.pictures import read_pictures
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -43,9 +44,9 @@ def test_it_is_lowered_for_cpus_and_gpus_with_no_row_of_the_table_but_the_anchor
     student, folder, _ = made
     module = jax.export.deserialize(bytearray((folder / bundle.MODEL).read_bytes()))
     assert module.platforms == ("cpu", "cuda")
-    anchors = student.anchors[0]
+    anchors = student.model.anchors[0].columns
     assert anchors.rows.kernel.shape == (100, 256)
-    weights = sum(leaf.size for leaf in jax.tree.leaves((student.student.variables, anchors)))
+    weights = sum(leaf.size for leaf in jax.tree.leaves((student.model.variables, anchors)))
     assert len(module.mlir_module_serialized) < 4 * weights * 1.2
 
 
@@ -92,7 +93,7 @@ def test_the_readmes_ten_lines_answer_without_this_package(made, made_of_colour,
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    pictures = predict.read_pictures(sorted(tmp_path.glob("*.png")), recorded.image_shape)
+    pictures = read_pictures(sorted(tmp_path.glob("*.png")), recorded.image_shape)
     np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), answer(pictures.pixels), atol=1e-5)
 
 

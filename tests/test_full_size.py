@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax import pipeline
 from cnn2gnn_jax.data import Dataset, Split
-from cnn2gnn_jax.training import loop
+from cnn2gnn_jax.training import loop, tasks
 from cnn2gnn_jax.training.state import init_state
 from cnn2gnn_jax.training.step import teacher_shapes
 
@@ -29,14 +28,13 @@ def dataset_of(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
-def test_a_full_size_config_takes_steps(name, tmp_path):
+def test_a_full_size_config_takes_steps(name):
     config = configs.resolve(importlib.import_module(f"configs.{name}").get_config())
     dataset = dataset_of(name)
     configs.check_data(config, dataset)
-    run = pipeline.Run(config, dataset, tmp_path, tmp_path, "none")
     assert config.teacher.network == "resnet34"
     assert config.teacher.train.batch_size == config.student.train.batch_size == 100
-    for task in (pipeline.teacher_task(run), pipeline.student_tasks(run, "learned")[0]):
+    for task in (tasks.teacher_task(config, dataset), tasks.student_tasks(config, dataset, "learned")[0]):
         data = {
             "input": jnp.asarray(dataset.train.images),
             "label": jnp.asarray(dataset.train.labels),

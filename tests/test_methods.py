@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax import distillers, pipeline
+from cnn2gnn_jax.distillers import maps
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training.checkpoint import Checkpoints
@@ -51,7 +52,7 @@ def test_stored_attention_maps_teach_as_the_live_teacher_does(cache, tmp_path, m
     config, records = config_of(cache, "at", epochs=1, **{"student.train.learning_rate": 0.01}), {}
     for where in ("disk", "live"):
         if where == "live":  # as where a map of the teacher is larger than the student's
-            monkeypatch.setattr(pipeline.maps, "none_larger", lambda student, teacher: False)
+            monkeypatch.setattr(maps, "none_larger", lambda student, teacher: False)
         pipeline.run(config, tmp_path / where, "student")
         records[where] = read_records(tmp_path / where / "metrics.jsonl")
     (folder,) = cache.glob("teachers/*/teacher_attention")

@@ -90,7 +90,7 @@ def test_weights_are_those_of_eq_3_over_all_columns(data):
     queries, keys, _ = data
     found = neighbors.search(queries, keys, SPARSITY)
     dense = np.asarray(graph.sparse_neighbors(graph.squared_distances(queries, keys), SPARSITY))
-    close(np.take_along_axis(dense, np.asarray(found.index), -1), found.weights)
+    close(np.take_along_axis(dense, np.asarray(found.columns), -1), found.weights)
     close(found.weights.sum(-1), 1)
     assert np.all(np.diff(found.distances, axis=-1) >= 0)
 
@@ -99,7 +99,7 @@ def test_no_image_is_its_own_neighbor(data):
     _, keys, signals = data
     own = np.arange(COLUMNS)
     found = neighbors.search(keys, keys, SPARSITY, own)
-    assert not np.any(np.asarray(found.index) == own[:, None])
+    assert not np.any(np.asarray(found.columns) == own[:, None])
     close(votes(keys, keys, signals, own), oracle(keys, keys, signals, own))
 
 
@@ -133,7 +133,9 @@ def test_keys_of_half_precision_answer_as_the_same_numbers_in_full(data, dtype):
 def test_an_approximate_search_finds_as_many_neighbors(data):
     queries, keys, _ = data
     exact, approximate = neighbors.search(queries, keys, 5), neighbors.search(queries, keys, 5, recall=0.9)
-    shared = [len(set(a) & set(b)) for a, b in zip(np.asarray(exact.index), np.asarray(approximate.index), strict=True)]
+    shared = [
+        len(set(a) & set(b)) for a, b in zip(np.asarray(exact.columns), np.asarray(approximate.columns), strict=True)
+    ]
     assert np.mean(shared) / 6 >= 0.9
     close(approximate.weights.sum(-1), 1)
 

@@ -19,6 +19,7 @@ from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import bundle, graph_choice, trained
+from cnn2gnn_jax.serving.pictures import Pictures, read_pictures
 from configs import digits
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -64,7 +65,7 @@ def change(path, **fields):
 
 
 def test_every_test_image_is_answered_as_the_evaluation_did(done, student, dataset):
-    pictures = predict.Pictures([str(i) for i in range(len(dataset.test))], dataset.test.images)
+    pictures = Pictures([str(i) for i in range(len(dataset.test))], dataset.test.images)
     for mechanism in trained.MECHANISMS:
         rows = predict.by_student(student, pictures, mechanism)
         right = [row["class"] == dataset.classes[label] for row, label in zip(rows, dataset.test.labels, strict=True)]
@@ -78,17 +79,17 @@ def test_every_test_image_is_answered_as_the_evaluation_did(done, student, datas
 
 
 def test_files_are_prepared_as_the_cache_was(folder, student, dataset):
-    pictures = predict.read_pictures([folder], student.recorded.image_shape)
+    pictures = read_pictures([folder], student.recorded.image_shape)
     assert len(pictures.names) == 120
     for name, pixels in zip(pictures.names, pictures.pixels, strict=True):
         np.testing.assert_array_equal(pixels, dataset.test.images[int(pathlib.Path(name).stem)])
 
 
 def test_one_by_one_an_answer_does_not_depend_on_the_images_beside_it(folder, student):
-    pictures = predict.read_pictures([folder], student.recorded.image_shape)
+    pictures = read_pictures([folder], student.recorded.image_shape)
     together = predict.by_student(student, pictures, neighbors=4)
     for position in (0, 57, 119):
-        alone = predict.Pictures([pictures.names[position]], pictures.pixels[position : position + 1])
+        alone = Pictures([pictures.names[position]], pictures.pixels[position : position + 1])
         [row] = predict.by_student(student, alone, neighbors=4)
         assert row["class"] == together[position]["class"]
         assert row["probability"] == pytest.approx(together[position]["probability"], abs=1e-6)
@@ -98,9 +99,7 @@ def test_one_by_one_an_answer_does_not_depend_on_the_images_beside_it(folder, st
 def test_neighbours_are_the_anchors_that_the_report_shows(done, student, dataset):
     examples = done[1]["examples"]
     index = [example["test_index"] for example in examples]
-    rows = predict.by_student(
-        student, predict.Pictures([str(i) for i in index], dataset.test.images[index]), neighbors=8
-    )
+    rows = predict.by_student(student, Pictures([str(i) for i in index], dataset.test.images[index]), neighbors=8)
     for row, example in zip(rows, examples, strict=True):
         assert row["class"] == dataset.classes[example["predicted"]]
         assert row["self_weight"] == pytest.approx(example["self_weight"], abs=1e-5)
@@ -111,12 +110,12 @@ def test_neighbours_are_the_anchors_that_the_report_shows(done, student, dataset
 
 
 def test_under_batch_by_batch_neighbours_are_images_of_the_batch(folder, student):
-    pictures = predict.read_pictures([folder], student.recorded.image_shape)
+    pictures = read_pictures([folder], student.recorded.image_shape)
     rows = predict.by_student(student, pictures, "batch_by_batch", neighbors=200)
     for row in rows:
         assert {n["image"] for n in row["neighbors"]} < set(pictures.names) - {row["image"]}
         assert row["self_weight"] + sum(n["weight"] for n in row["neighbors"]) == pytest.approx(1, abs=1e-4)
-    few = predict.Pictures(pictures.names[:20], pictures.pixels[:20])
+    few = Pictures(pictures.names[:20], pictures.pixels[:20])
     with pytest.raises(UserError, match="found 20 images, expected at least 21"):
         predict.by_student(student, few, "batch_by_batch")
 
@@ -158,7 +157,7 @@ def test_every_kind_of_student_answers_and_exports(cache, tmp_path, fields):
     workdir, results = finished(cache, tmp_path / "run", **fields)
     opened = trained.open_student(workdir)
     test = data.load(opened.recorded.config.data, cache).test
-    pictures = predict.Pictures([str(i) for i in range(len(test))], test.images)
+    pictures = Pictures([str(i) for i in range(len(test))], test.images)
     rows = predict.by_student(opened, pictures)
     right = [row["class"] == opened.recorded.classes[label] for row, label in zip(rows, test.labels, strict=True)]
     assert 100 * np.mean(right) == pytest.approx(results["accuracies"][0]["accuracy"], abs=0.3)
@@ -166,13 +165,13 @@ def test_every_kind_of_student_answers_and_exports(cache, tmp_path, fields):
     of_bundle = predict.by_bundle(bundle.read(tmp_path / "bundle"), pictures)
     for one, other in zip(rows, of_bundle, strict=True):
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
-    if not opened.is_graph:
+    if not opened.model.is_graph:
         with pytest.raises(UserError, match="without a graph"):
             predict.by_student(opened, pictures, neighbors=1)
         with pytest.raises(UserError, match="holds a CNN, which has no graph: leave --graph=off out"):
             trained.open_student(workdir, "off")
     change(workdir / "config.json", teacher_folder="/nowhere")
-    if opened.features is None:
+    if opened.model.features is None:
         trained.open_student(workdir)
     else:
         with pytest.raises(UserError, match=r"the teacher of .*run is not there .*run the run's own command again"):
@@ -204,21 +203,21 @@ def test_both_students_answer_as_they_were_evaluated(both, cache, tmp_path):
     answers = {}
     for choice, graph in (("learned", "learned"), ("off", "off")):
         student = trained.open_student(workdir, choice)
-        assert student.graph == graph
+        assert student.model.graph == graph
         [expected] = [
             entry["accuracy"]
             for entry in results["accuracies"]
             if (entry["graph"], entry["mechanism"]) == (graph, "one_by_one")
         ]
         for split, accuracy in ((dataset.test, expected), (dataset.holdout, held_out[graph])):
-            pictures = predict.Pictures([str(i) for i in range(len(split))], split.images)
+            pictures = Pictures([str(i) for i in range(len(split))], split.images)
             rows = answers[graph] = predict.by_student(student, pictures)
             right = [row["class"] == dataset.classes[label] for row, label in zip(rows, split.labels, strict=True)]
             assert 100 * np.mean(right) == pytest.approx(accuracy, abs=0.4)
     # The student without a graph needs no anchors, and has no neighbours.
-    assert student.anchors[0].nodes.shape[0] == 0
+    assert student.model.anchors[0].columns.nodes.shape[0] == 0
     for mechanism in trained.MECHANISMS:
-        alone = predict.by_student(student, predict.Pictures(["0"], dataset.holdout.images[:1]), mechanism)
+        alone = predict.by_student(student, Pictures(["0"], dataset.holdout.images[:1]), mechanism)
         assert alone[0]["probability"] == pytest.approx(answers["off"][0]["probability"], abs=1e-6)
     with pytest.raises(UserError, match="without a graph: ask for no neighbours"):
         predict.by_student(student, pictures, neighbors=1)
@@ -237,7 +236,7 @@ def test_the_bundle_says_which_student_it_holds(both, tmp_path):
 def test_the_best_student_is_that_with_more_held_out_images_right(both, tmp_path):
     for k, (on, off, graph) in enumerate(((14, 26.3, "off"), (26.3, 14, "learned"), (14, 14, "learned"))):
         workdir = copied(both, tmp_path / str(k), learned=on, off=off)
-        assert trained.open_student(workdir, "best").graph == graph
+        assert trained.open_student(workdir, "best").model.graph == graph
 
 
 def test_a_student_that_cannot_be_chosen_is_refused_with_what_to_do(done, both, tmp_path):
@@ -389,7 +388,7 @@ def test_neighbours_are_named_by_their_files_where_the_data_set_has_files(done, 
     train = dataclasses.replace(run.dataset.train, files=files)
     runs.record(run._replace(dataset=dataclasses.replace(run.dataset, train=train)))
     with_files = opened._replace(recorded=runs.read(tmp_path / "run"))
-    pictures = predict.read_pictures([folder], opened.recorded.image_shape)
+    pictures = read_pictures([folder], opened.recorded.image_shape)
     for mechanism, field in (("one_by_one", "image"), ("batch_by_batch", "nearest_image")):
         rows = predict.by_student(with_files, pictures, mechanism, neighbors=2)
         links = [link for row in rows for link in row["neighbors"]]
@@ -409,5 +408,5 @@ def test_unreadable_images_are_left_out_only_if_asked(student, folder, tmp_path)
     count = len(list(pictures.iterdir()))
     (pictures / "broken.png").write_bytes(b"no")
     with pytest.raises(UserError, match=rf"1 of {count + 1} files cannot be read \(.*broken.png: no JPEG"):
-        predict.read_pictures([pictures], student.recorded.image_shape)
-    assert len(predict.read_pictures([pictures], student.recorded.image_shape, True).names) == count
+        read_pictures([pictures], student.recorded.image_shape)
+    assert len(read_pictures([pictures], student.recorded.image_shape, True).names) == count

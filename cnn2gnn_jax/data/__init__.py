@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cnn2gnn_jax.data import cache, ingest, selection, sources
+from cnn2gnn_jax.data import cache, ingest, selection
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
 
@@ -51,6 +51,11 @@ class Dataset:
     std: tuple[float, ...]
     fingerprint: str
 
+    @property
+    def train_images(self) -> int:
+        """How many there are."""
+        return len(self.train)
+
 
 def load(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> Dataset:
     """Opens a data set; the first time, its images are decoded into `cache_dir`, and downloaded if need be.
@@ -76,53 +81,54 @@ def load(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> Dataset:
       UserError: a setting is out of range, the data set is unknown or not at hand, or its files are wrong.
     """
     check(config)
-    arrays = ingest.arrays(
-        config.name,
-        config.image_size,
-        config.manual_dir,
-        pathlib.Path(cache_dir),
-        config.skip_unreadable,
-        sources.FolderSplit(config.test_fraction, config.split_seed),
-        fetch,
-    )
+    arrays = ingest.arrays(config, pathlib.Path(cache_dir), fetch)
     manifest = arrays.manifest
     if not min(manifest["std"]) > 0:
         raise UserError(f"{config.name}: a channel is the same in all training images: they cannot be normalised")
-
     if config.classes > len(manifest["classes"]):
         raise UserError(
             f"data.classes={config.classes}, but {config.name} has {len(manifest['classes'])}: choose at most that"
         )
-    train, test = (
-        selection.first_of_each_class(arrays.labels[split], config.limit, config.classes)
-        if config.limit or config.classes
-        else None
-        for split in ("train", "test")
-    )
-    holdout = None
-    if config.holdout:
-        labels = arrays.labels["train"] if train is None else arrays.labels["train"][train]
-        kept, held = selection.hold_out(labels, config.holdout, config.holdout_seed)
-        train, holdout = (kept, held) if train is None else (train[kept], train[held])
+    train, holdout = _training_images(config, arrays.labels["train"])
     return Dataset(
         name=config.name,
         classes=tuple(manifest["classes"][: config.classes or None]),
         train=_split(arrays, "train", train),
-        test=_split(arrays, "test", test),
+        test=_split(arrays, "test", _first(config, arrays.labels["test"])),
         holdout=None if holdout is None else _split(arrays, "train", holdout),
         mean=tuple(manifest["mean"]),
         std=tuple(manifest["std"]),
-        fingerprint=storage.fingerprint(
-            {
-                "name": config.name,
-                "image_shape": list(arrays.images["train"].shape[1:]),
-                "sha256": {key: array["sha256"] for key, array in manifest["arrays"].items()},
-                "limit": config.limit,
-                **({"classes": config.classes} if config.classes else {}),
-                "holdout": config.holdout,
-                "holdout_seed": config.holdout_seed if config.holdout else None,
-            }
-        ),
+        fingerprint=_fingerprint(config, arrays),
+    )
+
+
+def _first(config: Any, labels: np.ndarray) -> np.ndarray | None:
+    """The positions that `limit` and `classes` keep of a split; None for all."""
+    return (
+        selection.first_of_each_class(labels, config.limit, config.classes) if config.limit or config.classes else None
+    )
+
+
+def _training_images(config: Any, labels: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The positions of the training images, None for all, and of those that are held out, None for none."""
+    train = _first(config, labels)
+    if not config.holdout:
+        return train, None
+    kept, held = selection.hold_out(labels if train is None else labels[train], config.holdout, config.holdout_seed)
+    return (kept, held) if train is None else (train[kept], train[held])
+
+
+def _fingerprint(config: Any, arrays: cache.Arrays) -> str:
+    return storage.fingerprint(
+        {
+            "name": config.name,
+            "image_shape": list(arrays.images["train"].shape[1:]),
+            "sha256": {key: array["sha256"] for key, array in arrays.manifest["arrays"].items()},
+            "limit": config.limit,
+            **({"classes": config.classes} if config.classes else {}),
+            "holdout": config.holdout,
+            "holdout_seed": config.holdout_seed if config.holdout else None,
+        }
     )
 
 

@@ -10,14 +10,16 @@ import jax.typing
 def normalize(
     images_BxHxWxC: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jax.typing.DTypeLike = jnp.float32
 ) -> jax.Array:
-    """(pixel / 255 - mean) / std for each channel, worked out in float32.
+    """(pixel / 255 - mean) / std for each channel, worked out in float32; stored features pass through.
 
     Args:
       images_BxHxWxC: pixels from 0 to 255, uint8 or float.
-      mean: C means of the training images, in units of [0, 1].
+      mean: C means of the training images, in units of [0, 1]; empty where the inputs are features and no images.
       std: C standard deviations in the same units.
       dtype: of the result.
     """
+    if not len(mean):
+        return images_BxHxWxC
     images = images_BxHxWxC.astype(jnp.float32) / 255.0
     return ((images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)).astype(dtype)
 

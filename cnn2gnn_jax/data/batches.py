@@ -1,5 +1,7 @@
 """Which images form a batch: epochs, evaluation batches and the anchors' batch, all pure functions of seeds."""
 
+from typing import Any
+
 import numpy as np
 
 from cnn2gnn_jax.data.permutations import Stream, permutation, random_raw, rank_in_class
@@ -195,3 +197,18 @@ def balanced_batch(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     quota[with_more[permutation(len(with_more), Stream.BATCH_CLASSES, seed)[:extra]]] += 1
     order = permutation(len(labels), Stream.BATCH_ORDER, seed)
     return order[rank_in_class(class_of[order]) < quota[class_of[order]]]
+
+
+def anchor_sets(labels: np.ndarray, protocol: Any, seed: int) -> list[np.ndarray]:
+    """The class-balanced, seeded batches of training indices that an `evaluate` section of a config asks for.
+
+    They change with the student's `seed`, so that the spread over seeds is that of the anchors too. No two seeds share
+    a batch.
+    """
+    first = protocol.anchor_seed + seed * protocol.anchor_batches
+    return [balanced_batch(labels, protocol.anchors, first + k) for k in range(protocol.anchor_batches)]
+
+
+def order_seed(protocol: Any, seed: int) -> int:
+    """The seed of the shuffled order of the evaluated images, for the student of `seed`, with which it changes."""
+    return protocol.order_seed + seed

@@ -11,6 +11,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Sequence
+from typing import Any
 
 from absl import logging
 
@@ -20,58 +21,33 @@ from cnn2gnn_jax.runtime.console import say
 from cnn2gnn_jax.runtime.errors import UserError
 
 
-def arrays(
-    name: str,
-    image_size: int,
-    manual_dir: str,
-    cache_dir: pathlib.Path,
-    skip_unreadable: bool = False,
-    split: sources.FolderSplit = sources.DEFAULT_SPLIT,
-    fetch: bool = True,
-) -> cache.Arrays:
+def arrays(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> cache.Arrays:
     """The decoded data set, from its cache if that is sound, otherwise made anew; safe to call in many processes.
 
-    Args:
-      name: of the data set.
-      image_size: 0, or the side that images are resized to.
-      manual_dir: '' or where the original files are.
-      cache_dir: where caches are kept.
-      skip_unreadable: whether images that cannot be read are left out.
-      split: of an image folder without a test folder.
-      fetch: whether to download what is not at hand.
-
-    Raises:
-      UserError: the data set is unknown, or not at hand, or its files are wrong.
+    Arguments and errors are those of `data.load`.
     """
     try:
-        found = _arrays(name, image_size, manual_dir, cache_dir, skip_unreadable, split, fetch)
+        found = _arrays(config, cache_dir, fetch)
     except OSError as error:
-        raise UserError(f"{name}: {errors.of_machine(error)}") from error
-    if not skip_unreadable:
-        cache.refuse_unreadable(name, found.manifest["unreadable"])
+        raise UserError(f"{config.name}: {errors.of_machine(error)}") from error
+    if not config.skip_unreadable:
+        cache.refuse_unreadable(config.name, found.manifest["unreadable"])
     return found
 
 
-def _arrays(
-    name: str,
-    image_size: int,
-    manual_dir: str,
-    cache_dir: pathlib.Path,
-    skip_unreadable: bool,
-    split: sources.FolderSplit,
-    fetch: bool,
-) -> cache.Arrays:
-    downloads = cache_dir / "downloads"
-    source = sources.find(name, manual_dir, downloads, split)
-    if source is None and (manual_dir or name == sources.IMAGE_FOLDER):
-        raise UserError(sources.wanted(name, manual_dir, downloads))  # and never the cache of another folder
-    key = source.key if source else _only_key(name, image_size, cache_dir)
+def _arrays(config: Any, cache_dir: pathlib.Path, fetch: bool) -> cache.Arrays:
+    name, downloads = config.name, cache_dir / "downloads"
+    split = sources.FolderSplit(config.test_fraction, config.split_seed)
+    source = sources.find(name, config.manual_dir, downloads, split)
+    if source is None and (config.manual_dir or name == sources.IMAGE_FOLDER):
+        raise UserError(sources.wanted(name, config.manual_dir, downloads))  # and never the cache of another folder
+    key = source.key if source else _only_key(config, cache_dir)
     if key is None:
         source = _fetch(name, downloads, fetch)
         key = source.key
     for line in source.left_out if source else ():
         say(f"{name}: left out: {line}")
-    folder = cache_dir / "datasets" / f"{_slug(name)}-{image_size or 'native'}-{key}"
+    folder = _cache_folder(config, cache_dir, key)
     # A sound cache is opened without the lock, which a cache on a read-only disk could not have.
     with contextlib.suppress(cache.Damaged):
         if found := cache.read(folder):
@@ -90,7 +66,7 @@ def _arrays(
         if source is None and key == sources.published_key(name) and not _has_records(name, key, cache_dir):
             source = _fetch(name, downloads, fetch)
         logging.info("preparing %s in %s", name, folder)
-        _build(name, image_size, source, key, folder, state, cache_dir, skip_unreadable)
+        _build(config, source, key, state, cache_dir)
         found = cache.read(folder)
         assert found is not None, folder
         for reason in found.manifest["unreadable"]:
@@ -102,7 +78,7 @@ def _has_records(name: str, key: str, cache_dir: pathlib.Path) -> bool:
     """Whether this version of the program has prepared the records of a data set of its own."""
     from cnn2gnn_jax.data import records  # imported here: TFDS costs a second
 
-    return records.prepared(name, _records_folder(name, key, cache_dir)) is not None
+    return records.prepared(name, _records_folder(name, cache_dir, key)) is not None
 
 
 def _fetch(name: str, downloads: pathlib.Path, fetch: bool) -> sources.Source:
@@ -115,18 +91,11 @@ def _fetch(name: str, downloads: pathlib.Path, fetch: bool) -> sources.Source:
         raise UserError(f"{wanted}; the download failed: {error}") from None
 
 
-def _build(
-    name: str,
-    image_size: int,
-    source: sources.Source | None,
-    key: str,
-    folder: pathlib.Path,
-    state: str,
-    cache_dir: pathlib.Path,
-    skip_unreadable: bool,
-) -> None:
+def _build(config: Any, source: sources.Source | None, key: str, state: str, cache_dir: pathlib.Path) -> None:
+    """Makes the cache from the records, and these from the original files where need be; `state` is the old cache's."""
+    name, folder = config.name, _cache_folder(config, cache_dir, key)
     if name == sources.DIGITS:
-        _write_digits(folder, image_size)
+        _write_digits(folder, config.image_size)
         return
     # Imported here: TFDS costs a second, and most runs find the cache.
     from cnn2gnn_jax.data import records
@@ -134,15 +103,15 @@ def _build(
     origin = {"key": key, "path": str(source.path.absolute()) if source and source.path else ""}
 
     def write(version: pathlib.Path) -> None:
-        classes, splits = records.examples(name, version, image_size)
+        classes, splits = records.examples(name, version, config.image_size)
         _check_classes(name, classes)
-        cache.write(folder, name, classes, splits, origin, skip_unreadable)
+        cache.write(folder, name, classes, splits, origin, config.skip_unreadable)
 
     if source and name not in sources.NAMES:
         assert source.path is not None
         write(source.path)
         return
-    prepared_folder = _records_folder(name, key, cache_dir)
+    prepared_folder = _records_folder(name, cache_dir, key)
     with storage.lock(prepared_folder.with_name(f"{prepared_folder.name}.lock"), wait=True):
         version = records.prepared(name, prepared_folder)
         try:
@@ -182,19 +151,24 @@ def _check_classes(name: str, classes: Sequence[str]) -> None:
         raise UserError(f"{name}: {len(classes)} class, expected at least 2")
 
 
-def _records_folder(name: str, key: str, cache_dir: pathlib.Path) -> pathlib.Path:
+def _cache_folder(config: Any, cache_dir: pathlib.Path, key: str) -> pathlib.Path:
+    return cache_dir / "datasets" / f"{_slug(config.name)}-{config.image_size or 'native'}-{key}"
+
+
+def _records_folder(name: str, cache_dir: pathlib.Path, key: str) -> pathlib.Path:
     return cache_dir / "tfds" / f"{_slug(name)}-{key}"
 
 
-def _only_key(name: str, image_size: int, cache_dir: pathlib.Path) -> str | None:
+def _only_key(config: Any, cache_dir: pathlib.Path) -> str | None:
     """The key under which the cache holds this data set, at this size if it can be; None where it holds none."""
-    for place, prefix in (("datasets", f"{_slug(name)}-{image_size or 'native'}-"), ("tfds", f"{_slug(name)}-")):
+    for unkeyed in (_cache_folder(config, cache_dir, ""), _records_folder(config.name, cache_dir, "")):
+        place, prefix = unkeyed.parent, unkeyed.name
         pattern = re.compile(re.escape(prefix) + r"([0-9a-f]{16})")
-        folders = (cache_dir / place).iterdir() if (cache_dir / place).is_dir() else ()
+        folders = place.iterdir() if place.is_dir() else ()
         keys = sorted(match[1] for path in folders if (match := pattern.fullmatch(path.name)) and path.is_dir())
-        if len({_contents(cache_dir / place / f"{prefix}{key}") for key in keys}) > 1:
+        if len({_contents(place / f"{prefix}{key}") for key in keys}) > 1:
             raise UserError(
-                f"{name}: {cache_dir / place} holds {len(keys)} versions ({', '.join(prefix + key for key in keys)}): "
+                f"{config.name}: {place} holds {len(keys)} versions ({', '.join(prefix + key for key in keys)}): "
                 "set data.manual_dir to the original files of one, or delete the others"
             )
         if keys:

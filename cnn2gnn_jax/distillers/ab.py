@@ -51,10 +51,9 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
         modules = {name: module for name, module in found.items() if module is not None}
         return connectors.initialise(rng, modules, {f"stage{i}": s for i, (s, _) in enumerate(pairs, 1)})
 
-    def boundaries(params, memory, student, teacher, batch, epoch, rng):
-        del epoch, rng
-        mask, errors = batch["mask"], jnp.zeros(())
-        pairs = maps.stage_pairs(student.preactivations, lax.stop_gradient(teacher.preactivations))
+    def boundaries(params, memory, inputs):
+        mask, errors = inputs.batch["mask"], jnp.zeros(())
+        pairs = maps.stage_pairs(inputs.student.preactivations, lax.stop_gradient(inputs.teacher.preactivations))
         for i, (s, t) in enumerate(pairs, 1):
             module = connector(s, t)
             if module is not None:
@@ -64,20 +63,14 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
         loss = losses.batch_mean(errors, mask)
         return loss, memory, {"distillation": loss}
 
-    def labels(params, memory, student, teacher, batch, epoch, rng):
-        del params, teacher, epoch, rng
-        ce = cross_entropy(student, batch)
+    def labels(params, memory, inputs):
+        del params
+        ce = cross_entropy(inputs)
         return ce, memory, {"cross_entropy": ce}
 
-    pretrain = Stage(
-        "pretrain", boundaries, hyper["pretrain_epochs"], hyper["pretrain_learning_rate"], trains=trains_trunk
-    )
-    return Distiller(
-        ("preactivations",),
-        init,
-        (pretrain, Stage("train", labels, trains=trains_student)),
-        student=("logits", "preactivations"),
-    )
+    pretrain = Stage("pretrain", boundaries, hyper["pretrain_epochs"], hyper["pretrain_learning_rate"], trains_trunk)
+    train = Stage("train", labels, trains=trains_student)
+    return Distiller(("preactivations",), init, (pretrain, train), student=("logits", "preactivations"))
 
 
 def _violation(s: jax.Array, t: jax.Array) -> jax.Array:

@@ -22,12 +22,12 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
         maps.require_maps("at", "features", student, teacher)
         return {}, {}
 
-    def loss(params, memory, student, teacher, batch, epoch, rng):
-        del params, epoch, rng
-        pairs = maps.stage_pairs(student.features, lax.stop_gradient(teacher.features))
+    def loss(params, memory, inputs):
+        del params
+        pairs = maps.stage_pairs(inputs.student.features, lax.stop_gradient(inputs.teacher.features))
         errors = sum((jnp.mean(jnp.square(s - t), axis=-1) for s, t in map(_attentions, pairs)), start=jnp.zeros(()))
-        extra = losses.batch_mean(errors, batch["mask"])
-        total, metrics = weighted(hyper, cross_entropy(student, batch), extra)
+        extra = losses.batch_mean(errors, inputs.batch["mask"])
+        total, metrics = weighted(hyper, cross_entropy(inputs), extra)
         return total, memory, metrics
 
     return Distiller(("features",), init, (Stage("train", loss),), student=("logits", "features"), attention=True)

@@ -7,11 +7,26 @@ import jax
 
 from cnn2gnn_jax import losses, networks
 
-# (params, memory, student, teacher, batch, epoch, rng) -> (loss, memory, metrics)
-Loss = Callable[
-    [Any, Any, networks.Outputs, networks.Outputs | None, Mapping[str, jax.Array], jax.Array, jax.Array],
-    tuple[jax.Array, Any, dict[str, jax.Array]],
-]
+
+class LossInputs(NamedTuple):
+    """What a loss is computed from in one step, on this device's part of the batch.
+
+    student: the student's Outputs.
+    teacher: the teacher's, under stop_gradient, with at least what `Distiller.teacher` asks for; None without one.
+    batch: `label`, `index` (the training index) and `mask`, (b,) each.
+    epoch: from 0.
+    rng: the same on every device.
+    """
+
+    student: networks.Outputs
+    teacher: networks.Outputs | None
+    batch: Mapping[str, jax.Array]
+    epoch: jax.Array
+    rng: jax.Array
+
+
+# (params, memory, inputs) -> (loss, memory, metrics)
+Loss = Callable[[Any, Any, LossInputs], tuple[jax.Array, Any, dict[str, jax.Array]]]
 
 
 def everything(path: tuple[str, ...]) -> bool:
@@ -24,11 +39,9 @@ class Stage(NamedTuple):
     """One stage of training.
 
     name: of its checkpoints and metrics.
-    loss: called as `loss(params, memory, student, teacher, batch, epoch, rng) -> (loss, memory, metrics)`, where
-      params and memory are the method's own, student and teacher are `networks.Outputs` of this device's part of the
-      batch (the teacher's under stop_gradient, with at least what `Distiller.teacher` asks for), batch holds label,
-      index and mask, (b,) each, and epoch counts from 0. The loss and every metric are this device's share of the
-      global batch's: the shares of all devices sum to it.
+    loss: called as `loss(params, memory, inputs) -> (loss, memory, metrics)`, where params and memory are the method's
+      own and `inputs` are `LossInputs`. The loss and every metric are this device's share of the global batch's: the
+      shares of all devices sum to it.
     epochs: None for the recipe's.
     learning_rate: None for the recipe's.
     trains: which parameters this stage changes, by their path, as ("student", "stem", "kernel") or
@@ -78,9 +91,10 @@ class Setting(NamedTuple):
     data: str
 
 
-def cross_entropy(student: networks.Outputs, batch: Mapping[str, jax.Array]) -> jax.Array:
+def cross_entropy(inputs: LossInputs) -> jax.Array:
     """This device's share of the batch's mean cross-entropy."""
-    return losses.batch_mean(losses.cross_entropy(student.logits, batch["label"]), batch["mask"])
+    batch = inputs.batch
+    return losses.batch_mean(losses.cross_entropy(inputs.student.logits, batch["label"]), batch["mask"])
 
 
 def weighted(

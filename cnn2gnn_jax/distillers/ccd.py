@@ -19,11 +19,11 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
     temperature T, and cos the cosine of the teacher's logits for x and x'.
     """
 
-    def loss(params, memory, student, teacher, batch, epoch, rng):
-        del params, epoch, rng
-        mask, labels = batch["mask"], batch["label"]
-        plain, strong = jnp.split(student.logits, 2)
-        t_plain, t_strong = jnp.split(lax.stop_gradient(teacher.logits), 2)
+    def loss(params, memory, inputs):
+        del params
+        mask, labels = inputs.batch["mask"], inputs.batch["label"]
+        plain, strong = jnp.split(inputs.student.logits, 2)
+        t_plain, t_strong = jnp.split(lax.stop_gradient(inputs.teacher.logits), 2)
         ce = (losses.cross_entropy(plain, labels) + losses.cross_entropy(strong, labels)) / 2
         confidence = jnp.sum(maps.normalize_rows(t_plain) * maps.normalize_rows(t_strong), axis=-1) + 1
         # With tau^2, as `losses.distillation` has it.

@@ -1,5 +1,6 @@
 """CRD: contrastive representation distillation (Tian et al., 2020)."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from cnn2gnn_jax.networks.norm import at_least_float32
 from cnn2gnn_jax.runtime.collectives import all_gather
 from cnn2gnn_jax.runtime.errors import UserError
 
+SIDES = ("student", "teacher")
 EPSILON = 1e-7
 MOST_SCORES = 2**25  # images of a batch times training images up to which each image has negatives of its own
 
@@ -126,29 +128,61 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
 
     `training_labels`, (N,) integers, are the classes of all training images, by training index; `init` needs them.
     """
+    method = _Crd(hyper)
+    return Distiller(("pooled",), method.init, (Stage("train", method.loss),), student=("logits", "pooled"))
 
-    def modules():
-        return {side: Embedding(hyper["feature_dim"]) for side in ("student", "teacher")}
 
-    def init(rng, student, teacher):
-        labels = _training_labels(hyper)
+@dataclasses.dataclass(frozen=True)
+class _Crd:
+    """CRD with its hyperparameters."""
+
+    hyper: Mapping[str, Any]
+
+    def modules(self):
+        return {side: Embedding(self.hyper["feature_dim"]) for side in SIDES}
+
+    def init(self, rng, student, teacher):
+        labels = _training_labels(self.hyper)
         params_rng, *bank_rngs = jax.random.split(rng, 3)
         pooled = {"student": student.pooled, "teacher": teacher.pooled}
-        params, _ = connectors.initialise(params_rng, modules(), pooled)
-        bound, shape = math.sqrt(3 / hyper["feature_dim"]), (len(labels), hyper["feature_dim"])
+        params, _ = connectors.initialise(params_rng, self.modules(), pooled)
+        bound, shape = math.sqrt(3 / self.hyper["feature_dim"]), (len(labels), self.hyper["feature_dim"])
         banks = {
             side: jax.random.uniform(key, shape, at_least_float32(pooled[side].dtype), -bound, bound)
-            for side, key in zip(("student", "teacher"), bank_rngs, strict=True)
+            for side, key in zip(SIDES, bank_rngs, strict=True)
         }
         log_z = {side: jnp.zeros((), bank.dtype) for side, bank in banks.items()}
         return params, {"bank": banks, "log_z": log_z, "initialised": jnp.zeros((), bool)}
 
-    def side_loss(embedding, bank, log_z, initialised, negatives, batch):
+    def loss(self, params, memory, inputs):
+        batch, negatives = inputs.batch, self._draw(inputs)
+        pooled = {"student": inputs.student.pooled, "teacher": lax.stop_gradient(inputs.teacher.pooled)}
+        embeddings = {
+            side: module.apply({"params": params[side]}, pooled[side]) for side, module in self.modules().items()
+        }
+        parts, log_z = {}, {}
+        for side, other in (SIDES, SIDES[::-1]):
+            bank, old = memory["bank"][other], memory["log_z"][side]
+            parts[side], log_z[side] = self._side(embeddings[side], bank, old, memory["initialised"], negatives, batch)
+        banks = {
+            side: self._updated(bank, lax.stop_gradient(embeddings[side]), batch)
+            for side, bank in memory["bank"].items()
+        }
+        total, metrics = weighted(self.hyper, cross_entropy(inputs), parts["student"] + parts["teacher"])
+        return total, {"bank": banks, "log_z": log_z, "initialised": jnp.ones((), bool)}, metrics
+
+    def _draw(self, inputs):
+        labels, index = _training_labels(self.hyper), inputs.batch["index"]
+        if all_gather(index).size * len(labels) <= MOST_SCORES:
+            return draw_negatives(inputs.rng, index, inputs.batch["label"], labels, self.hyper["negatives"])
+        return draw_shared_negatives(inputs.rng, inputs.batch["label"], labels, self.hyper["negatives"])
+
+    def _side(self, embedding, bank, log_z, initialised, negatives, batch):
         """This device's share of one side's loss, and log Z."""
-        n, k, mask = len(bank), hyper["negatives"], batch["mask"]
-        own = jnp.sum(embedding * bank[batch["index"]], axis=-1) / hyper["temperature"]
+        n, k, mask = len(bank), self.hyper["negatives"], batch["mask"]
+        own = jnp.sum(embedding * bank[batch["index"]], axis=-1) / self.hyper["temperature"]
         scored = bank if negatives.rows is None else bank[negatives.rows]
-        scores = jnp.einsum("bd,ld->bl", embedding, scored, precision="highest") / hyper["temperature"]
+        scores = jnp.einsum("bd,ld->bl", embedding, scored, precision="highest") / self.hyper["temperature"]
 
         def log_sums():
             sums = jax.nn.logsumexp(scores, axis=-1, b=negatives.times)
@@ -167,39 +201,12 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
         each = -(log_hit + jnp.sum(negatives.times * log_miss, axis=-1))
         return losses.batch_mean(each, mask), log_z
 
-    def updated(bank, embedding, batch):
+    def _updated(self, bank, embedding, batch):
+        """The bank with the rows of the batch moved towards what its images are embedded as now."""
         index, mask = (all_gather(batch[name]) for name in ("index", "mask"))
-        new = maps.normalize_rows(hyper["momentum"] * bank[index] + (1 - hyper["momentum"]) * all_gather(embedding))
+        momentum = self.hyper["momentum"]
+        new = maps.normalize_rows(momentum * bank[index] + (1 - momentum) * all_gather(embedding))
         return bank.at[jnp.where(mask, index, len(bank))].set(new, mode="drop")
-
-    def draw(batch, rng):
-        labels, images = _training_labels(hyper), all_gather(batch["index"]).size
-        if images * len(labels) <= MOST_SCORES:
-            return draw_negatives(rng, batch["index"], batch["label"], labels, hyper["negatives"])
-        return draw_shared_negatives(rng, batch["label"], labels, hyper["negatives"])
-
-    def loss(params, memory, student, teacher, batch, epoch, rng):
-        del epoch
-        negatives = draw(batch, rng)
-        pooled = {"student": student.pooled, "teacher": lax.stop_gradient(teacher.pooled)}
-        embeddings = {side: module.apply({"params": params[side]}, pooled[side]) for side, module in modules().items()}
-        parts, log_z = {}, {}
-        for side, other in (("student", "teacher"), ("teacher", "student")):
-            parts[side], log_z[side] = side_loss(
-                embeddings[side],
-                memory["bank"][other],
-                memory["log_z"][side],
-                memory["initialised"],
-                negatives,
-                batch,
-            )
-        banks = {
-            side: updated(bank, lax.stop_gradient(embeddings[side]), batch) for side, bank in memory["bank"].items()
-        }
-        total, metrics = weighted(hyper, cross_entropy(student, batch), parts["student"] + parts["teacher"])
-        return total, {"bank": banks, "log_z": log_z, "initialised": jnp.ones((), bool)}, metrics
-
-    return Distiller(("pooled",), init, (Stage("train", loss),), student=("logits", "pooled"))
 
 
 def _training_labels(hyper: Mapping[str, Any]) -> np.ndarray:

@@ -34,13 +34,14 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
         others = jnp.sum(jnp.exp(t_others) * (t_others - s_others), axis=-1)
         return hyper["temperature"] ** 2 * (target + hyper["beta"] * others)
 
-    def loss(params, memory, student, teacher, batch, epoch, rng):
-        del params, rng
-        each = divergence(student.logits, teacher.logits, batch["label"])
+    def loss(params, memory, inputs):
+        del params
+        batch = inputs.batch
+        each = divergence(inputs.student.logits, inputs.teacher.logits, batch["label"])
         extra = losses.batch_mean(each, batch["mask"])
-        part = jnp.minimum((epoch + 1).astype(extra.dtype) / hyper["warmup"], 1) if hyper["warmup"] else 1.0
+        part = jnp.minimum((inputs.epoch + 1).astype(extra.dtype) / hyper["warmup"], 1) if hyper["warmup"] else 1.0
         now = {**hyper, "weight": hyper["weight"] * part}
-        total, metrics = weighted(now, cross_entropy(student, batch), extra)
+        total, metrics = weighted(now, cross_entropy(inputs), extra)
         return total, memory, metrics
 
     return Distiller(("logits",), nothing, (Stage("train", loss),))

@@ -28,13 +28,13 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
         modules = {"regressor": regressor(student, teacher)}
         return connectors.initialise(rng, modules, {"regressor": student.features[HINT]})
 
-    def loss(params, memory, student, teacher, batch, epoch, rng):
-        del epoch, rng
-        module, mask = regressor(student, teacher), batch["mask"]
+    def loss(params, memory, inputs):
+        student, teacher, mask = inputs.student, inputs.teacher, inputs.batch["mask"]
+        module = regressor(student, teacher)
         hint = maps.adaptive_average_pool(maps.wide(lax.stop_gradient(teacher.features[HINT])), *module.size)
         guess, memory = connectors.apply("regressor", module, params, memory, student.features[HINT], mask)
         errors = jnp.mean(jnp.square(maps.wide(guess) - hint), axis=(1, 2, 3))
-        total, metrics = weighted(hyper, cross_entropy(student, batch), losses.batch_mean(errors, mask))
+        total, metrics = weighted(hyper, cross_entropy(inputs), losses.batch_mean(errors, mask))
         return total, memory, metrics
 
     return Distiller(("features",), init, (Stage("train", loss),), student=("logits", "features"))

@@ -86,23 +86,22 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
         inputs = {"paraphraser": teacher.features[-1], "translator": student.features[-1]}
         return initialise(rng, modules(teacher), inputs)
 
-    def reconstruction(params, memory, student, teacher, batch, epoch, rng):
-        del student, epoch, rng
-        x = lax.stop_gradient(teacher.features[-1])
+    def reconstruction(params, memory, inputs):
+        x = lax.stop_gradient(inputs.teacher.features[-1])
         (_, decoded), memory = apply("paraphraser", Paraphraser(), params, memory, x)
         errors = jnp.mean(jnp.square(maps.wide(decoded) - maps.wide(x)), axis=(1, 2, 3))
-        loss = losses.batch_mean(errors, batch["mask"])
+        loss = losses.batch_mean(errors, inputs.batch["mask"])
         return loss, memory, {"reconstruction": loss}
 
-    def transfer(params, memory, student, teacher, batch, epoch, rng):
-        del epoch, rng
+    def transfer(params, memory, inputs):
+        student, teacher, mask = inputs.student, inputs.teacher, inputs.batch["mask"]
         found = modules(teacher)
         (t, _), memory = apply("paraphraser", found["paraphraser"], params, memory, teacher.features[-1])
-        s, memory = apply("translator", found["translator"], params, memory, student.features[-1], batch["mask"])
+        s, memory = apply("translator", found["translator"], params, memory, student.features[-1], mask)
         s, t = maps.to_smaller_size(s, lax.stop_gradient(t))
         errors = jnp.mean(jnp.abs(maps.attention(s) - maps.attention(t)), axis=-1)
-        extra = losses.batch_mean(errors, batch["mask"])
-        total, metrics = weighted(hyper, cross_entropy(student, batch), extra)
+        extra = losses.batch_mean(errors, mask)
+        total, metrics = weighted(hyper, cross_entropy(inputs), extra)
         return total, memory, metrics
 
     pretrain = Stage(

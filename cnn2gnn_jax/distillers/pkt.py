@@ -29,14 +29,15 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
         sums = jnp.sum(kernel, axis=-1, keepdims=True)
         return kernel / jnp.where(sums > EPSILON, sums, EPSILON)
 
-    def loss(params, memory, student, teacher, batch, epoch, rng):
-        del params, epoch, rng
-        columns = all_gather(batch["mask"])
-        s = probabilities(student.pooled, columns)
-        t = probabilities(lax.stop_gradient(teacher.pooled), columns)
+    def loss(params, memory, inputs):
+        del params
+        mask = inputs.batch["mask"]
+        columns = all_gather(mask)
+        s = probabilities(inputs.student.pooled, columns)
+        t = probabilities(lax.stop_gradient(inputs.teacher.pooled), columns)
         divergence = column_mean(t * (jnp.log(t + EPSILON) - jnp.log(s + EPSILON)), columns)
-        extra = losses.batch_mean(divergence, batch["mask"])
-        total, metrics = weighted(hyper, cross_entropy(student, batch), extra)
+        extra = losses.batch_mean(divergence, mask)
+        total, metrics = weighted(hyper, cross_entropy(inputs), extra)
         return total, memory, metrics
 
     return Distiller(("pooled",), nothing, (Stage("train", loss),), student=("logits", "pooled"))

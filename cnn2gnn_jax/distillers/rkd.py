@@ -36,18 +36,19 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
         units = maps.normalize_rows(differences)
         return distances / mean, jnp.einsum("ijd,ikd->ijk", units, units, precision="highest")
 
-    def loss(params, memory, student, teacher, batch, epoch, rng):
-        del params, epoch, rng
-        mask = batch["mask"]
+    def loss(params, memory, inputs):
+        del params
+        mask = inputs.batch["mask"]
         columns = all_gather(mask)
         (s_distances, s_cosines), (t_distances, t_cosines) = (
-            relations(pooled, mask, columns) for pooled in (student.pooled, lax.stop_gradient(teacher.pooled))
+            relations(pooled, mask, columns)
+            for pooled in (inputs.student.pooled, lax.stop_gradient(inputs.teacher.pooled))
         )
         pairs = column_mean(optax.losses.huber_loss(s_distances, t_distances), columns)
         triples = column_mean(column_mean(optax.losses.huber_loss(s_cosines, t_cosines), columns), columns)
         distance, angle = (losses.batch_mean(values, mask) for values in (pairs, triples))
         extra = hyper["distance_weight"] * distance + hyper["angle_weight"] * angle
-        total, metrics = weighted(hyper, cross_entropy(student, batch), extra)
+        total, metrics = weighted(hyper, cross_entropy(inputs), extra)
         return total, memory, metrics | {"distance": distance, "angle": angle}
 
     return Distiller(("pooled",), nothing, (Stage("train", loss),), student=("logits", "pooled"))

@@ -29,13 +29,14 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
         products = inner_products(maps.wide(x).reshape(len(x), -1))
         return maps.normalize_rows(jnp.where(columns, products, 0))
 
-    def loss(params, memory, student, teacher, batch, epoch, rng):
-        del params, epoch, rng
-        columns = all_gather(batch["mask"])
-        s = similarity(student.features[-1], columns)
-        t = similarity(lax.stop_gradient(teacher.features[-1]), columns)
-        extra = losses.batch_mean(column_mean(jnp.square(s - t), columns), batch["mask"])
-        total, metrics = weighted(hyper, cross_entropy(student, batch), extra)
+    def loss(params, memory, inputs):
+        del params
+        mask = inputs.batch["mask"]
+        columns = all_gather(mask)
+        s = similarity(inputs.student.features[-1], columns)
+        t = similarity(lax.stop_gradient(inputs.teacher.features[-1]), columns)
+        extra = losses.batch_mean(column_mean(jnp.square(s - t), columns), mask)
+        total, metrics = weighted(hyper, cross_entropy(inputs), extra)
         return total, memory, metrics
 
     return Distiller(("features",), init, (Stage("train", loss),), student=("logits", "features"))

@@ -49,23 +49,23 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
         pairs = maps.stage_pairs(student.features, teacher.features)
         return {f"stage{i}": Gaussian(maps.smaller_size(s, t), t.shape[-1]) for i, (s, t) in enumerate(pairs, 1)}
 
-    def inputs(student, teacher):
-        return {f"stage{i}": s for i, (s, _) in enumerate(maps.stage_pairs(student.features, teacher.features), 1)}
-
     def init(rng, student, teacher):
         maps.require_maps("vid", "features", student, teacher)
-        return connectors.initialise(rng, modules(student, teacher), inputs(student, teacher))
+        pairs = maps.stage_pairs(student.features, teacher.features)
+        return connectors.initialise(
+            rng, modules(student, teacher), {f"stage{i}": s for i, (s, _) in enumerate(pairs, 1)}
+        )
 
-    def loss(params, memory, student, teacher, batch, epoch, rng):
-        del epoch, rng
+    def loss(params, memory, inputs):
+        student, teacher, mask = inputs.student, inputs.teacher, inputs.batch["mask"]
         pairs = maps.stage_pairs(student.features, lax.stop_gradient(teacher.features))
         total = jnp.zeros(())
         for (name, module), (s, t) in zip(modules(student, teacher).items(), pairs, strict=True):
             mean, variance = module.apply({"params": params[name]}, s)
             errors = jnp.square(mean - maps.adaptive_average_pool(maps.wide(t), *module.size))
             total += jnp.mean(0.5 * (errors / variance + jnp.log(variance)), axis=(1, 2, 3))
-        extra = losses.batch_mean(total, batch["mask"])
-        total, metrics = weighted(hyper, cross_entropy(student, batch), extra)
+        extra = losses.batch_mean(total, mask)
+        total, metrics = weighted(hyper, cross_entropy(inputs), extra)
         return total, memory, metrics
 
     return Distiller(("features",), init, (Stage("train", loss),), student=("logits", "features"))

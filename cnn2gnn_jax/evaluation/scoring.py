@@ -8,140 +8,107 @@ import numpy as np
 
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import gnn
+from cnn2gnn_jax.data import batches
 from cnn2gnn_jax.evaluation import protocols
+from cnn2gnn_jax.evaluation.outputs import accuracy, network_outputs
 from cnn2gnn_jax.run import Run
 from cnn2gnn_jax.runtime import processes, storage
 from cnn2gnn_jax.runtime.console import say
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training.fit import Load
 from cnn2gnn_jax.training.metrics import last_epoch_mean
-from cnn2gnn_jax.training.state import TrainState, head_rows
+from cnn2gnn_jax.training.model import TrainedModel, trained_model
+from cnn2gnn_jax.training.state import TrainState
 from cnn2gnn_jax.training.task import Task
+from cnn2gnn_jax.training.tasks import student_name
 
 EXAMPLES = 10  # test images whose neighbours are recorded
 _FORMAT = 4  # raised when other things are recorded
 
 
-def anchors_of(
-    run: Run, task: Task, state: TrainState, train_inputs: np.ndarray
-) -> tuple[protocols.Anchors, list[np.ndarray]]:
-    """The anchors of the protocol for the task's seed, and their training indices."""
-    assert isinstance(task.module, gnn.GraphStudent)
-    labels = run.dataset.train.labels
-    indices = protocols.anchor_sets(labels, run.config.evaluate, task.seed)
-    columns = [
-        protocols.anchor_columns(
-            task.module,
-            state.variables,
-            train_inputs[index],
-            head_rows(task, state, index, run.devices),
-            task.mean,
-            task.std,
-        )
-        for index in indices
-    ]
-    return protocols.Anchors(columns, [labels[index] for index in indices]), indices
+def model_of(run: Run, task: Task, state: TrainState, train_inputs: np.ndarray) -> TrainedModel:
+    """The model that a task of the run ended with; of a graph student with the anchors that its seed chooses."""
+    train, sets = run.dataset.train, []
+    if task.is_graph:
+        sets = batches.anchor_sets(train.labels, run.config.evaluate, task.seed)
+    anchors = [(index, train.labels[index], train_inputs[index]) for index in sets]
+    return trained_model(task, state, run.dataset.classes, anchors, devices=run.devices)
 
 
-def held_out_accuracy(
-    run: Run, task: Task, state: TrainState, train_inputs: np.ndarray, inputs: np.ndarray, labels: np.ndarray
-) -> float:
-    """Percent right on held-out images, for choosing an epoch."""
-    variables = state.variables
-    if not isinstance(task.module, gnn.GraphStudent):
-        logits, _ = protocols.network_outputs(task.module, variables, inputs, task.mean, task.std, devices=run.devices)
-        return protocols.accuracy(logits, labels)
-    anchors, _ = anchors_of(run, task, state, train_inputs)
-    return protocols.one_by_one_accuracy(
-        task.module, variables, anchors, inputs, labels, task.mean, task.std, run.devices
-    )
+def held_out_accuracy(run: Run, model: TrainedModel, inputs: np.ndarray) -> float:
+    """Percent right on the held-out images, whose raw inputs are `inputs`, for choosing an epoch or a graph."""
+    assert run.dataset.holdout is not None
+    labels = run.dataset.holdout.labels
+    if model.is_graph:
+        return protocols.one_by_one_accuracy(model, inputs, labels, run.devices)
+    return accuracy(network_outputs(model, inputs, run.devices)[0], labels)
 
 
-def _on_holdout(
-    run: Run, task: Task, state: TrainState, inputs: dict[str, np.ndarray], graph: str | None
-) -> dict[str, Any] | None:
-    """A student's accuracy on held-out training images, by which its graph can be chosen; None without any."""
-    if run.dataset.holdout is None:
-        return None
-    accuracy = held_out_accuracy(run, task, state, inputs["train"], inputs["holdout"], run.dataset.holdout.labels)
-    return {"graph": graph, "seed": task.seed, "accuracy": accuracy}
-
-
-def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    """A student's accuracies under every protocol, computed unless they are on disk under `name`.
+def evaluate_student(run: Run, task: Task, load: Load, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A student's accuracies under every protocol, computed unless they are on disk under the student's name.
 
     `inputs` are its raw inputs, by split. Of the result, `predicted` (E, N) are the classes of the N evaluated images
     under each of the E `accuracies`, kept in `<name>.npz`.
     """
+    name = student_name(task)
     path = run.workdir / "evaluations" / f"{name}.json"
     fingerprint = storage.fingerprint([_FORMAT, run.fingerprint, configs.plain(run.config.evaluate)])
     if processes.agreed(is_evaluated(path, fingerprint)):
         return _read(path)
     say(f"evaluating {name}")
-    start, state = time.monotonic(), load()
-    section = run.config.evaluate
-    images, labels = inputs[section.split], run.evaluated.labels
-    variables = state.variables
+    start = time.monotonic()
+    model = model_of(run, task, load(), inputs["train"])
+    images = inputs[run.config.evaluate.split]
+    entries = _graph_entries(run, task, model, images) if model.is_graph else [_network_entry(run, model, images)]
+    examples = _examples(run, model, images)
+    predicted = [entry.pop("predicted") for entry in entries]
     common = {"method": run.config.method, "seed": task.seed, "epoch": task.recipe.epoch}
-    entries: list[dict[str, Any]] = []
-    examples: list[dict[str, Any]] = []
-    predicted: list[np.ndarray] = []
-    if isinstance(task.module, gnn.GraphStudent):
-        anchors, indices = anchors_of(run, task, state, inputs["train"])
-        settings = [(task.module.graph, task.module)]
-        if task.module.graph != "off":
-            settings.append(("off_at_test", task.module.clone(graph="off")))
-            if task.module.graph in gnn.SPARSE_GRAPHS:
-                examples = protocols.neighbor_examples(
-                    task.module,
-                    variables,
-                    anchors.columns[0],
-                    indices[0],
-                    anchors.labels[0],
-                    images,
-                    labels,
-                    protocols.one_of_each_class(labels, EXAMPLES),
-                    task.mean,
-                    task.std,
-                )
-        for graph, module in settings:
-            found_entries = protocols.graph_protocols(
-                module,
-                variables,
-                anchors,
-                images,
-                labels,
-                task.mean,
-                task.std,
-                batch_size=section.batch_size,
-                order_seed=protocols.order_seed(section, task.seed),
-                reading=section.reading,
-                devices=run.devices,
-            )
-            predicted += [entry.pop("predicted") for entry in found_entries]
-            if graph not in ("off", "off_at_test"):
-                in_training = last_epoch_mean(run.workdir / "metrics.jsonl", name, "self_weight")
-                for entry in found_entries:
-                    entry["diagnostics"] |= in_training
-            entries += [{**common, "graph": graph, **entry} for entry in found_entries]
-    else:
-        logits, _ = protocols.network_outputs(task.module, variables, images, task.mean, task.std, devices=run.devices)
-        accuracy = protocols.accuracy(logits, labels)
-        predicted.append(np.argmax(logits, axis=-1))
-        entries = [{**common, "graph": None, "mechanism": None, "batch_order": None, "accuracy": accuracy}]
-    seconds = round(time.monotonic() - start, 3)
+    seconds, holdout = round(time.monotonic() - start, 3), None
+    if run.dataset.holdout is not None:
+        held_out = held_out_accuracy(run, model, inputs["holdout"])
+        holdout = {"graph": model.graph, "seed": task.seed, "accuracy": held_out}
     result = {
         "fingerprint": fingerprint,
         # Apart from the accuracies, which an unbroken run and a broken one have in common.
         "inference_seconds": [entry.pop("seconds", None) for entry in entries],
-        "accuracies": entries,
-        "holdout": _on_holdout(run, task, state, inputs, entries[0]["graph"]),
+        "accuracies": [{**common, **entry} for entry in entries],
+        "holdout": holdout,
         "examples": examples,
         "seconds": seconds,
     }
     classes = np.stack(predicted).astype(np.min_scalar_type(len(run.dataset.classes) - 1))
     processes.on_first(lambda: _write(path, result, classes))
     return {**result, "predicted": classes}
+
+
+def _network_entry(run: Run, model: TrainedModel, images: np.ndarray) -> dict[str, Any]:
+    """The accuracy of a CNN."""
+    logits, _ = network_outputs(model, images, run.devices)
+    facts = {"graph": None, "mechanism": None, "batch_order": None, "accuracy": accuracy(logits, run.evaluated.labels)}
+    return {**facts, "predicted": np.argmax(logits, axis=-1)}
+
+
+def _graph_entries(run: Run, task: Task, model: TrainedModel, images: np.ndarray) -> list[dict[str, Any]]:
+    """The accuracies of a graph student with its graph, and with A = I in its place."""
+    section, labels = run.config.evaluate, run.evaluated.labels
+    order_seed = batches.order_seed(section, task.seed)
+    settings = protocols.Settings(section.batch_size, order_seed, section.reading, run.devices)
+    entries = protocols.graph_protocols(model, images, labels, settings)
+    if model.graph == "off":
+        return [{"graph": "off", **entry} for entry in entries]
+    in_training = last_epoch_mean(run.workdir / "metrics.jsonl", student_name(task), "self_weight")
+    for entry in entries:
+        entry["diagnostics"] |= in_training
+    off = protocols.graph_protocols(model.replace(module=model.module.clone(graph="off")), images, labels, settings)
+    return [{"graph": model.graph, **entry} for entry in entries] + [{"graph": "off_at_test", **entry} for entry in off]
+
+
+def _examples(run: Run, model: TrainedModel, images: np.ndarray) -> list[dict[str, Any]]:
+    """The neighbours of an image of each class, where each image chooses among anchors."""
+    if model.graph not in gnn.SPARSE_GRAPHS:
+        return []
+    labels = run.evaluated.labels
+    return protocols.neighbor_examples(model, images, labels, protocols.one_of_each_class(labels, EXAMPLES))
 
 
 def _write(path: pathlib.Path, result: dict[str, Any], predicted: np.ndarray) -> None:

@@ -1,16 +1,14 @@
-"""What stands under the tables: what intervals are over, which graphs are uniform, what class-sorted batches are."""
-
-from __future__ import annotations
+"""What stands under tables: of which images and seeds they are, what intervals are over, which graphs are uniform."""
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
 
+from cnn2gnn_jax.report import names
+from cnn2gnn_jax.report.cells import Cell, Rows, Table
+from cnn2gnn_jax.report.names import plural, span
+from cnn2gnn_jax.report.observations import Observation, teachers, with_graph
 from cnn2gnn_jax.report.statistics import BOTH, IMAGES, SEEDS, is_uniform
-
-if TYPE_CHECKING:
-    from cnn2gnn_jax.report.tables import Cell, Observation, Rows
 
 INTERVALS = {
     BOTH: "95% intervals are over seeds and images, by a paired bootstrap of both, and nowhere narrower than Student's "
@@ -33,47 +31,92 @@ AUDIT = (
 )
 
 
-def intervals(rows: Rows) -> tuple[list[tuple[str, list[Cell]]], list[str]]:
+def captioned(
+    observations: Sequence[Observation], rows: Mapping[str, Mapping[str, Cell]], remarks: Iterable[str]
+) -> Table:
+    """The table of one name: by heading and column its cells, under it a caption and remarks."""
+    place, columns = observations[0].place, list(next(iter(rows.values())))
+    counted, seeds = mark_seeds([(heading, list(cells.values())) for heading, cells in rows.items()])
+    body, over = mark_intervals(counted)
+    return Table(place["name"], columns, body, [_caption(observations, seeds), *over, *remarks], place["kind"])
+
+
+def mark_seeds(rows: Rows) -> tuple[Rows, str]:
+    """The rows with the seeds of those cells that have fewer than others, and the seeds of the others in words."""
+    most = max((cell.n or 0 for _, cells in rows for cell in cells), default=0)
+
+    def has_fewer(cell: Cell) -> bool:
+        return 0 < (cell.n or 0) < most
+
+    fewer = any(has_fewer(cell) for _, cells in rows for cell in cells)
+    marked = [
+        (heading, [_marked(cell, f"n = {cell.n}" * has_fewer(cell)) for cell in cells]) for heading, cells in rows
+    ]
+    return marked, plural(most, "seed") + ", unless n is given," * fewer
+
+
+def mark_intervals(rows: Rows) -> tuple[Rows, list[str]]:
     """The rows, and notes that say what their intervals are over.
 
     A table may hold records with predictions beside earlier ones without, whose intervals are marked.
     """
-    kinds = {cell.over for _, line in rows for cell in line if cell.over}
-    fullest = next((kind for kind in INTERVALS if kind in kinds), "")
-
-    def marked(cell: Cell) -> Cell:
-        if cell.over in ("", fullest):
-            return cell
-        return dataclasses.replace(cell, text=f"{cell.text} ({cell.over})")
-
-    return [(heading, list(map(marked, line))) for heading, line in rows], [
-        note for kind, note in INTERVALS.items() if kind in kinds
+    present = {cell.over for _, cells in rows for cell in cells}
+    kinds = [kind for kind in INTERVALS if kind in present]
+    marked = [
+        (heading, [_marked(cell, cell.over * (cell.over != kinds[0]) if kinds else "") for cell in cells])
+        for heading, cells in rows
     ]
+    return marked, [INTERVALS[kind] for kind in kinds]
+
+
+def _marked(cell: Cell, mark: str) -> Cell:
+    return dataclasses.replace(cell, text=f"{cell.text} ({mark})") if mark else cell
+
+
+def _caption(observations: Sequence[Observation], seeds: str) -> str:
+    """What was trained on, what was evaluated on, and how, of all records of a table."""
+    datasets: dict[str, set[int]] = {}
+    for dataset in (observation.record["dataset"] for observation in observations):
+        images = f"{dataset['evaluated_images']} {dataset['evaluated']} images of {dataset['name']}"
+        datasets.setdefault(f"{images} ({{}} training images, {dataset['classes']} classes)", set()).add(
+            dataset["train_images"]
+        )
+    where = "; ".join(text.format(span(images)) for text, images in datasets.items())
+    recipes, epochs = (
+        " and ".join(sorted({observation.record["student"][key] for observation in observations}))
+        for key in ("recipe", "epoch")
+    )
+    count = len(teachers(observations))
+    return (
+        f"Accuracy in percent on {where}. Recipe {recipes}, {epochs} epoch; mean and deviation over {seeds}"
+        + f", {plural(count, 'teacher')}" * bool(count)
+        + "."
+    )
 
 
 def uniform(groups: Iterable[tuple[str, Sequence[Observation]]]) -> list[str]:
     """A note that names the rows whose graph is a uniform average of the batch; none where there are none."""
-    rows: dict[str, list[str]] = {"shuffled": [], "class_sorted": []}
-    for heading, seen in groups:
-        for order, named in rows.items():
-            entries = [one.entry for one in seen if one.entry["batch_order"] == order]
-            of = [entry for entry in entries if entry["graph"] not in (None, "off", "off_at_test")]
-            count = sum(map(is_uniform, of))
+    rows: dict[str, list[str]] = {protocol.batch_order: [] for protocol in names.PROTOCOLS if protocol.batch_order}
+    for heading, observations in groups:
+        for order, headings in rows.items():
+            entries = [item.entry for item in with_graph(observations) if item.entry["batch_order"] == order]
+            count = sum(map(is_uniform, entries))
             if count:
-                named.append(f"{heading} ({count} of {len(of)} students)")
-    parts = [f"in {order.replace('_', '-')} batches, {'; '.join(named)}" for order, named in rows.items() if named]
+                headings.append(f"{heading} ({count} of {len(entries)} students)")
+    parts = [
+        f"in {order.replace('_', '-')} batches, {'; '.join(headings)}" for order, headings in rows.items() if headings
+    ]
     return [f"{UNIFORM}: {', and '.join(parts)}."] if parts else []
 
 
-def classes_a_batch(groups: Iterable[Sequence[Observation]]) -> str:
+def classes_a_batch(observations: Iterable[Observation]) -> str:
     """A sentence that tells how many classes a class-sorted batch of the records holds, if these are of equal size."""
     counts: set[int] = set()
-    for dataset, config in ((one.record["dataset"], one.record["config"]) for seen in groups for one in seen):
+    for dataset, config in ((item.record["dataset"], item.record["config"]) for item in observations):
         images, classes = dataset["evaluated_images"], dataset["classes"]
         batches = -(-images // config["evaluate.batch_size"])
         least = math.ceil(classes / batches)
         aligned = classes % batches == 0 or batches % classes == 0
         even = aligned and images % classes == images % batches == 0
         counts |= {least} if even else {least, min(least + 1, classes)}
-    low, high = min(counts), max(counts)
-    return f" Here such a batch holds images of {low if low == high else f'{low} to {high}'} class{'es' * (high > 1)}."
+    return f" Here such a batch holds images of {span(counts)} class{'es' * (max(counts) > 1)}."

@@ -69,7 +69,7 @@ def write(folder: pathlib.Path, student: Trained, module: bytes, facts: dict[str
             "image_shape": list(recorded.image_shape),
             "mean": list(recorded.mean),
             "std": list(recorded.std),
-            "graph": student.graph,
+            "graph": student.model.graph,
             "platforms": list(PLATFORMS),
             "files": {MODEL: {"sha256": storage.sha256(beside / MODEL), "bytes": len(module)}},
             **facts,

@@ -3,53 +3,32 @@
 import pathlib
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from cnn2gnn_jax import distillers, inference, pipeline
+from cnn2gnn_jax import inference
 from cnn2gnn_jax import run as runs
-from cnn2gnn_jax.data import augment
 from cnn2gnn_jax.gnn import Columns, GraphStudent, HeadRows
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import graph_choice
+from cnn2gnn_jax.training import tasks
 from cnn2gnn_jax.training.checkpoint import Checkpoints
 from cnn2gnn_jax.training.head_table import HeadTable
-from cnn2gnn_jax.training.state import TrainState, head_rows, init_state
+from cnn2gnn_jax.training.model import Anchors, TrainedModel, trained_model
+from cnn2gnn_jax.training.state import TrainState, init_state
 from cnn2gnn_jax.training.task import Task, with_labels_only
 
 MECHANISMS = ("one_by_one", "batch_by_batch")
-
-
-class Network(NamedTuple):
-    """A module with its parameters and statistics."""
-
-    module: nn.Module
-    variables: Any
+# A batch of none: without a graph no image is linked to another.
+_NO_ANCHORS = Anchors(Columns(np.zeros((0, 1), np.float32), None), (), ())  # type: ignore[arg-type]
 
 
 class Trained(NamedTuple):
-    """A student that answers for raw images.
-
-    recorded: what its workdir tells.
-    student: a CNN or a graph student.
-    features: the teacher whose pooled features are the student's inputs; None where those are images.
-    anchors: of a graph student, the batches of training images that others are linked to, with their head rows alone.
-    """
+    """A student that answers for raw images: its model, and what its workdir tells of the run."""
 
     recorded: runs.Recorded
-    student: Network
-    features: Network | None
-    anchors: tuple[Columns, ...]
-
-    @property
-    def is_graph(self) -> bool:
-        return isinstance(self.student.module, GraphStudent)
-
-    @property
-    def graph(self) -> str | None:
-        """The student's graph setting, None of a CNN."""
-        return self.student.module.graph if isinstance(self.student.module, GraphStudent) else None
+    model: TrainedModel
 
 
 class Answer(NamedTuple):
@@ -79,68 +58,29 @@ def open_student(workdir: pathlib.Path, graph: str = graph_choice.CHOICES[0]) ->
         student works on features of a teacher that is no longer there.
     """
     recorded = runs.read(workdir)
-    config = recorded.config
-    task = _student_task(recorded, graph_choice.setting(recorded, graph))
-    features = (
-        open_teacher(recorded) if config.student.kind == "graph" and config.student.backbone == "teacher" else None
-    )
-    folder = workdir / "checkpoints" / pipeline.student_name(task)
-    owner = f"{recorded.fingerprint}/{pipeline.student_name(task)}"
-    state = _restore(folder, owner, task, f"the student in {workdir}")
+    config, graph = recorded.config, graph_choice.setting(recorded, graph)
+    task = tasks.student_task(config, recorded, graph)
+    features = open_teacher(recorded) if tasks.takes_features(config) else None
+    name = tasks.student_name(task)
+    owner = f"{recorded.fingerprint}/{name}"
+    state = _restore(workdir / "checkpoints" / name, owner, task, f"the student in {workdir}")
     _check_shapes(task, state, recorded, features)
-    student = Network(task.module, state.variables)
-    return Trained(recorded, student, features, _columns(recorded, task, state, features))
+    anchors, batches = recorded.anchors, []
+    if anchors is not None and graph != "off":
+        batches = list(zip(anchors["index"], anchors["labels"], anchors["images"], strict=True))
+    model = trained_model(task, state, recorded.classes, batches, features)
+    return Trained(recorded, model.replace(anchors=(_NO_ANCHORS,)) if graph == "off" else model)
 
 
-def _columns(recorded: runs.Recorded, task: Task, state: TrainState, features: Network | None) -> tuple[Columns, ...]:
-    """The anchors of a graph student; without a graph, where no image is linked to another, a batch of none."""
-    if recorded.anchors is None:
-        return ()
-    assert isinstance(task.module, GraphStudent)
-    if task.module.graph == "off":
-        return (Columns(jnp.zeros((0, 1)), None),)
-    columns = []
-    for index, images in zip(recorded.anchors["index"], recorded.anchors["images"], strict=True):
-        inputs = node_inputs(recorded, features, jnp.asarray(images))
-        rows = head_rows(task, state, index)
-        columns.append(inference.anchors(task.module, state.variables, inputs, rows))
-    return tuple(columns)
-
-
-def open_teacher(recorded: runs.Recorded) -> Network:
+def open_teacher(recorded: runs.Recorded) -> TrainedModel:
     """The teacher of a run.
 
     Raises:
       UserError: it is not where the run left it, or damaged.
     """
-    config = recorded.config
-    labels = distillers.create("none", {})
-    task = Task(
-        module=pipeline.teacher_module(config, len(recorded.classes)),
-        distiller=labels,
-        stage=labels.stages[0],
-        recipe=config.teacher.train,
-        steps_per_epoch=recorded.train_images // config.teacher.train.batch_size,
-        rows=recorded.train_images,
-        seed=config.teacher.seed,
-    )
-    folder = recorded.teacher_folder
+    task, folder = tasks.teacher_task(recorded.config, recorded), recorded.teacher_folder
     state = _restore(folder / "checkpoints", folder.name, task, f"the teacher of {recorded.workdir}")
-    return Network(task.module, state.variables)
-
-
-def _student_task(recorded: runs.Recorded, graph: str) -> Task:
-    config = recorded.config
-    distiller = distillers.create(distillers.METHODS[config.method].distiller, config.distill)
-    return Task(
-        module=pipeline.student_module(config, len(recorded.classes), graph),
-        distiller=distiller,
-        stage=distiller.stages[-1],
-        recipe=config.student.train,
-        steps_per_epoch=recorded.train_images // config.student.train.batch_size,
-        rows=recorded.train_images,
-        seed=config.seed,
-    )
+    return trained_model(task, state, recorded.classes)
 
 
 def _restore(checkpoints: pathlib.Path, owner: str, task: Task, what: str) -> TrainState:
@@ -168,10 +108,10 @@ def _restore(checkpoints: pathlib.Path, owner: str, task: Task, what: str) -> Tr
     return TrainState(jnp.asarray(saved["step"]), saved["params"], stats, None, table, None)
 
 
-def _check_shapes(task: Task, state: TrainState, recorded: runs.Recorded, features: Network | None) -> None:
+def _check_shapes(task: Task, state: TrainState, recorded: runs.Recorded, features: TrainedModel | None) -> None:
     inputs = jax.ShapeDtypeStruct((1, *recorded.image_shape), jnp.uint8)
     if features is not None:
-        inputs = jax.eval_shape(lambda images: node_inputs(recorded, features, images), inputs)
+        inputs = jax.eval_shape(lambda images: features.outputs(images).pooled, inputs)
     expected = jax.eval_shape(lambda: init_state(with_labels_only(task), inputs, None)).variables
 
     def shapes(tree: Any) -> Any:
@@ -182,15 +122,6 @@ def _check_shapes(task: Task, state: TrainState, recorded: runs.Recorded, featur
             f"{recorded.workdir} holds a student of another version (its weights are not of its config's "
             "shapes): train again in a new workdir"
         )
-
-
-def node_inputs(recorded: runs.Recorded, features: Network | None, images: jax.Array) -> jax.Array:
-    """The student's inputs for raw uint8 images (B, H, W, C): normalised images, or the teacher's pooled features."""
-    inputs = augment.normalize(images, recorded.mean, recorded.std)
-    if features is None:
-        return inputs
-    outputs: Any = features.module.apply(features.variables, inputs, train=False)
-    return outputs.pooled.astype(jnp.float32)
 
 
 def answer(
@@ -205,18 +136,17 @@ def answer(
         answers in the same way under both.
       mask: (B,), False for padding.
     """
-    module, variables = trained.student
-    inputs = node_inputs(trained.recorded, trained.features, images)
-    if not isinstance(module, GraphStudent):
-        outputs: Any = module.apply(variables, inputs, train=False)
-        return Answer(jax.nn.softmax(outputs.logits.astype(jnp.float32)), (), ())
-    if mechanism == "one_by_one":
-        found = [inference.one_by_one(module, variables, columns, inputs) for columns in trained.anchors]
-    else:
-        reading = trained.recorded.config.evaluate.reading
-        found = [
-            inference.batch_by_batch(module, variables, columns, inputs, mask, reading) for columns in trained.anchors
-        ]
-    probabilities = jnp.mean(jnp.stack([jax.nn.softmax(one.logits.astype(jnp.float32)) for one in found]), axis=0)
-    links = tuple(one.adjacency / jnp.maximum(one.adjacency.sum(-1, keepdims=True), 1e-12) for one in found)
-    return Answer(probabilities, links, tuple(one.nearest for one in found))
+    model = trained.model
+    if not isinstance(model.module, GraphStudent):
+        return Answer(jax.nn.softmax(model.outputs(images).logits.astype(jnp.float32)), (), ())
+    inputs, reading = model.inputs(images), trained.recorded.config.evaluate.reading
+
+    def predict(columns: Columns) -> inference.Prediction:
+        if mechanism == "one_by_one":
+            return inference.one_by_one(model.module, model.variables, columns, inputs)
+        return inference.batch_by_batch(model.module, model.variables, columns, inputs, mask, reading)
+
+    found = [predict(anchors.columns) for anchors in model.anchors]
+    probabilities = jnp.mean(jnp.stack([jax.nn.softmax(each.logits.astype(jnp.float32)) for each in found]), axis=0)
+    links = tuple(each.adjacency / jnp.maximum(each.adjacency.sum(-1, keepdims=True), 1e-12) for each in found)
+    return Answer(probabilities, links, tuple(each.nearest for each in found))

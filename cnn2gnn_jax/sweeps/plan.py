@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax.report import records
 from cnn2gnn_jax.runtime import overrides, storage
 from cnn2gnn_jax.runtime.errors import UserError
-from cnn2gnn_jax.sweeps import tuning
+from cnn2gnn_jax.sweeps import records, tuning
 
 SIZES = ("", "smoke", "digits")  # unless a sweep file has SIZES of its own
 

@@ -18,11 +18,10 @@ from typing import NamedTuple
 import jax
 
 from cnn2gnn_jax import pipeline
-from cnn2gnn_jax.report import records
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.console import say
 from cnn2gnn_jax.runtime.errors import Diverged, InUse, Stopped, UserError
-from cnn2gnn_jax.sweeps import tuning
+from cnn2gnn_jax.sweeps import records, tuning
 from cnn2gnn_jax.sweeps.plan import Cell
 
 # In a cell's folder, beside the pipeline's own lock, which is free before the record is written.

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax.report import records
 from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.sweeps import records
 
 HOLDOUT = 0.2  # of the training images, where the config holds out none
 SEEDS = 1  # of each candidate, from 0 on: cells that differ in their seed alone share their candidates

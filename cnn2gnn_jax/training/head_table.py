@@ -138,34 +138,35 @@ def _compose(e: tuple, f: tuple) -> tuple:
     )
 
 
-def update(
-    table: HeadTable,
-    index: jax.Array,
-    rows: HeadTable,
-    gradients: HeadRows,
-    rate: jax.Array,
-    sgd: Sgd,
-    mask: jax.Array | None = None,
-    sharded: bool = False,
-) -> HeadTable:
-    """One SGD step on the rows `index`, (B,), of `table`.
+def sgd_step(rows: HeadTable, gradients: HeadRows, rate: jax.Array, sgd: Sgd) -> HeadTable:
+    """Rows that `gather` gave, after one SGD step.
 
     Args:
-      table: all N rows.
-      index: (B,), without repeats among the unmasked.
-      rows: what `gather` gave for `index`.
+      rows: (B,) of them.
       gradients: of the loss with respect to `rows.values`.
       rate: the learning rate.
       sgd: momentum and weight decay.
-      mask: (B,), False for padding, whose rows are left alone.
-      sharded: whether `table` is this device's block of the rows; the other arguments are the same on all devices.
     """
     momenta = jax.tree.map(
         lambda g, w, m: sgd.momentum * m + (g + sgd.weight_decay * w), gradients, rows.values, rows.momenta
     )
     values = jax.tree.map(lambda w, m: w - rate * m, rows.values, momenta)
-    moved = HeadTable(values, momenta, rows.seen + 1)
+    return HeadTable(values, momenta, rows.seen + 1)
+
+
+def scatter(
+    table: HeadTable, index: jax.Array, rows: HeadTable, mask: jax.Array | None = None, sharded: bool = False
+) -> HeadTable:
+    """`table` with `rows` in the places `index`.
+
+    Args:
+      table: all N rows.
+      index: (B,), without repeats among the unmasked.
+      rows: the new ones.
+      mask: (B,), False for padding, whose rows are left alone.
+      sharded: whether `table` is this device's block of the rows; the other arguments are the same on all devices.
+    """
     # A row past the end is dropped by the scatter.
     position, mine = _position(table, index, sharded)
     target = jnp.where(mine if mask is None else mine & mask, position, table.seen.shape[0])
-    return jax.tree.map(lambda leaf, new: leaf.at[target].set(new, mode="drop"), table, moved)
+    return jax.tree.map(lambda leaf, new: leaf.at[target].set(new, mode="drop"), table, rows)

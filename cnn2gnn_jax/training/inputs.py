@@ -32,4 +32,4 @@ def prepare(
 
 def prepare_plain(task: Task, images: jax.Array) -> jax.Array:
     """Network inputs of raw uint8 images without augmentation; stored features pass through."""
-    return augment.normalize(images, task.mean, task.std) if task.mean else images
+    return augment.normalize(images, task.mean, task.std)

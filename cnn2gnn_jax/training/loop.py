@@ -1,7 +1,7 @@
 """The training loop: chunks of steps, what they are fed, and when their metrics are read."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,20 +26,14 @@ def make_chunk(task: Task, seeds: int = 1, devices: Devices = ONE) -> Callable[.
     """
     step = make_step(task, devices.shards_head)
 
-    def one_step(
-        state: TrainState, data: Batch, teacher_variables: Any, batch: Batch, seed: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    def one_step(state, data, teacher_variables, batch, seed):
         rows = {name: array[batch["index"]] for name, array in data.items()}
         return step(state, {**rows, **batch}, teacher_variables, seed)
 
-    def scanned_steps(
-        state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    def scanned_steps(state, data, teacher_variables, feed, seed):
         return lax.scan(lambda state, batch: one_step(state, data, teacher_variables, batch, seed), state, feed)
 
-    def step_of_feed(
-        state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: jax.Array, k: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    def step_of_feed(state, data, teacher_variables, feed, seed, k):
         batch = jax.tree.map(lambda array: lax.dynamic_index_in_dim(array, k, keepdims=False), feed)
         return one_step(state, data, teacher_variables, batch, seed)
 
@@ -47,9 +41,7 @@ def make_chunk(task: Task, seeds: int = 1, devices: Devices = ONE) -> Callable[.
         return _map_over_devices(scanned_steps, task, seeds, devices)
     mapped = _map_over_devices(step_of_feed, task, seeds, devices, extra_arguments=1)
 
-    def looped_steps(
-        state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    def looped_steps(state, data, teacher_variables, feed, seed):
         feed, metrics = jax.tree.map(jnp.asarray, feed), []  # put on the device once, not in every step
         for k in range(feed["mask"].shape[_step_axis(seeds, devices)]):
             state, metrics_of_step = mapped(state, data, teacher_variables, feed, seed, np.int32(k))
@@ -148,6 +140,19 @@ def feed(
     return devices.split({"index": index, "mask": mask, **{name: rows[index] for name, rows in host.items()}}, axis)
 
 
+class Source(NamedTuple):
+    """What training reads.
+
+    resident: what is on the device of the training set, see `make_chunk`.
+    host: the rest of it, (N, ...) each, gathered chunk by chunk.
+    teacher_variables: of the teacher in the step, or None.
+    """
+
+    resident: Batch
+    host: Mapping[str, np.ndarray] = {}
+    teacher_variables: Any = None
+
+
 class Saver(Protocol):
     """Keeps states on the way."""
 
@@ -161,29 +166,25 @@ class Saver(Protocol):
 def fit(
     tasks: Sequence[Task],
     state: TrainState,
-    data: Batch,
-    teacher_variables: Any,
+    source: Source,
     on_chunk: Callable[[int, Mapping[str, np.ndarray]], None],
     saver: Saver,
-    host: Mapping[str, np.ndarray] | None = None,
     devices: Devices = ONE,
 ) -> TrainState:
     """Trains from `state.step` to the end of the stage.
 
-    The next chunk is dispatched before the last one's metrics are read, and gathered from `host` while the last one
+    The next chunk is dispatched before the last one's metrics are read, and gathered from the host while the last one
     runs; except where a state is to be saved: its own metrics are read first, so that no state is kept whose loss was
     not finite.
 
     Args:
       tasks: what is trained; several differ in their seed alone and train side by side.
       state: where to start; donated. Of several tasks, stacked on a leading axis.
-      data: what is on the device of the training set, see `make_chunk`.
-      teacher_variables: of the teacher in the step, or None.
+      source: the training set, and the teacher in the step.
       on_chunk: called with the first step of a chunk and its metrics, each (K,), on the host; of several tasks
         (tasks, K). It raises to stop.
       saver: asked at the end of each chunk whether to save the state, which it must not keep.
-      host: the rest of the training set, gathered chunk by chunk.
-      devices: what the state and `data` are on.
+      devices: what the state and `source` are on.
     """
     task, count = tasks[0], len(tasks)
     chunk, rate_at, axes = make_chunk(task, count, devices), learning_rate(task), state_axes(task, count, devices)
@@ -194,7 +195,8 @@ def fit(
     for first, last in chunk_bounds(start, task.total_steps, task.steps_per_epoch, task.recipe.chunk_steps):
         if first and float(rate_at(first)) != float(rate_at(first - 1)):
             state = catch_up(task, state, first, count, devices)
-        state, metrics = chunk(state, data, teacher_variables, feed(tasks, first, last, host or {}, devices), seed)
+        fed = feed(tasks, first, last, source.host, devices)
+        state, metrics = chunk(state, source.resident, source.teacher_variables, fed, seed)
         if pending is not None:
             on_chunk(pending[0], jax.device_get(pending[1]))
         pending = (first, metrics)

@@ -21,6 +21,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.console import say
 from cnn2gnn_jax.runtime.errors import Diverged, UserError
+from cnn2gnn_jax.training.task import Task
 
 _LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
@@ -96,9 +97,7 @@ class Recorder:
       path: the JSON lines file, which other stages may share; None in a process that only checks.
       stages: their names in the records.
       start: the steps already taken; later records of the stages, left by a killed process, are dropped.
-      total: the steps of a stage.
-      steps_per_epoch: to tell the epoch.
-      batch_size: to tell images a second.
+      task: what is trained, at this stage.
       tensorboard: a folder for TensorBoard events, None for none.
     """
 
@@ -107,9 +106,7 @@ class Recorder:
         path: pathlib.Path | None,
         stages: Sequence[str],
         start: int,
-        total: int,
-        steps_per_epoch: int,
-        batch_size: int,
+        task: Task,
         tensorboard: pathlib.Path | None = None,
     ) -> None:
         self._writes, self._path = path is not None, path or pathlib.Path(os.devnull)
@@ -117,7 +114,7 @@ class Recorder:
             kept = [r for r in read_records(path) if r.get("stage") not in stages or r.get("step", 0) <= start]
             storage.write_text(path, "".join(json.dumps(storage.sealed(record)) + "\n" for record in kept))
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
-        self._stages, self._steps_per_epoch, self._batch_size = stages, steps_per_epoch, batch_size
+        self._stages, self._task = stages, task
         self._title = stages[0] + (f" and {len(stages) - 1} beside it" if len(stages) > 1 else "")
         self._events, self._events_path = None, tensorboard or pathlib.Path(os.devnull)
         if tensorboard is not None and self._writes:
@@ -125,9 +122,9 @@ class Recorder:
             # Not by SummaryWriter, whose thread would die on a full disk and leave us waiting for it.
             self._events = EventsWriter(str(tensorboard / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
             self._events.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
-        self._total, self._step = total, start
+        self._step = start
         self._bar = tqdm.tqdm(
-            total=total,
+            total=task.total_steps,
             initial=start,
             desc=self._title,
             unit="step",
@@ -174,7 +171,7 @@ class Recorder:
             record = {
                 "stage": stage,
                 "step": self._step,
-                "epoch": self._step / self._steps_per_epoch,
+                "epoch": self._step / self._task.steps_per_epoch,
                 **{name: value for name, value in own.items() if math.isfinite(value)},
                 "seconds": round(seconds / len(self._stages), 4),
                 "compile_seconds": round(compiling / len(self._stages), 4),  # part of `seconds`
@@ -191,11 +188,14 @@ class Recorder:
 
     def _show(self, steps: int, means: Mapping[str, float], seconds: float, now: float) -> None:
         self._bar.update(steps)
-        rate = steps * len(self._stages) * self._batch_size / max(seconds, 1e-9)
+        rate = steps * len(self._stages) * self._task.recipe.batch_size / max(seconds, 1e-9)
         text = f"loss {means['loss']:.3f}, accuracy {means['accuracy']:.1f}%, {rate:.0f} images/s"
         self._bar.set_postfix_str(text)
-        done = self._step >= self._total
+        done = self._step >= self._task.total_steps
         if self._bar.disable and (done or now - self._line_at >= _LINE_SECONDS):
             self._line_at = now
-            left = (self._total - self._step) * seconds / steps
-            say(f"{self._title}: step {self._step}/{self._total}, {text}" + ("" if done else f", {left:.0f} s left"))
+            left = (self._task.total_steps - self._step) * seconds / steps
+            say(
+                f"{self._title}: step {self._step}/{self._task.total_steps}, {text}"
+                + ("" if done else f", {left:.0f} s left")
+            )

@@ -11,6 +11,7 @@ import optax
 from jax import lax
 
 from cnn2gnn_jax import graph, networks
+from cnn2gnn_jax.distillers.base import LossInputs
 from cnn2gnn_jax.runtime.collectives import all_gather, psum
 from cnn2gnn_jax.training import head_table
 from cnn2gnn_jax.training.inputs import image_keys, prepare, prepare_plain
@@ -32,60 +33,65 @@ def make_step(
     `teacher_features2`, ... (b, H, W, 1) of the stages.
     With `shards_head` the state's table holds this device's rows alone.
     """
-    tx, rate_at = optimizer(task), learning_rate(task)
+    return functools.partial(_step, task, shards_head)
 
-    def step(
-        state: TrainState, batch: Batch, teacher_variables: Any, seed: jax.Array | int
-    ) -> tuple[TrainState, Metrics]:
-        step_rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        image_rng, loss_rng = jax.random.split(step_rng)
-        epoch, mask, rate = state.step // task.steps_per_epoch, batch["mask"], rate_at(state.step)
-        inputs, seen = _views(task, batch, image_rng)
-        teacher = _teacher_outputs(task, batch, inputs, teacher_variables)
-        index = all_gather(batch["index"])
-        trains_student = any(jax.tree.leaves(trained(task, {"student": state.params["student"]})))
-        gathered = None
-        if state.table is not None:
-            gathered = head_table.gather(state.table, index, state.step, rate, sgd(task), shards_head)
 
-        def objective(params, values):
-            rows = jax.tree.map(lambda leaf: leaf[index], params["table"]) if "table" in params else values
-            outputs, adjacency, stats = apply_student(task, params["student"], state.stats, rows, inputs, seen)
-            loss, memory, metrics = task.stage.loss(
-                params["distiller"], state.memory, outputs, teacher, batch, epoch, loss_rng
-            )
-            if task.off_weight:
-                off = dataclasses.replace(task, module=task.module.clone(graph="off"))
-                alone, _, _ = apply_student(off, params["student"], state.stats, None, inputs, seen)
-                off_loss = task.stage.loss(params["distiller"], memory, alone, teacher, batch, epoch, loss_rng)[0]
-                # A mean and not a sum, which would act as a higher learning rate.
-                loss = (loss + task.off_weight * off_loss) / (1 + task.off_weight)
-            return loss, (memory, metrics, stats, outputs.logits, adjacency)
+def _step(
+    task: Task, shards_head: bool, state: TrainState, batch: Batch, teacher_variables: Any, seed: jax.Array | int
+) -> tuple[TrainState, Metrics]:
+    image_rng, loss_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+    epoch, rate = state.step // task.steps_per_epoch, learning_rate(task)(state.step)
+    images, seen = _views(task, batch, image_rng)
+    teacher = _teacher_outputs(task, batch, images, teacher_variables)
+    index = all_gather(batch["index"])
+    gathered = None
+    if state.table is not None:
+        gathered = head_table.gather(state.table, index, state.step, rate, sgd(task), shards_head)
 
-        (loss, aux), (gradients, row_gradients) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(
-            state.params, None if gathered is None else gathered.values
-        )
-        memory, metrics, stats, logits, adjacency = aux
-        gradients, row_gradients = psum((gradients, row_gradients))
-        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-        table = state.table
-        if table is not None and gathered is not None:
-            everyone = all_gather(mask)
-            table = head_table.update(table, index, gathered, row_gradients, rate, sgd(task), everyone, shards_head)
-        count = jnp.maximum(psum(jnp.sum(mask)), 1)
-        correct = jnp.sum((jnp.argmax(logits[: len(mask)], -1) == batch["label"]) & mask) / count
-        metrics = psum({"loss": loss, "accuracy": 100 * correct, **metrics})
-        if adjacency is not None:
-            looped = graph.add_self_loops(adjacency) if task.module.self_loops else adjacency  # type: ignore[attr-defined]
-            labels, real = all_gather(batch["label"]), all_gather(mask)
-            found = graph.diagnostics(looped, jnp.arange(len(labels)), labels, labels, real, real)
-            metrics |= {name: found[name] for name in ("self_weight", "label_agreement")}
-        if not trains_student:
-            stats = state.stats
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, stats, opt_state, table, memory), metrics
+    def loss_of(params, memory, outputs):
+        return task.stage.loss(params, memory, LossInputs(outputs, teacher, batch, epoch, loss_rng))
 
-    return step
+    def objective(params, values):
+        rows = jax.tree.map(lambda leaf: leaf[index], params["table"]) if "table" in params else values
+        outputs, adjacency, stats = apply_student(task, params["student"], state.stats, rows, images, seen)
+        loss, memory, metrics = loss_of(params["distiller"], state.memory, outputs)
+        if task.off_weight:
+            off = dataclasses.replace(task, module=task.module.clone(graph="off"))
+            alone, _, _ = apply_student(off, params["student"], state.stats, None, images, seen)
+            # A mean and not a sum, which would act as a higher learning rate.
+            loss = loss + task.off_weight * loss_of(params["distiller"], memory, alone)[0]
+            loss = loss / (1 + task.off_weight)
+        return loss, (memory, metrics, stats, outputs.logits, adjacency)
+
+    (loss, aux), (gradients, row_gradients) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(
+        state.params, None if gathered is None else gathered.values
+    )
+    gradients, row_gradients = psum((gradients, row_gradients))
+    updates, opt_state = optimizer(task).update(gradients, state.opt_state, state.params)
+    table = state.table
+    if table is not None and gathered is not None:
+        moved = head_table.sgd_step(gathered, row_gradients, rate, sgd(task))
+        table = head_table.scatter(table, index, moved, all_gather(batch["mask"]), shards_head)
+    memory, metrics, stats, logits, adjacency = aux
+    metrics = _metrics(task, batch, logits, adjacency, {"loss": loss, **metrics})
+    if not any(jax.tree.leaves(trained(task, {"student": state.params["student"]}))):
+        stats = state.stats
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, stats, opt_state, table, memory), metrics
+
+
+def _metrics(task: Task, batch: Batch, logits: jax.Array, adjacency: jax.Array | None, shares: Metrics) -> Metrics:
+    """Those of the global batch, of which `shares` are this device's part; with the accuracy, and what a graph does."""
+    label, mask = batch["label"], batch["mask"]
+    count = jnp.maximum(psum(jnp.sum(mask)), 1)
+    correct = jnp.sum((jnp.argmax(logits[: len(mask)], -1) == label) & mask) / count
+    metrics = psum({"accuracy": 100 * correct, **shares})
+    if adjacency is None:
+        return metrics
+    looped = graph.add_self_loops(adjacency) if task.module.self_loops else adjacency  # type: ignore[attr-defined]
+    labels, real = all_gather(label), all_gather(mask)
+    found = graph.diagnostics(looped, jnp.arange(len(labels)), labels, labels, real, real)
+    return metrics | {name: found[name] for name in ("self_weight", "label_agreement")}
 
 
 def _views(task: Task, batch: Batch, rng: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,6 +9,7 @@ import pytest
 
 from cnn2gnn_jax import distillers, networks
 from cnn2gnn_jax.distillers import crd
+from cnn2gnn_jax.distillers.base import LossInputs
 
 LABELS = np.array([0, 1, 2, 3, 4] * 6 + [0, 0, 1], np.int32)
 
@@ -76,8 +77,8 @@ def test_equal_keys_do_not_change_the_count(monkeypatch):
 
 def test_a_batch_over_the_limit_shares_its_negatives(example, monkeypatch):
     e = example("crd", dtype="float32")
-    inputs = jax.tree.map(jnp.asarray, (e.params, e.memory, e.student, e.teacher, e.batch))
-    arguments = *inputs, 0, jax.random.key(0)
+    params, memory, *rest = jax.tree.map(jnp.asarray, (e.params, e.memory, e.student, e.teacher, e.batch))
+    arguments = params, memory, LossInputs(*rest, 0, jax.random.key(0))
     alone, _, _ = e.distiller.stages[0].loss(*arguments)
     monkeypatch.setattr(crd, "MOST_SCORES", 6 * 33 - 1)
     shared, _, _ = e.distiller.stages[0].loss(*arguments)
@@ -97,7 +98,7 @@ def test_banks_move_halfway_and_z_stays(example):
     step = jax.jit(e.distiller.stages[0].loss)
 
     def run(memory, student, seed):
-        return step(e.params, memory, student, e.teacher, e.batch, 0, jax.random.key(seed))
+        return step(e.params, memory, LossInputs(student, e.teacher, e.batch, 0, jax.random.key(seed)))
 
     _, first, _ = run(e.memory, e.student, 0)
     assert not e.memory["initialised"] and first["initialised"]

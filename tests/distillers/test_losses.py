@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from cnn2gnn_jax.distillers.base import LossInputs
 from cnn2gnn_jax.distillers.crd import draw_negatives
 
 EPOCH = 10
@@ -285,8 +286,8 @@ def evaluate(stage, params, memory, student, teacher, batch):
     """((loss, (memory, metrics)), gradients of parameters, student and teacher)."""
 
     def loss(params, student, teacher):
-        rng = jax.random.key(RNG_SEED)
-        value, new, metrics = stage.loss(params, memory, student, teacher, batch, jnp.int32(EPOCH), rng)
+        inputs = LossInputs(student, teacher, batch, jnp.int32(EPOCH), jax.random.key(RNG_SEED))
+        value, new, metrics = stage.loss(params, memory, inputs)
         return value, (new, metrics)
 
     return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, student, teacher)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax import distillers, networks
+from cnn2gnn_jax.distillers.base import LossInputs
 from cnn2gnn_jax.runtime.errors import UserError
 
 METHODS = [name for name, method in distillers.METHODS.items() if method.student == "cnn"]
@@ -52,16 +53,15 @@ def test_every_method_takes_every_pair(pair, method):
     batch = {"label": integers, "index": integers, "mask": jax.ShapeDtypeStruct((BATCH,), bool)}
     for stage in distiller.stages:
 
-        def gradients(params, memory, student, teacher, batch, epoch, rng, loss=stage.loss):
+        def gradients(params, memory, inputs, loss=stage.loss):
             def scalar(params, student):
-                value, new, metrics = loss(params, memory, student, teacher, batch, epoch, rng)
+                value, new, metrics = loss(params, memory, inputs._replace(student=student))
                 return value, (new, metrics)
 
-            return jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)(params, student)
+            return jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)(params, inputs.student)
 
-        (loss, (new, metrics)), (to_params, to_student) = jax.eval_shape(
-            gradients, params, memory, student, teacher, batch, jnp.int32(0), jax.random.key(0)
-        )
+        inputs = LossInputs(student, teacher, batch, jnp.int32(0), jax.random.key(0))
+        (loss, (new, metrics)), (to_params, to_student) = jax.eval_shape(gradients, params, memory, inputs)
         assert loss.shape == () and loss.dtype == jnp.float32
         assert all(metric.shape == () for metric in metrics.values())
         assert (new, to_params, to_student) == (memory, params, student)
@@ -122,8 +122,7 @@ def test_half_precision_maps_give_float32_parameters_and_losses(method):
     integers = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
     batch = {"label": integers, "index": integers, "mask": jax.ShapeDtypeStruct((BATCH,), bool)}
     for stage in distiller.stages:
-        loss, new, metrics = jax.eval_shape(
-            stage.loss, params, memory, student, teacher, batch, jnp.int32(0), jax.random.key(0)
-        )
+        inputs = LossInputs(student, teacher, batch, jnp.int32(0), jax.random.key(0))
+        loss, new, metrics = jax.eval_shape(stage.loss, params, memory, inputs)
         assert {leaf.dtype for leaf in jax.tree.leaves((loss, metrics))} == {jnp.dtype(jnp.float32)}
         assert new == memory

@@ -5,11 +5,13 @@ import pytest
 
 from cnn2gnn_jax import pipeline, predict
 from cnn2gnn_jax import run as runs
-from cnn2gnn_jax.evaluation import protocols, scoring
+from cnn2gnn_jax.data import batches
+from cnn2gnn_jax.evaluation import scoring
 from cnn2gnn_jax.evaluation import summary as run_results
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import trained
+from cnn2gnn_jax.serving.pictures import Pictures
 from cnn2gnn_jax.training.metrics import last_epoch_mean, read_records
 from configs import base, digits
 
@@ -68,11 +70,11 @@ def test_anchors_and_order_change_with_the_seed():
     protocol = base.get_config().evaluate
     protocol.anchors, protocol.anchor_batches, protocol.anchor_seed = 20, 2, 5
     labels = np.arange(200) % 10
-    chosen = [protocols.anchor_sets(labels, protocol, seed) for seed in range(3)]
+    chosen = [batches.anchor_sets(labels, protocol, seed) for seed in range(3)]
     assert all(len(sets) == 2 for sets in chosen)
     assert len({tuple(sorted(index)) for sets in chosen for index in sets}) == 6  # no batch twice
-    np.testing.assert_array_equal(protocols.anchor_sets(labels, protocol, 1), chosen[1])
-    assert len({protocols.order_seed(protocol, seed) for seed in range(3)}) == 3
+    np.testing.assert_array_equal(batches.anchor_sets(labels, protocol, 1), chosen[1])
+    assert len({batches.order_seed(protocol, seed) for seed in range(3)}) == 3
 
 
 def test_the_anchors_of_the_workdir_are_those_of_the_first_student(seeded):
@@ -84,7 +86,7 @@ def test_the_anchors_of_the_workdir_are_those_of_the_first_student(seeded):
     with np.load(workdir / run_results.PREDICTIONS) as kept:
         predicted = kept["predicted"]
     images = runs.begin(recorded.config, workdir).dataset.test.images
-    pictures = predict.Pictures([str(k) for k in range(len(images))], images)
+    pictures = Pictures([str(k) for k in range(len(images))], images)
     for k, mechanism in enumerate(("one_by_one", "batch_by_batch")):
         assert results["accuracies"][k]["mechanism"] == mechanism and results["accuracies"][k]["seed"] == 3
         rows = predict.by_student(student, pictures, mechanism)

@@ -7,10 +7,9 @@ import sys
 import pytest
 
 from cnn2gnn_jax import pipeline
-from cnn2gnn_jax.report import records
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import Diverged
-from cnn2gnn_jax.sweeps import plan, runner
+from cnn2gnn_jax.sweeps import plan, records, runner
 
 SWEEP = """
 from configs import digits
@@ -143,7 +142,11 @@ def tuned_pipeline(monkeypatch):
              "accuracy": accuracy + k + other, "diagnostics": {}}
             for k in range(config.seeds)
             for name, other in ((("learned", 0), ("off_at_test", 99)) if graph else (("off", 0),))
-            for mechanism, order, other in (("one_by_one", None, other), ("batch_by_batch", "shuffled", 50))
+            for mechanism, order, other in (
+                ("one_by_one", None, other),
+                ("batch_by_batch", "shuffled", 50),
+                ("batch_by_batch", "class_sorted", 50),
+            )
         ]  # fmt: skip
         dataset = RESULTS["dataset"] | {"evaluated": split}
         seconds = [None] * len(entries)

@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from cnn2gnn_jax import sweep
-from cnn2gnn_jax.report import records
 from cnn2gnn_jax.report.__main__ import write as write_report
 from cnn2gnn_jax.runtime import processes
 from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.sweeps import records
 from tests.sweeps.conftest import SWEEP
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax import pipeline
-from cnn2gnn_jax.report import records
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import InUse, Stopped, UserError
-from cnn2gnn_jax.sweeps import runner, shards
+from cnn2gnn_jax.sweeps import records, runner, shards
 from tests.conftest import ONE_CPU
 from tests.sweeps.conftest import ACCURACY, RESULTS, cells_of, run_sweep
 

@@ -4,9 +4,9 @@ import pathlib
 import runpy
 
 from cnn2gnn_jax import pipeline
-from cnn2gnn_jax.report import records, tables
+from cnn2gnn_jax.report.tables import all_tables
 from cnn2gnn_jax.runtime import storage
-from cnn2gnn_jax.sweeps import tuning
+from cnn2gnn_jax.sweeps import records, tuning
 from tests.sweeps.conftest import TUNED, cells_of, run_sweep
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def test_each_arm_chooses_on_held_out_images_and_is_tested_once(tmp_path, tuned_
 
 def test_the_report_pairs_tuned_arms_and_tells_their_choices(tmp_path, tuned_file, tuned_pipeline):
     run_sweep(cells_of(tuned_file), tmp_path / "out")
-    settings, audit = tables.every(records.read(tmp_path / "out"))
+    settings, audit = all_tables(records.read(tmp_path / "out"))
     [(heading, line)] = settings.rows
     row = dict(zip(settings.columns, line, strict=True))
     assert heading == "plain"

@@ -21,12 +21,14 @@ from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import distillers, gnn, networks
 from cnn2gnn_jax.config import RECIPES
 from cnn2gnn_jax.evaluation import protocols
+from cnn2gnn_jax.evaluation.outputs import network_outputs
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.devices import ONE, from_config
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training import fit, head_table, loop
 from cnn2gnn_jax.training.fit import Job
 from cnn2gnn_jax.training.metrics import read_records
+from cnn2gnn_jax.training.model import TrainedModel, trained_model
 from cnn2gnn_jax.training.state import head_rows, init_state, state_axes
 from cnn2gnn_jax.training.task import Task
 from configs import digits
@@ -60,14 +62,8 @@ def data():
 def on_disk(folder, data, seeds, devices, **fields):
     """Trains and returns the states, each with all of the table's rows."""
     jobs = [Job(task(seed, **fields), f"seed{seed}", folder / f"seed{seed}", f"run/seed{seed}") for seed in seeds]
-    loads = fit.fit_on_disk(
-        jobs,
-        records=folder / "metrics.jsonl",
-        load_data=lambda: data,
-        score=lambda task, state: 0.0,
-        every_seconds=0,
-        devices=devices,
-    )
+    setting = fit.Setting(folder / "metrics.jsonl", every_seconds=0, devices=devices)
+    loads = fit.fit_on_disk(jobs, lambda: data, lambda task, state: 0.0, setting)
     states = [load() for load in loads]
     rows = [head_rows(job.task, state, np.arange(ROWS), devices) for job, state in zip(jobs, states, strict=True)]
     return [(state.params, state.stats, found) for state, found in zip(states, rows, strict=True)]
@@ -183,32 +179,17 @@ def test_evaluation_over_devices_counts_every_image_once(data, backend):
     images = rng.integers(0, 255, (37, 8, 8, 3)).astype(np.uint8)
     network = networks.create("resnet8", 5)
     variables = jax.jit(lambda: network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))()
-    one, many = (
-        protocols.network_outputs(network, variables, images, (0.5,) * 3, (0.2,) * 3, devices=used)
-        for used in (ONE, on)
-    )
+    model = TrainedModel(network, variables, (0.5,) * 3, (0.2,) * 3, tuple("abcde"))
+    one, many = (network_outputs(model, images, used) for used in (ONE, on))
     assert one[0].shape == (37, 5)
     chex.assert_trees_all_close(many, one, rtol=1e-4, atol=1e-5)
 
     this = task()
     state = jax.jit(lambda: init_state(this, data["input"], None))()
-    rows = head_rows(this, state, np.arange(20))
-    columns = protocols.anchor_columns(this.module, state.variables, data["input"][:20], rows, this.mean, this.std)
-    anchors = protocols.Anchors([columns], [data["label"][:20]])
+    anchors = (np.arange(20, dtype=np.int32), data["label"][:20], data["input"][:20])
+    model = trained_model(this, state, ("a", "b", "c"), [anchors])
     one, many = (
-        protocols.graph_protocols(
-            this.module,
-            state.variables,
-            anchors,
-            data["input"],
-            data["label"],
-            this.mean,
-            this.std,
-            batch_size=7,
-            order_seed=0,
-            reading="similar",
-            devices=used,
-        )
+        protocols.graph_protocols(model, data["input"], data["label"], protocols.Settings(7, 0, "similar", used))
         for used in (ONE, on)
     )
     for found, expected in zip(many, one, strict=True):

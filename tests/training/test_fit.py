@@ -38,13 +38,8 @@ def task(seed, epochs=3, epoch="last", **fields):
 
 def train(folder, data, seeds, score=None, **fields):
     jobs = [Job(task(seed, **fields), f"seed{seed}", folder / f"seed{seed}", f"run/seed{seed}") for seed in seeds]
-    loads = fit.fit_on_disk(
-        jobs,
-        records=folder / "metrics.jsonl",
-        load_data=lambda: data,
-        score=score or (lambda task, state: 0.0),
-        every_seconds=0,
-    )
+    setting = fit.Setting(folder / "metrics.jsonl", every_seconds=0)
+    loads = fit.fit_on_disk(jobs, lambda: data, score or (lambda task, state: 0.0), setting)
     return [load() for load in loads]
 
 

@@ -15,9 +15,11 @@ from cnn2gnn_jax.training.head_table import HeadTable, Sgd
 ROWS, WIDTH, BATCH, STEPS = 40, 6, 8, 400
 PAPER = Sgd(momentum=0.9, weight_decay=5e-4)
 # Compiled, as in use, and for the sake of time.
-catch_up, gather, update = (
-    jax.jit(function, static_argnames="sgd") for function in (head_table.catch_up, head_table.gather, head_table.update)
+catch_up, gather, sgd_step = (
+    jax.jit(function, static_argnames="sgd")
+    for function in (head_table.catch_up, head_table.gather, head_table.sgd_step)
 )
+scatter = jax.jit(head_table.scatter)
 
 
 def fresh():
@@ -43,7 +45,8 @@ def train_by_rows(table, index, targets, sgd, rate, first=0):
     def step(table, inputs):
         t, index, targets = inputs
         rows = head_table.gather(table, index, t, rate, sgd)
-        return head_table.update(table, index, rows, gradient(rows.values, targets), rate, sgd), None
+        moved = head_table.sgd_step(rows, gradient(rows.values, targets), rate, sgd)
+        return head_table.scatter(table, index, moved), None
 
     return jax.lax.scan(step, table, (first + jnp.arange(len(index)), index, targets))[0]
 
@@ -149,7 +152,8 @@ def test_padding_leaves_its_rows_alone():
     def after(index, gradient, mask=None):
         index = np.array(index)
         gradients = HeadRows(np.tile(gradient[:, None], WIDTH), gradient)
-        return update(table, index, gather(table, index, step, 0.1, PAPER), gradients, 0.1, PAPER, mask)
+        rows = sgd_step(gather(table, index, step, 0.1, PAPER), gradients, 0.1, PAPER)
+        return scatter(table, index, rows, mask)
 
     padded = after([3, 9, 3, 0], bad, mask)  # padding may repeat a real row, and name any other
     plain = after([3, 9, 1, 2], np.ones_like(bad))

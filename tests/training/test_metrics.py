@@ -1,6 +1,7 @@
 """Records survive a killed process, and a loss that is not finite stops the run."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,11 @@ import pytest
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training.metrics import Recorder, read_records, training_seconds
 
+TASK = types.SimpleNamespace(total_steps=20, steps_per_epoch=10, recipe=types.SimpleNamespace(batch_size=5))
+
 
 def recorder(path, stage="student", start=0, **arguments):
-    return Recorder(path, [stage], start, total=20, steps_per_epoch=10, batch_size=5, **arguments)
+    return Recorder(path, [stage], start, TASK, **arguments)
 
 
 def chunk(loss):
@@ -32,7 +35,7 @@ def test_a_record_holds_the_means_of_its_chunk(tmp_path):
 
 def test_stages_side_by_side_have_records_of_their_own_and_share_the_time(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with Recorder(path, ["a", "b"], 0, total=20, steps_per_epoch=10, batch_size=5) as records:
+    with Recorder(path, ["a", "b"], 0, TASK) as records:
         records.chunk(0, {"loss": np.array([[1.0, 2.0], [3.0, 5.0]]), "accuracy": np.full((2, 2), 50.0)})
         with pytest.raises(UserError, match="b: .* at step 3"):
             records.chunk(2, {"loss": np.array([[1.0, 2.0], [3.0, np.nan]]), "accuracy": np.full((2, 2), 50.0)})

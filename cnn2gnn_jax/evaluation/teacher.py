@@ -1,0 +1,97 @@
+"""What students are given of a teacher: its outputs for all images, on disk, and how good they are."""
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cnn2gnn_jax import teacher_logits
+from cnn2gnn_jax.evaluation.outputs import accuracy, attention_maps, network_outputs
+from cnn2gnn_jax.evaluation.scoring import model_of
+from cnn2gnn_jax.run import Run
+from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.training import tasks
+from cnn2gnn_jax.training.fit import Load
+from cnn2gnn_jax.training.model import TrainedModel
+
+
+class TeacherOutputs(NamedTuple):
+    """The teacher's outputs on disk.
+
+    arrays: by the field of the network's Outputs, `logits` and what else is needed of `pooled` and `features`, and
+      then by split. Features are attention maps of the training images alone, by stage: `train_1`, `train_2`, ...
+    facts: `test_accuracy`, `train_accuracy`, `seconds`; of logits that were given, which are of the training images
+      alone, only the accuracy on these.
+    """
+
+    arrays: dict[str, dict[str, np.ndarray]]
+    facts: dict[str, Any]
+
+    def for_training(self, fields: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """The `fields` of the outputs for the training images, named as a step reads them."""
+        return {
+            f"teacher_{field}{name.removeprefix('train').removeprefix('_')}": array
+            for field in fields
+            for name, array in self.arrays[field].items()
+            if name.startswith("train")
+        }
+
+
+def images_by_split(run: Run) -> dict[str, np.ndarray]:
+    """The raw images of each split that there is."""
+    splits = {"train": run.dataset.train, "test": run.dataset.test, "holdout": run.dataset.holdout}
+    return {name: split.images for name, split in splits.items() if split is not None}
+
+
+def student_inputs(run: Run, outputs: TeacherOutputs | None) -> dict[str, np.ndarray]:
+    """The raw inputs of the student by split: images, or the teacher's pooled features."""
+    if not tasks.takes_features(run.config):
+        return images_by_split(run)
+    assert outputs is not None
+    return outputs.arrays["pooled"]
+
+
+def given_outputs(run: Run) -> TeacherOutputs:
+    """The logits of `teacher.logits_file`."""
+    file, train = run.config.teacher.logits_file, run.dataset.train
+    logits, right = teacher_logits.given(file, train.labels, len(run.dataset.classes))
+    say(f"teacher: the logits of {file}, {right:.2f}% right on the training images")
+    return TeacherOutputs({"logits": {"train": logits}}, {"train_accuracy": right})
+
+
+def own_outputs(run: Run, load: Load) -> TeacherOutputs:
+    """The logits of the run's teacher, and what else of it is needed, computed unless they are on disk."""
+    name, images = run.config.teacher.network, images_by_split(run)
+    rows = {split: len(array) for split, array in images.items()}
+
+    @functools.cache
+    def model() -> TrainedModel:
+        return model_of(run, tasks.teacher_task(run.config, run.dataset), load(), images["train"])
+
+    @functools.cache
+    def compute() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
+        say(f"computing the outputs of teacher {name}")
+        start = time.monotonic()
+        logits, pooled, facts = {}, {}, {}
+        for split, array in images.items():
+            logits[split], pooled[split] = network_outputs(model(), array, run.devices)
+            facts[f"{split}_accuracy"] = accuracy(logits[split], getattr(run.dataset, split).labels)
+        return logits, pooled, {**facts, "seconds": round(time.monotonic() - start, 3)}
+
+    def compute_attention() -> tuple[teacher_logits.Blocks, dict[str, Any]]:
+        say(f"computing the attention maps of teacher {name}")
+        batches = attention_maps(model(), images["train"], run.devices)
+        return ({f"train_{i}": array for i, array in enumerate(batch, 1)} for batch in batches), {}
+
+    def ensure(what: str, function: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        folder = run.teacher_folder / f"teacher_{what}"
+        return teacher_logits.ensure(folder, run.teacher_folder.name, rows, function)
+
+    fields, arrays = tasks.stored_outputs(run.config, run.dataset), {}
+    arrays["logits"], facts = ensure("logits", lambda: ([compute()[0]], compute()[2]))
+    if "pooled" in fields or tasks.takes_features(run.config):
+        arrays["pooled"], _ = ensure("pooled", lambda: ([compute()[1]], compute()[2]))
+    if "features" in fields:
+        arrays["features"], _ = ensure("attention", compute_attention)
+    return TeacherOutputs(arrays, facts)

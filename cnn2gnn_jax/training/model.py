@@ -1,0 +1,103 @@
+"""A trained model: all of it that answers for images, in one object."""
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnn2gnn_jax import inference, networks
+from cnn2gnn_jax.data import augment
+from cnn2gnn_jax.gnn import Columns, GraphStudent
+from cnn2gnn_jax.runtime.devices import ONE, Devices
+from cnn2gnn_jax.training.state import TrainState, head_rows
+from cnn2gnn_jax.training.task import Task
+
+
+class Anchors(flax.struct.PyTreeNode):
+    """A batch of A training images that other images are linked to.
+
+    columns: their node features and head rows.
+    labels: (A,), their classes.
+    index: (A,), which training images they are.
+    """
+
+    columns: Columns
+    labels: Any
+    index: Any
+
+
+class TrainedModel(flax.struct.PyTreeNode):
+    """A network that was trained, with what turns images into its inputs and its outputs into classes.
+
+    It is a pytree whose leaves are arrays: a compiled function takes it as an argument and serves all models of the
+    same module.
+
+    module: a CNN of the zoo, or a `gnn.GraphStudent`.
+    variables: its parameters and statistics.
+    mean, std: of the images; empty where the inputs are features.
+    classes: the name of label k at position k.
+    anchors: of a graph student, the batches that images are linked to in turn; class probabilities are means over them.
+    features: the teacher whose pooled features of an image are the inputs; None where the inputs are images, or
+      features that are stored.
+    """
+
+    module: Any = flax.struct.field(pytree_node=False)
+    variables: Any
+    mean: tuple[float, ...] = flax.struct.field(pytree_node=False)
+    std: tuple[float, ...] = flax.struct.field(pytree_node=False)
+    classes: tuple[str, ...] = flax.struct.field(pytree_node=False)
+    anchors: tuple[Anchors, ...] = ()
+    features: Optional["TrainedModel"] = None
+
+    @property
+    def is_graph(self) -> bool:
+        return isinstance(self.module, GraphStudent)
+
+    @property
+    def graph(self) -> str | None:
+        """The graph setting of a graph student, None of a CNN."""
+        return self.module.graph if isinstance(self.module, GraphStudent) else None
+
+    def inputs(self, images: jax.Array) -> jax.Array:
+        """The network's inputs for raw images (B, H, W, C) uint8, or for stored features (B, F)."""
+        if self.features is not None:
+            return self.features.outputs(images).pooled.astype(jnp.float32)
+        return augment.normalize(images, self.mean, self.std)
+
+    def outputs(self, images: jax.Array) -> networks.Outputs:
+        """The outputs of a CNN for raw images, (B, H, W, C) uint8."""
+        found: Any = self.module.apply(self.variables, self.inputs(images), train=False)
+        return found
+
+
+def trained_model(
+    task: Task,
+    state: TrainState,
+    classes: Sequence[str],
+    anchors: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]] = (),
+    features: TrainedModel | None = None,
+    devices: Devices = ONE,
+) -> TrainedModel:
+    """The model that a task's training ended with.
+
+    Args:
+      task: what was trained.
+      state: how it ended.
+      classes: names, by label.
+      anchors: of a graph student, batches of training images: their indices (A,), their labels (A,), and what
+        `TrainedModel.inputs` takes of them, (A, ...).
+      features: see `TrainedModel`.
+      devices: that the head's table is spread over.
+    """
+    model = TrainedModel(task.module, state.variables, task.mean, task.std, tuple(classes), features=features)
+
+    def columns(index: np.ndarray, images: np.ndarray) -> Columns:
+        assert isinstance(task.module, GraphStudent)
+        rows = head_rows(task, state, index, devices)
+        return inference.anchors(task.module, state.variables, model.inputs(jnp.asarray(images)), rows)
+
+    batches = tuple(Anchors(columns(index, images), labels, index) for index, labels, images in anchors)
+    return model.replace(anchors=batches)

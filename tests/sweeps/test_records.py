@@ -1,0 +1,25 @@
+"""The records of a sweep lie below its running and its report."""
+
+import ast
+import pathlib
+
+PACKAGE = pathlib.Path(__file__).parents[2] / "cnn2gnn_jax"
+
+
+def imports(path):
+    """The modules that a module imports, as `from a import b` names them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_sweeps_and_report_meet_in_the_records_alone():
+    sweeps, report = (
+        {name for path in (PACKAGE / room).glob("*.py") for name in imports(path)} for room in ("sweeps", "report")
+    )
+    assert not [name for name in sweeps if "cnn2gnn_jax.report" in name]
+    assert [name for name in report if "cnn2gnn_jax.sweeps" in name] == ["cnn2gnn_jax.sweeps.records"]
+    below = {name for name in imports(PACKAGE / "sweeps" / "records.py") if name.startswith("cnn2gnn_jax")}
+    assert not [name for name in below if "pipeline" in name or "report" in name or "sweeps" in name]
