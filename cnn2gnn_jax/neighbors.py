@@ -149,7 +149,7 @@ def search(
 def narrowed(neighbors: Neighbors, sparsity: int) -> Neighbors:
     """What `search` returns with a smaller sparsity."""
     d = neighbors.distances[:, : sparsity + 1]
-    return Neighbors(graph.sparse_neighbors(d, sparsity), neighbors.index[:, : sparsity + 1], d)
+    return Neighbors(graph.sparse_neighbors(d, sparsity), neighbors.columns[:, : sparsity + 1], d)
 
 
 def propagate(
@@ -244,7 +244,7 @@ def answer(bank: Bank, logits: jax.Array, features: jax.Array, own: jax.Array | 
     return Answer(combine(logits, votes, settings.weight, settings.epsilon), votes, found)
 
 
-def combine(logits: jax.Array, votes: jax.Array, weight: jax.Array | float, epsilon: float) -> jax.Array:
+def combine(logits: jax.Array, votes: jax.Array, weight: jax.Array | float, epsilon: jax.Array | float) -> jax.Array:
     """z + lambda log(P Y + epsilon): logits (B, C) and the neighbours' votes P Y (B, C), of labels or probabilities.
 
     The two are combined as independent evidence: a product of the student's probabilities and the votes to the power

@@ -165,7 +165,7 @@ def evaluate(bank: Bank, images: Embedded, labels: np.ndarray) -> dict[str, Any]
 @jax.jit
 def _answers(bank: Bank, logits: jax.Array, features: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     answer = neighbors.answer(bank, logits, features)
-    weights, same = answer.neighbors.weights, bank.labels[answer.neighbors.index] == labels[:, None]
+    weights, same = answer.neighbors.weights, bank.labels[answer.neighbors.columns] == labels[:, None]
     entropy = -jnp.sum(jnp.where(weights > 0, weights * jnp.log(jnp.where(weights > 0, weights, 1)), 0), -1)
     alone = jnp.argmax(answer.votes, -1) == labels
     sums = jnp.stack([jnp.sum(jnp.where(same, weights, 0)), jnp.sum(jnp.exp(entropy)), jnp.sum(alone)])

@@ -40,7 +40,7 @@ def bank_of(data, settings):
 
 def right(data, settings):
     """How many images are right, in NumPy from the formulas."""
-    train, test, features, images, signals = data
+    _, test, features, images, signals = data
     keys, queries = features[settings.space], images.features[settings.space]
     mean, scale = keys.mean(0), keys.std(0)
     keys, queries = (keys - mean) / scale, (queries - mean) / scale
