@@ -85,13 +85,13 @@ def load(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> Dataset:
         sources.FolderSplit(config.test_fraction, config.split_seed),
         fetch,
     )
-    manifest = arrays.manifest
-    if not min(manifest["std"]) > 0:
+    facts = arrays.facts
+    if not min(facts["std"]) > 0:
         raise UserError(f"{config.name}: a channel is the same in all training images: they cannot be normalised")
 
-    if config.classes > len(manifest["classes"]):
+    if config.classes > len(facts["classes"]):
         raise UserError(
-            f"data.classes={config.classes}, but {config.name} has {len(manifest['classes'])}: choose at most that"
+            f"data.classes={config.classes}, but {config.name} has {len(facts['classes'])}: choose at most that"
         )
     train, test = (
         selection.first_of_each_class(arrays.labels[split], config.limit, config.classes)
@@ -106,17 +106,17 @@ def load(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> Dataset:
         train, holdout = (kept, held) if train is None else (train[kept], train[held])
     return Dataset(
         name=config.name,
-        classes=tuple(manifest["classes"][: config.classes or None]),
+        classes=tuple(facts["classes"][: config.classes or None]),
         train=_split(arrays, "train", train),
         test=_split(arrays, "test", test),
         holdout=None if holdout is None else _split(arrays, "train", holdout),
-        mean=tuple(manifest["mean"]),
-        std=tuple(manifest["std"]),
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
         fingerprint=storage.fingerprint(
             {
                 "name": config.name,
                 "image_shape": list(arrays.images["train"].shape[1:]),
-                "sha256": {key: array["sha256"] for key, array in manifest["arrays"].items()},
+                "sha256": arrays.sha256,
                 "limit": config.limit,
                 **({"classes": config.classes} if config.classes else {}),
                 "holdout": config.holdout,
