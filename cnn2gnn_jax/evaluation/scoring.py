@@ -1,6 +1,5 @@
 """What a trained student is worth: its anchors, and its accuracies under every protocol, kept on disk."""
 
-import pathlib
 import time
 from typing import Any
 
@@ -10,16 +9,16 @@ from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import gnn
 from cnn2gnn_jax.evaluation import protocols
 from cnn2gnn_jax.run import Run
-from cnn2gnn_jax.runtime import processes, storage
+from cnn2gnn_jax.runtime import artifact, processes, storage
 from cnn2gnn_jax.runtime.console import say
-from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training.fit import Load
 from cnn2gnn_jax.training.metrics import last_epoch_mean
 from cnn2gnn_jax.training.state import TrainState, head_rows
 from cnn2gnn_jax.training.task import Task
 
 EXAMPLES = 10  # test images whose neighbours are recorded
-_FORMAT = 4  # raised when other things are recorded
+# The format is also raised when other things are recorded.
+KIND = artifact.Kind("an evaluation", format=5, remake="run the same command again")
 
 
 def anchors_of(
@@ -71,12 +70,23 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
     """A student's accuracies under every protocol, computed unless they are on disk under `name`.
 
     `inputs` are its raw inputs, by split. Of the result, `predicted` (E, N) are the classes of the N evaluated images
-    under each of the E `accuracies`, kept in `<name>.npz`.
+    under each of the E `accuracies`.
     """
-    path = run.workdir / "evaluations" / f"{name}.json"
-    fingerprint = storage.fingerprint([_FORMAT, run.fingerprint, configs.plain(run.config.evaluate)])
-    if processes.agreed(is_evaluated(path, fingerprint)):
-        return _read(path)
+    folder = run.workdir / "evaluations" / name
+    fingerprint = storage.fingerprint([run.fingerprint, configs.plain(run.config.evaluate)])
+
+    def make() -> None:
+        result, predicted = _evaluated(run, task, name, load, inputs)
+        processes.on_first(lambda: artifact.write(folder, KIND, fingerprint, result, {"predicted": predicted}))
+
+    kept = artifact.ensure(folder, KIND, fingerprint, make, replaces=True)
+    return {**kept.facts, "predicted": kept.arrays["predicted"]}
+
+
+def _evaluated(
+    run: Run, task: Task, name: str, load: Load, inputs: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], np.ndarray]:
+    """A student's accuracies and what is kept beside them, and its predictions."""
     say(f"evaluating {name}")
     start, state = time.monotonic(), load()
     section = run.config.evaluate
@@ -131,7 +141,6 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
         entries = [{**common, "graph": None, "mechanism": None, "batch_order": None, "accuracy": accuracy}]
     seconds = round(time.monotonic() - start, 3)
     result = {
-        "fingerprint": fingerprint,
         # Apart from the accuracies, which an unbroken run and a broken one have in common.
         "inference_seconds": [entry.pop("seconds", None) for entry in entries],
         "accuracies": entries,
@@ -140,25 +149,4 @@ def evaluate_student(run: Run, task: Task, name: str, load: Load, inputs: dict[s
         "seconds": seconds,
     }
     classes = np.stack(predicted).astype(np.min_scalar_type(len(run.dataset.classes) - 1))
-    processes.on_first(lambda: _write(path, result, classes))
-    return {**result, "predicted": classes}
-
-
-def _write(path: pathlib.Path, result: dict[str, Any], predicted: np.ndarray) -> None:
-    storage.write_arrays(path.with_suffix(".npz"), {"predicted": predicted})
-    storage.write_json(path, {**result, "predicted_sha256": storage.array_sha256(predicted)})
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    result = storage.read_json(path)
-    expected = result.pop("predicted_sha256")
-    return {**result, "predicted": storage.read_array(path.with_suffix(".npz"), "predicted", expected)}
-
-
-def is_evaluated(path: pathlib.Path, fingerprint: str) -> bool:
-    """Whether a file holds what `evaluate_student` has found under this fingerprint, and no damage, which is named."""
-    try:
-        return path.exists() and storage.read_json(path).get("fingerprint") == fingerprint and bool(_read(path))
-    except UserError as error:
-        say(f"evaluated anew: {error}")
-        return False
+    return result, classes
