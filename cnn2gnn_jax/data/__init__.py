@@ -82,22 +82,22 @@ def load(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> Dataset:
     """
     check(config)
     arrays = ingest.arrays(config, pathlib.Path(cache_dir), fetch)
-    manifest = arrays.manifest
-    if not min(manifest["std"]) > 0:
+    facts = arrays.facts
+    if not min(facts["std"]) > 0:
         raise UserError(f"{config.name}: a channel is the same in all training images: they cannot be normalised")
-    if config.classes > len(manifest["classes"]):
+    if config.classes > len(facts["classes"]):
         raise UserError(
-            f"data.classes={config.classes}, but {config.name} has {len(manifest['classes'])}: choose at most that"
+            f"data.classes={config.classes}, but {config.name} has {len(facts['classes'])}: choose at most that"
         )
     train, holdout = _training_images(config, arrays.labels["train"])
     return Dataset(
         name=config.name,
-        classes=tuple(manifest["classes"][: config.classes or None]),
+        classes=tuple(facts["classes"][: config.classes or None]),
         train=_split(arrays, "train", train),
         test=_split(arrays, "test", _first(config, arrays.labels["test"])),
         holdout=None if holdout is None else _split(arrays, "train", holdout),
-        mean=tuple(manifest["mean"]),
-        std=tuple(manifest["std"]),
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
         fingerprint=_fingerprint(config, arrays),
     )
 
@@ -123,7 +123,7 @@ def _fingerprint(config: Any, arrays: cache.Arrays) -> str:
         {
             "name": config.name,
             "image_shape": list(arrays.images["train"].shape[1:]),
-            "sha256": {key: array["sha256"] for key, array in arrays.manifest["arrays"].items()},
+            "sha256": arrays.sha256,
             "limit": config.limit,
             **({"classes": config.classes} if config.classes else {}),
             "holdout": config.holdout,

@@ -99,11 +99,12 @@ def test_a_cache_of_another_version_is_no_damage_and_made_anew(tmp_path, config,
     settings = config(name="cifar100", manual_dir=cifar100.folder)
     data.load(settings, tmp_path / "cache")
     manifest = of_datasets(tmp_path / "cache") / "manifest.json"
-    storage.write_json(manifest, storage.read_json(manifest) | {"version": 1})
+    storage.write_json(manifest, storage.read_json(manifest) | {"format": 1})
     with caplog.at_level("WARNING", logger="absl"):
         assert_is(data.load(settings, tmp_path / "cache"), cifar100)
     [said] = [line for line in caplog.messages if "anew" in line]
-    assert "was written by another version of this program and is made anew (its layout is 1, and" in said
+    assert "made anew: " in said and "was written by another version of this program (" in said
+    assert "format 1; this one is " in said and "damaged" not in said
 
 
 def test_damaged_records_are_prepared_anew(tmp_path, config, cifar100):
