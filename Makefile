@@ -1,5 +1,5 @@
 # make demo    digits, from images to a distilled graph student, in under 3 minutes
-# make test    the tests; make test-slow: also those that take minutes
+# make test    the tests; make test-slow: also those that take minutes; make coverage: the lines that they run
 # make lint    format, rules, types
 # make docs    the reference page from the docstrings, the README's figures from results/
 # make install only the environment, in $(VENV)
@@ -19,7 +19,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(REQUIREMENTS)
 
-.PHONY: demo test test-slow lint format docs install
+.PHONY: demo test test-slow coverage lint format docs install
 demo: install
 	$(BIN)/python -m cnn2gnn_jax.main --config=configs/digits.py
 
@@ -28,6 +28,9 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest
+
+coverage: install
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" --cov=cnn2gnn_jax --cov-report=term
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -7,7 +7,6 @@ import importlib.metadata
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -18,21 +17,6 @@ from cnn2gnn_jax.runtime import processes, storage
 from cnn2gnn_jax.runtime.devices import ONE, Devices, from_config
 from cnn2gnn_jax.runtime.errors import UserError
 
-# Fields that are no part of what a run is: how and where it is computed, and how it is evaluated.
-_NO_PART = (
-    "name",
-    "seeds",
-    "cache_dir",
-    "compilation_cache",
-    "tensorboard",
-    "checkpoint.",
-    "evaluate.",
-    "parallel.",
-    "data.residency",
-    "data.manual_dir",
-    "teacher.train.chunk_steps",
-    "student.train.chunk_steps",
-)
 _NAMED = 5  # fields in an error
 
 
@@ -62,10 +46,6 @@ def begin(config: ConfigDict, workdir: pathlib.Path | None = None) -> Run:
     """
     complete = configs.resolve(config)
     cache = pathlib.Path(complete.cache_dir).expanduser()
-    if complete.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(cache / "compilation"))
-        # By default JAX keeps only what took a second, and a run compiles dozens of smaller programs.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     devices = from_config(complete.parallel)
     dataset = processes.first_before_others(lambda: data.load(complete.data, cache))
     configs.check_data(complete, dataset)
@@ -80,7 +60,7 @@ def _refuse_another(workdir: pathlib.Path, config: FrozenConfigDict, fingerprint
     path = workdir / "config.json"
     if not path.exists() or (facts := storage.read_json(path)).get("fingerprint") == fingerprint:
         return
-    differences = _differences(facts.get("config"), configs.plain(config))
+    differences = configs.differences(facts.get("config"), config)
     more = f"; and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
     fields = f"{'; '.join(differences[:_NAMED])}{more}" if differences else "no field differs"
     if facts.get("format") != configs.STUDENT_FORMAT:
@@ -107,24 +87,6 @@ def _package_version() -> str:
         return importlib.metadata.version("cnn2gnn_jax")
     except importlib.metadata.PackageNotFoundError:
         return "of unknown version"
-
-
-def _differences(old: Any, new: Any) -> list[str]:
-    """The fields that differ between the configs of two runs, with their values in both."""
-    before, after = _flat(old), _flat(new)
-    names = [name for name in sorted(before.keys() | after.keys()) if not name.startswith(_NO_PART)]
-    return [
-        f"{name} is {before.get(name, 'missing')} there and {after.get(name, 'missing')} here"
-        for name in names
-        if before.get(name, _NO_PART) != after.get(name, _NO_PART)
-    ]
-
-
-def _flat(section: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a config by dotted names."""
-    if not isinstance(section, dict):
-        return {prefix.removesuffix("."): section} if prefix else {}
-    return {key: value for name, inside in section.items() for key, value in _flat(inside, f"{prefix}{name}.").items()}
 
 
 def record(run: Run) -> None:

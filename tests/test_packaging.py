@@ -13,6 +13,7 @@ from scipy import stats
 
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import distillers, gnn, graph, inference, losses, networks
+from cnn2gnn_jax.runtime import fields
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -34,7 +35,9 @@ def test_the_readmes_example_runs():
     assert names["adjacency"].shape == (32, 32)
 
 
-@pytest.mark.parametrize("module", [graph, gnn, inference, losses, distillers, networks], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [graph, gnn, inference, losses, distillers, networks, fields], ids=lambda m: m.__name__
+)
 def test_the_docstrings_examples_are_right(module):
     found = doctest.testmod(module)
     assert found.failed == 0

@@ -355,7 +355,10 @@ def test_the_command_prints_json(done, folder):
 
 
 WRONG = {
-    "no workdir": (["x.png"], "--workdir --bundle is required"),
+    "no workdir": (["x.png"], "Exactly one of (workdir, bundle)"),
+    "two": (["--workdir={run}", "--bundle={run}", "x.png"], "Exactly one of (workdir, bundle)"),
+    "nothing to classify": (["--workdir={run}"], "no IMAGE_OR_FOLDER: give at least one"),
+    "a negative number": (["--workdir={run}", "x.png", "--neighbors=-1"], "--neighbors is -1: expected 0 or more"),
     "no such workdir": (["--workdir=/nowhere", "x.png"], "/nowhere is no workdir"),
     "no such image": (["--workdir={run}", "/nowhere.png"], "/nowhere.png does not exist"),
     "no image": (["--workdir={run}", "README.md"], "README.md: no JPEG, PNG, BMP or WebP image"),
