@@ -56,8 +56,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 # Raised when the same config gives something else on disk than before.
-TEACHER_FORMAT = 2
-STUDENT_FORMAT = 3
+TEACHER_FORMAT = 3
+STUDENT_FORMAT = 4
 # Fields of a `train` section that are spelled out by others, or change how fast and not what.
 _HOW_FIELDS = ("recipe", "chunk_steps")
 
