@@ -14,8 +14,8 @@ from cnn2gnn_jax.training.recipes import RECIPES
 from configs.base import FIELDS
 
 # Raised when the same config gives something else on disk than before.
-TEACHER_FORMAT = 2
-STUDENT_FORMAT = 3
+TEACHER_FORMAT = 3
+STUDENT_FORMAT = 4
 
 BACKBONES = ("pixels", "stem", "teacher", "pair")
 

@@ -4,10 +4,11 @@ A command makes an `absl.flags.FlagValues` of its own, so that several commands 
 shows no flags of libraries.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import flags
+from absl import flags, logging
 
 from cnn2gnn_jax.runtime import errors, xla
 from cnn2gnn_jax.runtime.errors import INTERRUPTED, Interrupted, Stopped, UserError
@@ -16,6 +17,7 @@ MACHINE, STOPPED = 74, 75
 _HELP = {"--help", "-h", "--helpshort", "--helpfull"}
 _SEE_HELP = "(--help shows the flags)"
 _TYPES = ("int", "float", "bool", "tuple")
+_AFTER_ERROR = "Event loop is closed"  # as TensorStore's threads print after the error that is raised
 
 
 def parse(
@@ -85,6 +87,7 @@ def run(main: Callable[[], None]) -> None:
     2 for a mistake, 74 for what the machine refuses, 75 for SIGTERM where it is heeded, 130 for Ctrl-C.
     """
     xla.set_cpu_options()
+    _silence_checkpoint_threads()
     try:
         main()
     except (UserError, flags.Error) as error:
@@ -102,3 +105,11 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C: the same command starts again", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+@functools.cache
+def _silence_checkpoint_threads() -> None:
+    """What the threads of Orbax and TensorStore suffer from is raised where a state is saved: one line, not pages."""
+    logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+    show = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: None if str(unraisable.exc_value) == _AFTER_ERROR else show(unraisable)
