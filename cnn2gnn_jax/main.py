@@ -22,7 +22,7 @@ import jax
 from absl import logging
 
 from cnn2gnn_jax import pipeline
-from cnn2gnn_jax.report import text
+from cnn2gnn_jax.report import run_table
 from cnn2gnn_jax.runtime import command_line, overrides, processes
 from cnn2gnn_jax.runtime.errors import UserError
 
@@ -69,7 +69,7 @@ def main() -> None:
     processes.heed_signals()
     results = pipeline.run(config, pathlib.Path(flags.workdir) if flags.workdir else None, flags.stage)
     if results is not None:
-        print(text.table(results))
+        print(run_table.terminal(results))
 
 
 def run() -> None:

@@ -7,14 +7,18 @@ import dataclasses
 import functools
 import importlib
 import json
+import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax.report import formats, notes, tables, tuned
+from cnn2gnn_jax.report import formats, names, notes, settings
+from cnn2gnn_jax.report.cells import Cell, Table
+from cnn2gnn_jax.report.names import BATCH_BY_BATCH, CLASS_SORTED, ONE_BY_ONE, PROTOCOLS, Protocol
+from cnn2gnn_jax.report.observations import Observation, accuracy, difference, grouped, observe, select
 from cnn2gnn_jax.report.statistics import is_uniform
-from cnn2gnn_jax.report.tables import Cell, Observation, Table
+from cnn2gnn_jax.report.tables import all_tables
 from cnn2gnn_jax.sweeps import records
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -26,38 +30,20 @@ RUNS = {  # by folder: what it is called, its config and the word after the colo
     "mini_imagenet-smoke": ("Mini-ImageNet at 32x32, `:smoke`", "mini_imagenet", "smoke"),
     "image_folder": ("a folder of 1,000 pictures, 10 classes", "image_folder", ""),
 }
-# The columns of a table of settings that the README shows.
-WORTH = {"one by one": "the graph is worth, one by one", "batch by batch": "the graph is worth, batch by batch"}
-SHOWN = (
-    *("one by one", "batch by batch", "graph off", *WORTH.values(), "class-sorted (audit)"),
-    *tuned.COLUMNS,
-)
 METHODS = {"digits": "Table 1: digits", "reduced CIFAR-100": "CIFAR-100, reduced"}
+MECHANISMS = [protocol for protocol in PROTOCOLS if not protocol.is_audit]
 
 
-def runs() -> str:
-    """A row for each single run."""
-    lines = [
-        "| run | recipes of teacher and student, batch, s | teacher | one by one | batch by batch, shuffled "
-        "| *audit: class-sorted* | the same, graph off |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    uniform = []
-    for folder, (title, name, word) in RUNS.items():
-        found = json.loads((RESULTS / folder / "results.json").read_text())
-        student = configs.resolve(importlib.import_module(f"configs.{name}").get_config(word)).student
-        by = {(e["graph"], e["mechanism"], e["batch_order"]): e for e in found["accuracies"]}
-        recipes = f"`{found['teacher']['recipe']}`, `{found['student']['recipe']}`"
-        cells = [f"{recipes}; {student.train.batch_size}; {student.sparsity}"]
-        cells += [f"{found['teacher']['network']} {found['teacher']['accuracy']:.2f}"]
-        for protocol in ("one by one", "batch by batch", "class-sorted"):
-            entry = by["learned", *tables.PROTOCOLS[protocol]]
-            cells.append(f"{entry['accuracy']:.2f}")
-            if is_uniform(entry):
-                uniform.append(f"{title}, {protocol}")
-        cells.append(f"{by['off', 'one_by_one', None]['accuracy']:.2f}")
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, *(["", f"{notes.UNIFORM}: {'; '.join(uniform)}."] * bool(uniform))])
+@functools.cache
+def results(folder: str) -> dict[str, Any]:
+    """What a single run has recorded."""
+    return json.loads((RESULTS / folder / "results.json").read_text())
+
+
+def entry(folder: str, graph: str, protocol: Protocol) -> dict[str, Any] | None:
+    """The accuracy of a single run with a graph setting under a protocol, None where it has none."""
+    entries = (entry for entry in results(folder)["accuracies"] if entry["graph"] == graph and protocol.has(entry))
+    return next(entries, None)
 
 
 @functools.cache
@@ -69,225 +55,226 @@ def recorded() -> dict[str, list[dict[str, Any]]]:
 @functools.cache
 def sweeps() -> dict[str, list[Table]]:
     """The tables of every recorded sweep, by folder."""
-    return {folder: tables.every(found) for folder, found in recorded().items()}
+    return {folder: all_tables(lines) for folder, lines in recorded().items()}
+
+
+def runs() -> str:
+    """A row for each single run."""
+    protocols = names.recorded_protocols(entry for folder in RUNS for entry in results(folder)["accuracies"])
+    header = ["run", "recipes of teacher and student, batch, s", "teacher"]
+    header += [f"*audit: {protocol.name}*" if protocol.is_audit else protocol.title for protocol in protocols]
+    rows, uniform = [], []
+    for folder, (title, name, word) in RUNS.items():
+        teacher, recipe = results(folder)["teacher"], results(folder)["student"]["recipe"]
+        student = configs.resolve(importlib.import_module(f"configs.{name}").get_config(word)).student
+        learned = {protocol: entry(folder, "learned", protocol) for protocol in protocols}
+        uniform += [f"{title}, {protocol.name}" for protocol, own in learned.items() if own and is_uniform(own)]
+        rows.append(
+            [
+                title,
+                f"`{teacher['recipe']}`, `{recipe}`; {student.train.batch_size}; {student.sparsity}",
+                f"{teacher['network']} {teacher['accuracy']:.2f}",
+                *(f"{own['accuracy']:.2f}" if own else "" for own in learned.values()),
+                f"{entry(folder, 'off', ONE_BY_ONE)['accuracy']:.2f}",
+            ]
+        )
+    lines = formats.markdown_lines([*header, "the same, graph off"], rows, left=2)
+    return "\n".join([*lines, *(["", f"{notes.UNIFORM}: {'; '.join(uniform)}."] * bool(uniform))])
 
 
 def section() -> str:
     """What stands in the README between the marks."""
     parts = [runs()]
-    for folder, found in sweeps().items():
-        for table in found:
-            if table.title.startswith("Audit") or "paired" in table.title or "Figure" in table.title:
-                continue
-            settings = tuple(table.columns[: len(tables.AUDIT)]) == tables.AUDIT
-            if settings:
-                keep = [k for k, name in enumerate(table.columns) if name in SHOWN]
-                rows = [(heading, [cells[k] for k in keep]) for heading, cells in table.rows]
-                table = dataclasses.replace(table, columns=[table.columns[k] for k in keep], rows=rows)
-            text = formats.markdown(table, level=3) + f"\nAll of it: [results/{folder}](results/{folder}/results.md)."
-            if settings:  # long tables, which open at a click
-                heading, _, rest = text.partition("\n\n")
-                text = f"{heading}\n\n<details><summary>{len(rows)} settings</summary>\n\n{rest}\n\n</details>"
-            parts.append(text)
+    for folder, tables in sweeps().items():
+        for table in tables:
+            if table.kind in ("methods", "ablation", "settings"):
+                parts.append(part(table, folder))
     return "\n\n".join([*parts, findings()])
+
+
+def part(table: Table, folder: str) -> str:
+    """A table, and where all of it is; a long one opens at a click, without what its graphs do."""
+    link = f"\nAll of it: [results/{folder}](results/{folder}/results.md)."
+    if table.kind != "settings":
+        return formats.markdown(table, level=3) + link
+    rows = {
+        heading: {name: cell for name, cell in row.items() if name not in settings.DIAGNOSTICS}
+        for heading, row in table.rows.items()
+    }
+    shown = dataclasses.replace(table, rows=rows)
+    heading, _, rest = (formats.markdown(shown, level=3) + link).partition("\n\n")
+    return f"{heading}\n\n<details><summary>{len(rows)} settings</summary>\n\n{rest}\n\n</details>"
 
 
 # What they say ------------------------------------------------------------------------------------------------------
 
 
+class Finding(NamedTuple):
+    """A sentence or more that is made of the records, and the differences that stand in it."""
+
+    text: str
+    cells: Sequence[Cell] = ()
+
+
 def findings() -> str:
     """What the records say, in sentences whose figures and verdicts are made of them."""
-    used: list[Cell] = []
-    parts = [distillation(used), worth_in_methods(used), class_sorted(), *worth_in_settings(used)]
-    parts += [choices(used), ablation()]
-    told = [note for kind, note in notes.INTERVALS.items() if any(cell.over == kind for cell in used)]
+    parts = [distillation(), worth_in_methods(), class_sorted(), *worth_in_settings(), choices_of_ours(), ablation()]
+    kinds = {cell.over for part in parts for cell in part.cells}
+    intervals = " ".join(note for kind, note in notes.INTERVALS.items() if kind in kinds)
     lead = (
         "At these sizes, a laptop's, the teachers are small and weak, so the levels are far below the paper's; what is "
         "compared is trained and tested alike. Differences are in points, with 95% intervals."
     )
-    return "\n".join(["### What they say", "", lead, "", *(f"- {part}" for part in parts), "", " ".join(told)])
+    return "\n".join(["### What they say", "", lead, "", *(f"- {part.text}" for part in parts), "", intervals])
 
 
-def place(cell: Cell) -> str:
-    """Where a difference lies: ahead or behind if its interval leaves out zero, otherwise open."""
-    if cell.interval is None or cell.interval[0] <= 0 <= cell.interval[1]:
-        return "open"
-    return "ahead" if cell.interval[0] > 0 else "behind"
+def by_side(differences: Mapping[str, Cell]) -> dict[str, list[str]]:
+    """The names of the differences that are ahead or behind, as their interval leaves out zero, and of those open."""
+    sides: dict[str, list[str]] = {"ahead": [], "behind": [], "open": []}
+    for name, cell in differences.items():
+        low, high = cell.interval or (0, 0)
+        sides["ahead" if low > 0 else "behind" if high < 0 else "open"].append(name)
+    return sides
 
 
-def escaped(text: str) -> str:
-    """A heading as Markdown."""
-    return text.replace("_", r"\_")
+def of_method(title: str, row: str, graph: str, protocol: Protocol) -> list[Observation]:
+    """The accuracies of a row of a table of methods, with a graph setting and under a protocol."""
+    lines = [line for sweep in recorded().values() for line in sweep]
+    return select(observe(lines, "methods"), protocol, graph, name=title, row=row)
 
 
-def listed(texts: Iterable[str]) -> str:
-    """a, b and c."""
-    *first, last = texts
-    return f"{', '.join(first)} and {last}" if first else last
+def with_mark(cell: Cell, observations: Sequence[Observation]) -> Cell:
+    """The cell, with a mark where the graph of its accuracies is a uniform average of the batch."""
+    count = sum(is_uniform(observation.entry) for observation in observations)
+    mark = f" (uniform in {count} of {len(observations)})" if count else ""
+    return dataclasses.replace(cell, text=cell.text + mark)
 
 
-def of_method(title: str, row: str, protocol: str, graph: str) -> list[Observation]:
-    """The accuracies of a row of a table of methods, under a protocol and a graph setting."""
-    return [
-        one
-        for found in recorded().values()
-        for one in tables.observations(found, "methods")
-        if (one.place["name"], one.place["row"]) == (title, row) and tables.is_protocol(one, protocol, [graph])
-    ]
+Arm = tuple[str, str, Protocol]
+"""Row, graph setting and protocol."""
 
 
-def uniform(seen: Sequence[Observation]) -> str:
-    """A mark of accuracies whose graph is a uniform average of the batch."""
-    count = sum(is_uniform(one.entry) for one in seen)
-    return f" (uniform in {count} of {len(seen)})" if count else ""
-
-
-def against(title: str, ours: tuple[str, str], theirs: tuple[str, str], used: list[Cell]) -> dict[str, Cell]:
-    """The difference of two rows, each with a graph setting, one by one and batch by batch."""
-    cells = {}
-    for protocol in WORTH:
-        (row, graph), other = ours, of_method(title, theirs[0], protocol, theirs[1])
-        mine = of_method(title, row, protocol, graph)
-        cell = tables.difference(mine, other)
-        cells[protocol] = dataclasses.replace(cell, text=cell.text + uniform(mine))
-    used += cells.values()
-    return cells
-
-
-def verdict(by_data: Mapping[str, Sequence[Cell]], ahead: str, behind: str) -> str:
-    """In how many of the protocols of each data set the interval leaves out zero, on either side."""
-    parts = []
-    for name, cells in by_data.items():
-        sides = [place(cell) for cell in cells]
-        certain = [
-            f"{words} in {sides.count(side)} of {len(cells)} protocols"
-            for side, words in (("ahead", ahead), ("behind", behind))
-            if side in sides
-        ]
-        parts.append(f"on {name} {listed(certain) if certain else 'every interval includes zero'}")
-    return ", ".join(parts)
-
-
-def distillation(used: list[Cell]) -> str:
-    """CNN2GNN less GNN."""
-    found = {}
+def compare(arms: Mapping[str, tuple[Arm, Arm]], ahead: str, behind: str) -> tuple[str, Finding]:
+    """Of each data set in how many comparisons the interval leaves out zero, on either side; then all differences."""
+    verdicts, figures, cells = [], [], []
     for name, title in METHODS.items():
-        cells = against(title, ("cnn2gnn", "learned"), ("gnn", "learned"), used)
-        off = against(title, ("cnn2gnn", "off"), ("gnn", "off"), used)["one by one"]
-        found[name] = {**cells, "graph off": off}
-    said = verdict({name: list(cells.values()) for name, cells in found.items()}, "CNN2GNN is ahead", "GNN is ahead")
-    figures = "; ".join(
-        f"{name}: " + ", ".join(f"{protocol} {cell.text}" for protocol, cell in cells.items())
-        for name, cells in found.items()
+        groups = {key: [of_method(title, *arm) for arm in pair] for key, pair in arms.items()}
+        differences = {key: with_mark(difference(*pair), pair[0]) for key, pair in groups.items() if all(pair)}
+        sides = by_side(differences)
+        certain = [
+            f"{verdict} in {len(sides[place])} of {len(differences)} protocols"
+            for place, verdict in (("ahead", ahead), ("behind", behind))
+            if sides[place]
+        ]
+        verdicts.append(f"on {name} {' and '.join(certain) or 'every interval includes zero'}")
+        figures.append(f"{name}: " + ", ".join(f"{key} {cell.text}" for key, cell in differences.items()))
+        cells += differences.values()
+    return ", ".join(verdicts), Finding("; ".join(figures), cells)
+
+
+def distillation() -> Finding:
+    """CNN2GNN less GNN."""
+    arms = {protocol.name: ("learned", protocol) for protocol in MECHANISMS} | {"graph off": ("off", ONE_BY_ONE)}
+    said, figures = compare(
+        {name: (("cnn2gnn", *arm), ("gnn", *arm)) for name, arm in arms.items()}, "CNN2GNN is ahead", "GNN is ahead"
     )
-    return f"**What distillation adds to the graph student**: {said}. CNN2GNN less GNN, {figures}."
+    text = f"**What distillation adds to the graph student**: {said}. CNN2GNN less GNN, {figures.text}."
+    return Finding(text, figures.cells)
 
 
-def worth_in_methods(used: list[Cell]) -> str:
+def worth_in_methods() -> Finding:
     """The learned graph in the paper's setting."""
-    found = {name: against(title, ("cnn2gnn", "learned"), ("cnn2gnn", "off"), used) for name, title in METHODS.items()}
-    said = verdict({name: list(cells.values()) for name, cells in found.items()}, "it gains", "it costs")
-    figures = "; ".join(
-        f"{name}: " + ", ".join(f"{protocol} {cell.text}" for protocol, cell in cells.items())
-        for name, cells in found.items()
-    )
-    rows = [
-        (heading, dict(zip(tables.AUDIT, cells, strict=True)))
-        for table in sweeps()["sweep-cifar100-reduced"]
-        if tuple(table.columns) == tables.AUDIT and not table.title.startswith("Audit")
-        for heading, cells in table.rows
+    off = ("cnn2gnn", "off", ONE_BY_ONE)
+    arms = {protocol.name: (("cnn2gnn", "learned", protocol), off) for protocol in MECHANISMS}
+    said, figures = compare(arms, "it gains", "it costs")
+    single = [f"{title} {worth_of_run(folder):+.2f}" for folder, (title, _, _) in RUNS.items()]
+    [table] = [table for table in sweeps()["sweep-cifar100-reduced"] if table.kind == "settings"]
+    audited = [
+        f"{heading}: {settings.AGREEMENT} {row[settings.AGREEMENT].text} ({settings.CHANCE} "
+        f"{row[settings.CHANCE].text}), {settings.DISTINCT_ANCHORS} {row[settings.DISTINCT_ANCHORS].text}"
+        for heading, row in table.rows.items()
     ]
-    audited = "; ".join(
-        f"{heading}: neighbours of the same class {cells['neighbours of the same class'].text} (by chance "
-        f"{cells['by chance'].text}), distinct anchors a batch {cells['distinct anchors a batch'].text}"
-        for heading, cells in rows
-    )
-    return (
+    return Finding(
         f"**What the learned graph is worth in the paper's setting** (`cnn2gnn`, s = 50): {said}. CNN2GNN less the "
-        f"same student trained and tested without a graph, {figures}. {single_runs()} What the graph did on reduced "
-        f"CIFAR-100, by node features: {audited}."
+        f"same student trained and tested without a graph, {figures.text}. In the first table, of one seed a row and "
+        f"the settings told there, one by one: {'; '.join(single)}. What the graph did on reduced CIFAR-100, by node "
+        f"features: {'; '.join(audited)}.",
+        figures.cells,
     )
 
 
-def single_runs() -> str:
-    """What the graph is worth in each single run, one by one."""
-    figures = []
-    for folder, (title, _, _) in RUNS.items():
-        entries = json.loads((RESULTS / folder / "results.json").read_text())["accuracies"]
-        by = {entry["graph"]: round(entry["accuracy"], 2) for entry in entries if entry["mechanism"] == "one_by_one"}
-        figures.append(f"{title} {by['learned'] - by['off']:+.2f}")
-    return f"In the first table, of one seed a row and the settings told there, one by one: {'; '.join(figures)}."
+def worth_of_run(folder: str) -> float:
+    """What the graph is worth in a single run, one by one, in points."""
+    learned, off = (round(entry(folder, graph, ONE_BY_ONE)["accuracy"], 2) for graph in ("learned", "off"))
+    return learned - off
 
 
-def class_sorted() -> str:
+def class_sorted() -> Finding:
     """What class-sorted test batches would hide."""
     arms = [
-        of_method(METHODS["reduced CIFAR-100"], "cnn2gnn", protocol, graph)
-        for protocol, graph in (("class-sorted", "learned"), ("batch by batch", "learned"), ("one by one", "off"))
+        of_method(METHODS["reduced CIFAR-100"], "cnn2gnn", graph, protocol)
+        for graph, protocol in (("learned", CLASS_SORTED), ("learned", BATCH_BY_BATCH), ("off", ONE_BY_ONE))
     ]
-    sorted_, shuffled, off = (tables.accuracy(arm).text + uniform(arm) for arm in arms)
-    return (
+    sorted_, shuffled, off = (with_mark(accuracy(arm), arm).text for arm in arms)
+    return Finding(
         "**What class-sorted test batches would hide**: in them the CNN2GNN student of reduced CIFAR-100 has "
         f"{sorted_}, in shuffled ones {shuffled}, and without a graph {off}; nothing else has changed."
     )
 
 
-def worth_in_settings(used: list[Cell]) -> list[str]:
-    """Where a graph pays: of each table of settings how many are ahead, and the best."""
+def worth_in_settings() -> list[Finding]:
+    """Where a graph pays: of each table of settings how many rows are ahead, and the best."""
     parts = []
-    for table in (table for found in sweeps().values() for table in found):
+    for table in (table for tables in sweeps().values() for table in tables):
         if not table.title.startswith("What the graph is worth"):
             continue
-        said = []
-        for protocol, column in WORTH.items():
-            cells = {heading: line[tables.AUDIT.index(column)] for heading, line in table.rows}
+        said, used = [], []
+        for protocol in (protocol for protocol in MECHANISMS if protocol.worth in table.columns):
+            cells = {heading: row[protocol.worth] for heading, row in table.rows.items()}
             used += cells.values()
-            sides = [place(cell) for cell in cells.values()]
-            best = max(cells, key=lambda heading: cells[heading].value if cells[heading].value is not None else -1e9)
+            ahead, behind, undecided = by_side(cells).values()
+            best = max(cells, key=lambda heading: -math.inf if cells[heading].value is None else cells[heading].value)
             said.append(
-                f"{protocol}, it gains in {sides.count('ahead')} of {len(cells)} settings, costs in "
-                f"{sides.count('behind')} and is undecided in {sides.count('open')}; the best is "
-                f"{cells[best].text} ({escaped(best)})"
+                f"{protocol.name}, it gains in {len(ahead)} of {len(cells)} settings, costs in {len(behind)} and is "
+                f"undecided in {len(undecided)}; the best is {cells[best].text} ({formats.escaped(best)})"
             )
-        parts.append(
+        text = (
             f"**{table.title}**: {'; '.join(said)}. Of so many 95% intervals "
             "a few leave out zero by chance, and the best of many looks better than it is."
         )
+        parts.append(Finding(text, used))
     return parts
 
 
-def choices(used: list[Cell]) -> str:
+def choices_of_ours() -> Finding:
     """The settings that the paper leaves open, against the default."""
-    rows: dict[str, list[Observation]] = {}
-    for one in tables.observations(recorded()["sweep-choices"], "settings"):
-        if one.entry["graph"] not in ("off", "off_at_test"):
-            rows.setdefault(one.place["setting"], []).append(one)
-    (default, first), *others = rows.items()
-    parts = []
-    for protocol in WORTH:
-        of_first = [one for one in first if tables.is_protocol(one, protocol)]
-        cells = {}
-        for name, every in others:
-            mine = [one for one in every if tables.is_protocol(one, protocol)]
-            cell = tables.difference(mine, of_first)
-            cells[name] = dataclasses.replace(cell, text=cell.text + uniform(mine))
+    observations = select(observe(recorded()["sweep-choices"], "settings"), graph=names.ON)
+    (default, ours), *others = grouped(observations, "setting").items()
+    parts, used = [], []
+    for protocol in (protocol for protocol in MECHANISMS if select(ours, protocol)):
+        groups = {formats.escaped(name): select(group, protocol) for name, group in others}
+        cells = {name: with_mark(difference(group, select(ours, protocol)), group) for name, group in groups.items()}
         used += cells.values()
-        by = {side: [name for name in cells if place(cells[name]) == side] for side in ("ahead", "behind", "open")}
+        ahead, behind, undecided = by_side(cells).values()
         texts = [
-            f"{words}: {', '.join(f'{escaped(name)} {cells[name].text}' for name in by[side])}"
-            for side, words in (("ahead", "better"), ("behind", "worse"))
-            if by[side]
+            f"{verdict}: {', '.join(f'{name} {cells[name].text}' for name in side)}"
+            for side, verdict in ((ahead, "better"), (behind, "worse"))
+            if side
         ]
-        texts += [f"no clear difference: {', '.join(map(escaped, by['open']))}"] * bool(by["open"])
-        parts.append(f"{protocol.capitalize()}, {'; '.join(texts)}.")
-    return f"**What the paper leaves open**, on held-out training images, against the {default}. {' '.join(parts)}"
+        texts += [f"no clear difference: {', '.join(undecided)}"] * bool(undecided)
+        parts.append(f"{protocol.name.capitalize()}, {'; '.join(texts)}.")
+    text = f"**What the paper leaves open**, on held-out training images, against the {default}. {' '.join(parts)}"
+    return Finding(text, used)
 
 
-def ablation() -> str:
+def ablation() -> Finding:
     """Table 3 on digits."""
-    [table] = [table for found in sweeps().values() for table in found if table.title == "Table 3: digits"]
-    figures = [f"{heading} {cells[0].text} in {cells[2].text} s" for heading, cells in table.rows]
-    return f"**Table 3 on digits**, with the seconds to classify all test images: {'; '.join(figures)}."
+    [table] = [table for tables in sweeps().values() for table in tables if table.title == "Table 3: digits"]
+    figures = [
+        f"{heading} {row['digits: accuracy'].text} in {row['digits: inference, s'].text} s"
+        for heading, row in table.rows.items()
+    ]
+    return Finding(f"**Table 3 on digits**, with the seconds to classify all test images: {'; '.join(figures)}.")
 
 
 def readme(text: str) -> str:
@@ -297,8 +284,8 @@ def readme(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for name, found in sweeps().items():
-        (RESULTS / name / "results.md").write_text(formats.document(found), encoding="utf-8")
+    for name, tables in sweeps().items():
+        (RESULTS / name / "results.md").write_text(formats.document(tables), encoding="utf-8")
         print(RESULTS / name / "results.md")
     README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
     print(README)

@@ -45,11 +45,12 @@ _REGISTRY: dict[str, Callable[[Mapping[str, Any]], Distiller]] = {
 
 
 class Method(NamedTuple):
-    """A row of the paper's tables: the kind of student, the distiller, and the values of its hyperparameters.
+    """A row of the paper's tables: its title, the kind of student, the distiller, and its hyperparameters.
 
     A value that depends on the pair or the data is a function of the `Setting`; see `hyperparameters`.
     """
 
+    title: str
     student: str  # 'graph' or 'cnn'
     distiller: str
     hyper: Mapping[str, Any]
@@ -59,20 +60,23 @@ class Method(NamedTuple):
 _EQ6 = {"temperature": 48.0, "ce_weight": 1.0, "kd_weight": 1.0, "tau_squared": True}
 
 METHODS: dict[str, Method] = {
-    "cnn2gnn": Method("graph", "kd", _EQ6),
-    "cnn2gnn_off": Method("graph", "kd", _EQ6, graph="off"),
-    "gnn": Method("graph", "none", {}),
-    "ce": Method("cnn", "none", {}),
-    "kd": Method("cnn", "kd", {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9, "tau_squared": True}),
-    "kd_tau48": Method("cnn", "kd", _EQ6),
-    "fitnets": Method("cnn", "fitnets", {"ce_weight": 1.0, "weight": 100.0}),
-    "at": Method("cnn", "at", {"ce_weight": 1.0, "weight": 1000.0}),
-    "sp": Method("cnn", "sp", {"ce_weight": 1.0, "weight": 3000.0}),
-    "vid": Method("cnn", "vid", {"ce_weight": 1.0, "weight": 1.0}),
-    "rkd": Method("cnn", "rkd", {"ce_weight": 1.0, "weight": 1.0, "distance_weight": 25.0, "angle_weight": 50.0}),
-    "pkt": Method("cnn", "pkt", {"ce_weight": 1.0, "weight": 30000.0}),
-    "ab": Method("cnn", "ab", {"pretrain_epochs": 30, "pretrain_learning_rate": 0.05}),
+    "cnn2gnn": Method("CNN2GNN", "graph", "kd", _EQ6),
+    "cnn2gnn_off": Method("CNN2GNN without a graph", "graph", "kd", _EQ6, graph="off"),
+    "gnn": Method("GNN", "graph", "none", {}),
+    "ce": Method("CNN student, labels alone", "cnn", "none", {}),
+    "kd": Method("KD", "cnn", "kd", {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9, "tau_squared": True}),
+    "kd_tau48": Method("CNN student, KD at τ = 48", "cnn", "kd", _EQ6),
+    "fitnets": Method("FitNets", "cnn", "fitnets", {"ce_weight": 1.0, "weight": 100.0}),
+    "at": Method("AT", "cnn", "at", {"ce_weight": 1.0, "weight": 1000.0}),
+    "sp": Method("SP", "cnn", "sp", {"ce_weight": 1.0, "weight": 3000.0}),
+    "vid": Method("VID", "cnn", "vid", {"ce_weight": 1.0, "weight": 1.0}),
+    "rkd": Method(
+        "RKD", "cnn", "rkd", {"ce_weight": 1.0, "weight": 1.0, "distance_weight": 25.0, "angle_weight": 50.0}
+    ),
+    "pkt": Method("PKT", "cnn", "pkt", {"ce_weight": 1.0, "weight": 30000.0}),
+    "ab": Method("AB", "cnn", "ab", {"pretrain_epochs": 30, "pretrain_learning_rate": 0.05}),
     "ft": Method(
+        "FT",
         "cnn",
         "ft",
         {
@@ -83,6 +87,7 @@ METHODS: dict[str, Method] = {
         },
     ),
     "crd": Method(
+        "CRD",
         "cnn",
         "crd",
         {
@@ -95,6 +100,7 @@ METHODS: dict[str, Method] = {
         },
     ),
     "ccd": Method(
+        "CCD",
         "cnn",
         "ccd",
         {
@@ -106,6 +112,7 @@ METHODS: dict[str, Method] = {
         },
     ),
     "dkd": Method(
+        "DKD",
         "cnn",
         "dkd",
         {"ce_weight": 1.0, "weight": 1.0, "temperature": 4.0, "beta": dkd.published_beta, "warmup": 20},

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cnn2gnn_jax.data import Dataset, Split
-from cnn2gnn_jax.report import figures, text, words
+from cnn2gnn_jax.report import figures, highlights, plots, run_table
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.console import say
 from cnn2gnn_jax.training.metrics import read_records
@@ -22,11 +22,11 @@ def write(
     folder = workdir / "report"
     records = read_records(workdir / "metrics.jsonl")
     counts = figures.confusion_counts(split.labels, predicted[0], len(dataset.classes))
-    look = words.what_to_look_at(results, records, counts, predicted == split.labels)
-    storage.write_text(folder / "results.md", text.markdown(results, look))
+    lines = highlights.of_run(results, records, counts, predicted == split.labels)
+    storage.write_text(folder / "results.md", run_table.markdown(results, lines))
     figures.save(figures.confusion(counts, dataset.classes), folder / "confusion.png")
     if records:
-        figures.save(figures.curves(records), folder / "curves.png")
+        figures.save(plots.training_of_run(records), folder / "curves.png")
     if results["examples"]:
         figures.save(figures.neighbors(results["examples"], dataset, split), folder / "neighbors.png")
-    say("\n".join(["What to look at:", *(f"  {line}" for line in look), f"report in {folder}"]))
+    say("\n".join(["What to look at:", *(f"  {line}" for line in lines), f"report in {folder}"]))

@@ -13,8 +13,11 @@ from ml_collections import ConfigDict
 
 from cnn2gnn_jax import data
 from cnn2gnn_jax.evaluation.summary import NOT_INSTALLED
-from cnn2gnn_jax.report import figures, formats, plots, tables
+from cnn2gnn_jax.report import figures, formats, names, plots
+from cnn2gnn_jax.report.cells import Table
+from cnn2gnn_jax.report.observations import grouped, observe, select
 from cnn2gnn_jax.report.page import Section, page
+from cnn2gnn_jax.report.tables import all_tables
 from cnn2gnn_jax.runtime import command_line, storage
 from cnn2gnn_jax.runtime.console import say
 from cnn2gnn_jax.runtime.errors import UserError
@@ -22,9 +25,7 @@ from cnn2gnn_jax.sweeps import records
 
 _LEAD = (
     "Every figure on this page is drawn from the records of runs (results.jsonl) by one command. Accuracies are on the "
-    "images and at the epoch that each table names, never at the best epoch on test.",
-    "One by one (Mechanism 1) links each test image to a batch of training images. Batch by batch (Mechanism 2, the "
-    "paper's) lets a batch of test images in shuffled order borrow the graph of their nearest training images.",
+    "images and at the epoch that each table names, never at the best epoch on test."
 )
 
 
@@ -42,63 +43,68 @@ def write(out: pathlib.Path, cache: pathlib.Path, manual_dir: str = "") -> pathl
     Raises:
       UserError: nothing is recorded.
     """
-    found, folder = records.read(out), out / "report"
-    every = tables.every(found)
+    recorded, folder = records.read(out), out / "report"
+    tables = all_tables(recorded)
     sections: list[Section] = []
-    for table in every:
+    for table in tables:
         sections.append(table)
-        for title, figure, words in _figures(found, table.title):
+        for title, figure, description in _figures(recorded, table):
             path = folder / f"{_slug(title)}.png"
             figures.save(figure, path)
-            sections.append((title, path, words))
+            sections.append((title, path, description))
         storage.write_text(folder / f"{_slug(table.title)}.tex", formats.latex(table))
         storage.write_text(folder / f"{_slug(table.title)}.csv", formats.comma_separated(table))
-    if picture := _neighbors(found, folder, cache, manual_dir):
+    if picture := _neighbors(recorded, folder, cache, manual_dir):
         sections.append(picture)
-    storage.write_text(folder / "results.md", formats.document(every))
-    storage.write_text(folder / "index.html", page("CNN2GNN: results", [*_LEAD, _versions(found)], sections))
+    storage.write_text(folder / "results.md", formats.document(tables))
+    lead = [_LEAD, _protocols(recorded), _versions(recorded)]
+    storage.write_text(folder / "index.html", page("CNN2GNN: results", [*filter(None, lead)], sections))
     return folder / "index.html"
 
 
-def _figures(found: Sequence[dict[str, Any]], name: str) -> Iterator[tuple[str, Figure, str]]:
+def _figures(recorded: Sequence[dict[str, Any]], table: Table) -> Iterator[tuple[str, Figure, str]]:
     """The figures that belong to a table: title, figure, and what it shows."""
-    methods = [one for one in tables.observations(found, "methods") if one.place["name"] == name]
-    for column in dict.fromkeys(one.place["column"] for one in methods):
+    name, observations = table.title, select(observe(recorded, table.kind), name=table.title)
+    for column, group in grouped(observations, "column").items() if table.kind == "methods" else ():
         yield (
             f"Figure 5 for {name}, {column}",
-            plots.flops(methods, name, column),
+            plots.flops(group),
             "Accuracy against the floating-point operations that classify one image; of a graph student without its "
             "anchors' part, which a batch shares.",
         )
         yield (
             f"Training curves for {name}, {column}",
-            plots.training(found, name, column),
+            plots.training_of_rows(recorded, name, column),
             "The first seed of each row.",
         )
-    curves = [one for one in tables.observations(found, "curve") if one.place["name"] == name]
-    if curves:
-        yield f"{name}, drawn", plots.curve(curves, name), "Mean and deviation over seeds."
+    if table.kind == "curve":
+        yield f"{name}, drawn", plots.values(observations), "Mean and deviation over seeds."
 
 
 def _slug(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
 
 
-def _versions(found: Sequence[dict[str, Any]]) -> str:
+def _protocols(recorded: Sequence[dict[str, Any]]) -> str:
+    present = names.recorded_protocols(entry for record in recorded for entry in record["accuracies"])
+    return " ".join(protocol.description for protocol in present if protocol.description)
+
+
+def _versions(recorded: Sequence[dict[str, Any]]) -> str:
     kinds = sorted(
         {
             ", ".join(f"{name} {value}" for name, value in record["versions"].items() if value != NOT_INSTALLED)
-            for record in found
+            for record in recorded
         }
     )
-    return f"{len(found)} runs. Versions: " + "; or ".join(kinds) + "."
+    return f"{len(recorded)} runs. Versions: " + "; or ".join(kinds) + "."
 
 
 def _neighbors(
-    found: Sequence[dict[str, Any]], folder: pathlib.Path, cache: pathlib.Path, manual_dir: str
+    recorded: Sequence[dict[str, Any]], folder: pathlib.Path, cache: pathlib.Path, manual_dir: str
 ) -> Section | None:
     """Figure 3 of the first CNN2GNN student that has examples."""
-    record = next((one for one in found if one["examples"] and one["method"] == "cnn2gnn"), None)
+    record = next((record for record in recorded if record["examples"] and record["method"] == "cnn2gnn"), None)
     if record is None:
         return None
     path = folder / "figure_3_neighbors.png"

@@ -1,4 +1,4 @@
-"""Figures of a run: training curves, confusions, and the neighbours that the head gives to test images (Figure 3)."""
+"""Pictures of a run: confusions, and the neighbours that the head gives to test images (Figure 3)."""
 
 import pathlib
 from collections.abc import Sequence
@@ -24,23 +24,6 @@ def save(figure: Figure, path: pathlib.Path) -> None:
     """Writes a figure as PNG, whole or not at all."""
     with storage.atomic_path(path) as beside:
         figure.savefig(beside, format="png", dpi=150, bbox_inches="tight")
-
-
-def curves(records: list[dict[str, Any]]) -> Figure:
-    """Loss and accuracy on the training batches against the epoch, a line a stage."""
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for stage in dict.fromkeys(record["stage"] for record in records):
-        mine = [record for record in records if record["stage"] == stage]
-        for axis, field in zip(axes, ("loss", "accuracy"), strict=True):
-            points = [(record["epoch"], record[field]) for record in mine if field in record]
-            axis.plot(*zip(*points, strict=True), label=stage, linewidth=1.2)
-    for axis, label in zip(axes, ("loss", "training accuracy (%)"), strict=True):
-        axis.set_xlabel("epoch")
-        axis.set_ylabel(label)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[1].legend(frameon=False, fontsize=8)
-    return figure
 
 
 def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

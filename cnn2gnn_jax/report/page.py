@@ -5,11 +5,11 @@ import html
 import pathlib
 from collections.abc import Sequence
 
-from cnn2gnn_jax.report.formats import ARROWS
-from cnn2gnn_jax.report.tables import Cell, Table
+from cnn2gnn_jax.report import formats
+from cnn2gnn_jax.report.cells import Table
 
 Section = Table | tuple[str, pathlib.Path, str]
-"""A table, or a figure: its title, the PNG and what it shows; the PNG may be missing: then only the words stand."""
+"""A table, or a figure: its title, the PNG and what it shows; the PNG may be missing: then only the text stands."""
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1f; --soft: #5d5e66; --line: #d9dae0; --back: #fff; --head: #f4f5f9;
@@ -71,33 +71,13 @@ def page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
         f"<nav><ul>{links}</ul></nav>",
     ]
     for k, section in enumerate(sections):
-        body = _table(section) if isinstance(section, Table) else _figure(*section)
+        body = formats.html_table(section) if isinstance(section, Table) else _figure(*section)
         parts.append(f'<section id="s{k}"><h2>{html.escape(names[k])}</h2>{body}</section>')
     return "\n".join([*parts, f"<script>{_SCRIPT}</script></body></html>", ""])
 
 
-def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col"><button>{html.escape(name)}</button></th>' for name in ["", *table.columns])
-    rows = "".join(
-        f'<tr><th scope="row">{html.escape(heading)}</th>{"".join(map(_cell, cells))}</tr>'
-        for heading, cells in table.rows
-    )
-    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in table.notes)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{notes}'
-
-
-def _cell(cell: Cell) -> str:
-    text = html.escape(cell.text)
-    text = {1: f"<b>{text}</b>", 2: f"<u>{text}</u>"}.get(cell.rank, text)
-    if cell.arrow:
-        text += f' <span class="{"up" if cell.arrow > 0 else "down"}">{ARROWS[cell.arrow]}</span>'
-    if cell.beside:
-        text += f"<small>{html.escape(cell.beside)}</small>"
-    return f'<td data-value="{"" if cell.value is None else cell.value}">{text}</td>'
-
-
-def _figure(title: str, path: pathlib.Path, words: str) -> str:
-    caption = f"<figcaption>{html.escape(words)}</figcaption>"
+def _figure(title: str, path: pathlib.Path, description: str) -> str:
+    caption = f"<figcaption>{html.escape(description)}</figcaption>"
     if not path.exists():
         return f"<figure>{caption}</figure>"
     data = base64.b64encode(path.read_bytes()).decode()

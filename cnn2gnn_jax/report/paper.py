@@ -47,6 +47,8 @@ def _parse(text: str) -> dict[tuple[str, str], float]:
 
 METHODS = {"Table 1: CIFAR-100": _parse(_CIFAR100), "Table 2: Mini-ImageNet": _parse(_MINI_IMAGENET)}
 """Accuracy in percent by table, row (a method, or `teacher`) and pair."""
+ROWS = tuple(dict.fromkeys(row for row, _ in METHODS["Table 1: CIFAR-100"]))
+"""The rows in their order."""
 
 ABLATION = {
     ("InGNN", "CIFAR-100"): (7.82, 2828.11),

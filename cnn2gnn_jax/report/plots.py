@@ -1,15 +1,18 @@
-"""Figures of a sweep's records: 4 and 6 (accuracy against a value), 5 (against FLOPs), and training curves."""
+"""Line and scatter plots: training curves, and Figures 4 and 6 (accuracy against a value) and 5 (against FLOPs)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from cnn2gnn_jax.report.statistics import summarize
-from cnn2gnn_jax.report.tables import Observation, by_seed, is_protocol, row_title
+from cnn2gnn_jax.report import names
+from cnn2gnn_jax.report.observations import Observation, accuracy, grouped, protocols, select
 
-_STYLES = {"one by one": "-", "batch by batch": "--"}
 _COLORS = ("#0b57d0", "#b3261e", "#1a7f37", "#8430ce", "#b06000", "#00838f")
+_STYLES = ("-", "--", ":", "-.")
+
+Curve = Sequence[tuple[float, float, float]]
+"""Epoch, loss and accuracy in percent of some steps; NaN where there is none."""
 
 
 def _bare(axis: Any) -> None:
@@ -17,25 +20,66 @@ def _bare(axis: Any) -> None:
     axis.grid(alpha=0.25, linewidth=0.6)
 
 
-def curve(seen: Sequence[Observation], name: str) -> Figure:
+def training(curves: Mapping[str, Curve], loss: str = "loss") -> Figure:
+    """Loss and accuracy on the training batches against the epoch, a line for each name."""
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for number, (name, curve) in enumerate(curves.items(), 1):
+        epochs, losses, accuracies = zip(*curve, strict=True)
+        style: dict[str, Any] = {"lw": 1.1, "color": f"C{number % 10}", "ls": "-" if number <= 10 else "--"}
+        axes[0].plot(epochs, losses, **style)
+        axes[1].plot(epochs, accuracies, label=name, **style)
+    for axis, label in zip(axes, (loss, "training accuracy (%)"), strict=True):
+        axis.set(xlabel="epoch", ylabel=label)
+        _bare(axis)
+    axes[1].legend(frameon=False, fontsize=7, ncols=2)
+    return figure
+
+
+def training_of_run(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """The training curves of a run's metrics, a line for each stage."""
+    curves: dict[str, list[tuple[float, float, float]]] = {}
+    for record in records:
+        point = (record["epoch"], record.get("loss", float("nan")), record.get("accuracy", float("nan")))
+        curves.setdefault(record["stage"], []).append(point)
+    return training(curves)
+
+
+def training_of_rows(records: Sequence[Mapping[str, Any]], name: str, column: str) -> Figure:
+    """The training curves of the first seed of every row of a sweep's table."""
+    curves: dict[str, Curve] = {}
+    for record in records:
+        for place in record["places"]:
+            if (place["name"], place.get("column")) != (name, column) or names.row_title(place["row"]) in curves:
+                continue
+            curve = _first_curve(record)
+            if curve:
+                first = max(curve[0][1], 1e-9)
+                curves[names.row_title(place["row"])] = [(epoch, loss / first, right) for epoch, loss, right in curve]
+    return training(curves, "loss over its first")
+
+
+def _first_curve(record: Mapping[str, Any]) -> Curve:
+    """The last stage of a record's first student; empty where no curve of it is kept."""
+    student = names.student(record["accuracies"][0])
+    own = [curve for stage, curve in record["curves"].items() if stage.split(" ")[0] == student]
+    return own[-1] if own else ()
+
+
+def values(observations: Sequence[Observation]) -> Figure:
     """Accuracy against a value: a panel for each data set, a colour for each pair, a line style for each mechanism."""
-    seen = [one for one in seen if one.place["name"] == name]
-    panels = list(dict.fromkeys(one.place["panel"] for one in seen))
+    name, panels = observations[0].place["name"], grouped(observations, "panel")
     figure = Figure(figsize=(5.2 * len(panels), 3.6), layout="constrained")
-    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        here = [one for one in seen if one.place["panel"] == panel]
-        for line, color in zip(dict.fromkeys(one.place["line"] for one in here), _COLORS * 9, strict=False):
-            for protocol, style in _STYLES.items():
-                mine = [
-                    one for one in here
-                    if one.place["line"] == line and one.entry["graph"] == "learned" and is_protocol(one, protocol)
-                ]  # fmt: skip
-                xs = sorted({one.place["x"] for one in mine})
-                found = [summarize(list(by_seed(o for o in mine if o.place["x"] == x).values())) for x in xs]
-                means = [one.mean for one in found if one]
-                errors = [one.deviation or 0 for one in found if one]
-                label = f"{line}, {protocol}"
-                axis.errorbar(xs, means, errors, fmt=f"o{style}", color=color, capsize=3, ms=4, lw=1.3, label=label)
+    for axis, (panel, group) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        learned = select(group, graph="learned")
+        shown = [protocol for protocol in protocols(learned) if not protocol.is_audit]
+        for (line, own), color in zip(grouped(learned, "line").items(), _COLORS * 9, strict=False):
+            for protocol, style in zip(shown, _STYLES, strict=False):
+                by_x = sorted(grouped(select(own, protocol), "x").items())
+                points = [(x, cell.value, cell.deviation or 0) for x, cell in ((x, accuracy(at_x)) for x, at_x in by_x)]
+                look = {"fmt": f"o{style}", "color": color, "capsize": 3, "ms": 4, "lw": 1.3}
+                axis.errorbar(*zip(*points, strict=True), label=f"{line}, {protocol.name}", **look)
+        xs = sorted(grouped(learned, "x"))
         if len(xs) > 1 and xs[-1] / xs[0] >= 32:
             axis.set_xscale("log", base=2)
         axis.set_xticks(xs, [f"{x:g}" for x in xs])
@@ -46,92 +90,57 @@ def curve(seen: Sequence[Observation], name: str) -> Figure:
     return figure
 
 
-def flops(seen: Sequence[Observation], name: str, column: str) -> Figure:
+_Spot = tuple[str, float, float, str]
+"""Name, FLOPs, accuracy and colour."""
+
+
+def flops(observations: Sequence[Observation]) -> Figure:
     """Figure 5: accuracy against the FLOPs to classify one image, for a pair's teacher and every row of its table."""
-    seen = [one for one in seen if (one.place["name"], one.place["column"]) == (name, column)]
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axis = figure.subplots()
-    spots: list[tuple[str, float, float, str]] = []
-    teacher = seen[0].record["teacher"] or {}
-    for one in seen:
-        teacher = one.record["teacher"] or teacher
-    if "inference_flops" in teacher:
-        spots.append((f"teacher {teacher['network']}", teacher["inference_flops"], teacher["accuracy"], "#444444"))
-    for row in dict.fromkeys(one.place["row"] for one in seen):
-        mine = [one for one in seen if one.place["row"] == row]
-        title = row_title(row)
-        cost = mine[0].record["student"]["inference_flops"]
-        if not isinstance(cost, dict):
-            found = summarize(list(by_seed(mine).values()))
-            assert found is not None
-            spots.append((title, cost, found.mean, _COLORS[0]))
-            continue
-        for protocol, color in zip(_STYLES, _COLORS[1:3], strict=True):
-            found = summarize(
-                list(by_seed(o for o in mine if is_protocol(o, protocol) and o.entry["graph"] == "learned").values())
-            )
-            if found is not None:
-                spots.append((f"{title}, {protocol}", cost[protocol.replace(" ", "_")], found.mean, color))
-    for _, x, y, color in spots:
-        axis.scatter(x, y, s=26, color=color, zorder=3)
+    spots = _spots(observations)
+    for _, count, value, color in spots:
+        axis.scatter(count, value, s=26, color=color, zorder=3)
     _label(axis, spots)
     axis.set_xscale("log")
-    axis.set(xlabel="FLOPs to classify one image", ylabel="accuracy (%)", title=f"{name}, {column}")
+    place = observations[0].place
+    title = f"{place['name']}, {place['column']}"
+    axis.set(xlabel="FLOPs to classify one image", ylabel="accuracy (%)", title=title)
     axis.margins(x=0.25, y=0.1)
     _bare(axis)
     return figure
 
 
-def _label(axis: Any, spots: Sequence[tuple[str, float, float, str]]) -> None:
+def _spots(observations: Sequence[Observation]) -> list[_Spot]:
+    spots: list[_Spot] = []
+    teachers = [item.record["teacher"] for item in observations if item.record["teacher"]]
+    if teachers and "inference_flops" in teachers[-1]:
+        teacher = teachers[-1]
+        spots.append((f"teacher {teacher['network']}", teacher["inference_flops"], teacher["accuracy"], "#444444"))
+    for row, own in grouped(observations, "row").items():
+        title, cost = names.row_title(row), own[0].record["student"]["inference_flops"]
+        groups = {title: (own, cost, _COLORS[0])}
+        if isinstance(cost, dict):
+            learned = select(own, graph="learned")
+            groups = {
+                f"{title}, {protocol.name}": (select(learned, protocol), cost[protocol.mechanism], color)
+                for protocol, color in zip(protocols(learned), _COLORS[1:], strict=False)
+                if not protocol.is_audit and protocol.mechanism in cost
+            }
+        for name, (group, count, color) in groups.items():
+            value = accuracy(group).value
+            assert value is not None
+            spots.append((name, count, value, color))
+    return spots
+
+
+def _label(axis: Any, spots: Sequence[_Spot]) -> None:
     """Names beside the spots, one under another where spots share their FLOPs."""
-    low, high = min(y for _, _, y, _ in spots), max(y for _, _, y, _ in spots)
-    least = max(high - low, 1e-9) / 24
-    for x in dict.fromkeys(x for _, x, _, _ in spots):
-        level = float("inf")
-        for name, _, y, color in sorted((s for s in spots if s[1] == x), key=lambda s: -s[2]):
-            level = min(level - least, y)
-            axis.annotate(
-                name,
-                (x, y),
-                (x * 1.12, level),
-                fontsize=7,
-                color=color,
-                va="center",
-                arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "#999999", "relpos": (0, 0.5)}
-                if level < y
-                else None,
-            )
-
-
-def _stage(record: Mapping[str, Any]) -> str | None:
-    """The stage in which the first student of a record was trained to its end, with its graph, if it has curves."""
-    first = record["accuracies"][0]
-    name = f"graph_{first['graph']}-seed{first['seed']}" if first["graph"] else f"cnn-seed{first['seed']}"
-    mine = [stage for stage in record["curves"] if stage.split(" ")[0] == name]
-    return mine[-1] if mine else None
-
-
-def training(records: Sequence[dict[str, Any]], name: str, column: str) -> Figure:
-    """Loss and training accuracy against the epoch, of the first seed of every row of a table."""
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    axes = figure.subplots(1, 2)
-    shown: set[str] = set()
-    for record in records:
-        for place in record["places"]:
-            if (place["name"], place.get("column")) != (name, column) or place["row"] in shown:
-                continue
-            stage = _stage(record)
-            if stage is None:
-                continue
-            shown.add(place["row"])
-            epochs, losses, accuracies = zip(*record["curves"][stage], strict=True)
-            heading = row_title(place["row"])
-            style: dict[str, Any] = {"lw": 1.1, "color": f"C{len(shown) % 10}", "ls": "-" if len(shown) <= 10 else "--"}
-            axes[0].plot(epochs, [loss / max(losses[0], 1e-9) for loss in losses], **style)
-            axes[1].plot(epochs, accuracies, label=heading, **style)
-    axes[0].set(xlabel="epoch", ylabel="loss over its first")
-    axes[1].set(xlabel="epoch", ylabel="training accuracy (%)")
-    for axis in axes:
-        _bare(axis)
-    axes[1].legend(frameon=False, fontsize=7, ncols=2)
-    return figure
+    accuracies = [value for _, _, value, _ in spots]
+    least = max(max(accuracies) - min(accuracies), 1e-9) / 24
+    line = {"arrowstyle": "-", "lw": 0.4, "color": "#999999", "relpos": (0, 0.5)}
+    levels: dict[float, float] = {count: float("inf") for _, count, _, _ in spots}
+    for name, x, y, color in sorted(spots, key=lambda spot: (list(levels).index(spot[1]), -spot[2])):
+        level = levels[x] = min(levels[x] - least, y)
+        arrow = line if level < y else None
+        axis.annotate(name, (x, y), (x * 1.12, level), fontsize=7, color=color, va="center", arrowprops=arrow)

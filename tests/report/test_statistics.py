@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cnn2gnn_jax.report.statistics import BOTH, IMAGES, SEEDS, bootstrap, paired
+from cnn2gnn_jax.report.statistics import BOTH, IMAGES, SEEDS, bootstrap, paired, summarize
 
 RNG = np.random.default_rng(0)
 
@@ -106,3 +106,15 @@ def test_the_same_images_are_drawn_for_both_arms_and_in_every_call():
     # One more seed of the other arm changes nothing.
     more = theirs | {9: np.zeros(300, bool)}
     assert paired(accuracies(ours), accuracies(more), (ours, more)) == first
+
+
+def test_statistics_against_scipy():
+    ours, theirs = {0: 3.0, 1: 5.0, 2: 9.0, 7: 1.0}, {0: 1.0, 1: 4.0, 2: 5.0, 8: 1.0}
+    found = paired(ours, theirs)
+    expected = stats.ttest_rel([3.0, 5.0, 9.0], [1.0, 4.0, 5.0]).confidence_interval(0.95)
+    assert found.n == 3 and found.mean == pytest.approx(7 / 3)
+    assert found.interval == pytest.approx((expected.low, expected.high))
+    assert paired({0: 1.0}, {1: 1.0}) is None and paired({0: 2.0}, {0: 1.0}).interval is None
+    values = [3.0, 5.0, 9.0]
+    assert summarize(values)[:2] == pytest.approx((np.mean(values), stats.tstd(values)))
+    assert summarize([]) is None and str(summarize([1.0])) == "1.00"

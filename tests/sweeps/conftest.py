@@ -142,7 +142,11 @@ def tuned_pipeline(monkeypatch):
              "accuracy": accuracy + k + other, "diagnostics": {}}
             for k in range(config.seeds)
             for name, other in ((("learned", 0), ("off_at_test", 99)) if graph else (("off", 0),))
-            for mechanism, order, other in (("one_by_one", None, other), ("batch_by_batch", "shuffled", 50))
+            for mechanism, order, other in (
+                ("one_by_one", None, other),
+                ("batch_by_batch", "shuffled", 50),
+                ("batch_by_batch", "class_sorted", 50),
+            )
         ]  # fmt: skip
         dataset = RESULTS["dataset"] | {"evaluated": split}
         seconds = [None] * len(entries)

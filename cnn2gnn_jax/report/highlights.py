@@ -1,4 +1,4 @@
-"""What to look at in the results of a run, in words: each line is drawn from its figures."""
+"""What to look at in the results of a run: each line is made of its figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from cnn2gnn_jax.report.statistics import paired
+from cnn2gnn_jax.report import names
+from cnn2gnn_jax.report.observations import Observation, accuracy, difference, select
 
 
-def what_to_look_at(
+def of_run(
     results: Mapping[str, Any], records: Sequence[Mapping[str, Any]], counts: np.ndarray, correct: np.ndarray
 ) -> list[str]:
     """A line for each thing, the most telling first.
@@ -41,24 +42,19 @@ def what_to_look_at(
 
 
 def _graph(results: Mapping[str, Any], first: Mapping[str, Any], correct: np.ndarray) -> list[str]:
-    if first["graph"] in (None, "off"):
+    if not names.has_graph(first):
         return []
     lines = []
-    of = [
-        {
-            entry["seed"]: (entry["accuracy"], images)
-            for entry, images in zip(results["accuracies"], correct, strict=True)
-            if (entry["graph"], entry["mechanism"]) == (graph, first["mechanism"])
-        }
-        for graph in (first["graph"], "off")
+    observations = [
+        Observation({}, results, entry | {"correct": images})
+        for entry, images in zip(results["accuracies"], correct, strict=True)
     ]
-    (on, off), (on_images, off_images) = ([{s: pair[k] for s, pair in arm.items()} for arm in of] for k in (0, 1))
-    worth = paired(on, off, (on_images, off_images))
-    if worth is not None:
+    on, off = (select(observations, names.ONE_BY_ONE, graph) for graph in (first["graph"], "off"))
+    worth = difference(on, off)
+    if worth.n is not None:
         lines.append(
-            f"The graph: one by one it is worth {worth} points (against {np.mean(list(off.values())):.2f}% of the same "
-            f"student trained and tested without; 95% interval over {worth.over}, of {worth.n} "
-            f"seed{'s' * (worth.n != 1)})."
+            f"The graph: one by one it is worth {worth.text} points (against {accuracy(off).value:.2f}% of the same "
+            f"student trained and tested without; 95% interval over {worth.over}, of {names.plural(worth.n, 'seed')})."
         )
     facts = first["diagnostics"]
     agreement, chance = 100 * facts["label_agreement"], 100 * facts["label_agreement_chance"]
@@ -73,13 +69,12 @@ def _graph(results: Mapping[str, Any], first: Mapping[str, Any], correct: np.nda
 
 
 def _training(records: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) -> list[str]:
-    kind = f"graph_{first['graph']}" if first["graph"] else "cnn"
-    stage = f"{kind}-seed{first['seed']}"
-    mine = [r["accuracy"] for r in records if r["stage"].split(" ")[0] == stage and "accuracy" in r]
-    if not mine:
+    student = names.student(first)
+    accuracies = [r["accuracy"] for r in records if r["stage"].split(" ")[0] == student and "accuracy" in r]
+    if not accuracies:
         return []
-    line = f"curves.png: at its end the student had {mine[-1]:.1f}% of its training batches right"
-    gap = mine[-1] - first["accuracy"]
+    line = f"curves.png: at its end the student had {accuracies[-1]:.1f}% of its training batches right"
+    gap = accuracies[-1] - first["accuracy"]
     if gap > 20:
         return [
             f"{line}, {gap:.0f} points more than of the test images: it knows them by heart; more images help most."

@@ -1,0 +1,87 @@
+"""Methods by pairs of networks, as the paper's Tables 1 and 2, and their differences from KD."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+from cnn2gnn_jax.distillers import METHODS
+from cnn2gnn_jax.report import names, notes, paper
+from cnn2gnn_jax.report.cells import Cell, Rows, Table
+from cnn2gnn_jax.report.observations import Observation, accuracy, difference, grouped, mean, protocols, select
+
+_ORDER = [*paper.ROWS, *METHODS]
+# By heading the row of the paper's table or '', and the accuracies.
+_Groups = Mapping[str, tuple[str, Sequence[Observation]]]
+
+
+def tables(observations: Sequence[Observation]) -> list[Table]:
+    """The table of one name, and the paired differences to KD if it has a row of KD."""
+    columns, groups = grouped(observations, "column"), _groups(observations)
+    to_kd = {
+        heading: {c: difference(select(own, column=c), select(columns[c], row="kd")) for c in columns}
+        for heading, (_, own) in groups.items()
+    }
+    table = _accuracies(observations, groups, to_kd)
+    others = {heading: to_kd[heading] for heading, (row, _) in groups.items() if row != "kd"}
+    if len(others) == len(groups):
+        return [table]
+    counted, seeds = notes.mark_seeds(others)
+    body, over = notes.mark_intervals(counted)
+    note = f"Mean over {seeds} of the difference to KD of the same seed, in points."
+    return [table, Table(f"{table.title}: paired difference to KD", body, [note, *over], "differences")]
+
+
+def _accuracies(observations: Sequence[Observation], groups: _Groups, to_kd: Rows) -> Table:
+    published = paper.METHODS.get(observations[0].place["name"], {})
+    rows: dict[str, dict[str, Cell]] = {"Teacher": {}, **{heading: {} for heading in groups}}
+    for column, group in grouped(observations, "column").items():
+        rows["Teacher"][column] = mean(notes.teachers(group).values(), published=published.get(("teacher", column)))
+        accuracies = {
+            heading: accuracy(select(own, column=column), published.get((row, column)))
+            for heading, (row, own) in groups.items()
+        }
+        for heading, cell in accuracies.items():
+            rank, arrow = _rank(cell, accuracies.values()), _sign(to_kd[heading][column])
+            rows[heading][column] = dataclasses.replace(cell, rank=rank, arrow=arrow)
+    remark = (
+        "Bold is best and underlined second of a column's students; arrows are against KD of the same seeds. "
+        + "In brackets the paper's figure (ten runs; its batch order is not told) and ours less it." * bool(published)
+    )
+    uniform = notes.uniform((heading, own) for heading, (_, own) in groups.items())
+    return notes.captioned(observations, rows, [remark, *uniform])
+
+
+def _groups(observations: Sequence[Observation]) -> _Groups:
+    groups: dict[str, tuple[str, Sequence[Observation]]] = {}
+    for row, own in sorted(grouped(observations, "row").items(), key=lambda item: _order(item[0])):
+        heading = names.row_title(row)
+        if all(observation.entry["graph"] is None for observation in own):
+            groups[heading] = row, own
+            continue
+        for protocol in names.published_first(protocols(own)):
+            if not protocol.is_audit:
+                published = row if protocol.is_published else ""
+                groups[f"{heading}, {protocol.name}"] = published, select(own, protocol, names.ON)
+        if off := select(own, names.ONE_BY_ONE, "off"):
+            groups[f"{heading}, graph off"] = "", off
+    return groups
+
+
+def _order(row: str) -> tuple[int, str]:
+    method = row.partition(", ")[0]
+    return (_ORDER.index(method) if method in _ORDER else len(_ORDER), row)
+
+
+def _shown(value: float) -> float:
+    """A mean as it is written: what differs in less is a tie."""
+    return round(value, 2)
+
+
+def _rank(cell: Cell, column: Iterable[Cell]) -> int:
+    if cell.value is None:
+        return 0
+    best = sorted({_shown(other.value) for other in column if other.value is not None}, reverse=True)[:2]
+    return best.index(_shown(cell.value)) + 1 if _shown(cell.value) in best else 0
+
+
+def _sign(cell: Cell) -> int:
+    return 0 if cell.value is None else (_shown(cell.value) > 0) - (_shown(cell.value) < 0)

@@ -1,0 +1,96 @@
+"""The accuracies in a sweep's records: which stand at a place, their mean, and their differences from others."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cnn2gnn_jax.report import names
+from cnn2gnn_jax.report.cells import EMPTY, Cell
+from cnn2gnn_jax.report.statistics import Correct, paired, summarize
+
+
+class Observation(NamedTuple):
+    """An accuracy of one student, and where it stands."""
+
+    place: Mapping[str, Any]
+    record: Mapping[str, Any]
+    entry: Mapping[str, Any]
+
+
+def observe(records: Iterable[Mapping[str, Any]], kind: str) -> list[Observation]:
+    """Every accuracy of the records that stand in tables or figures of a kind."""
+    return [
+        Observation(place, record, entry)
+        for record in records
+        for place in record["places"]
+        if place["kind"] == kind
+        for entry in record["accuracies"]
+    ]
+
+
+def select(
+    observations: Iterable[Observation], protocol: names.Protocol | None = None, graph: str | None = None, **place: Any
+) -> list[Observation]:
+    """Those of a protocol, of a graph setting or `names.ON`, and at a place; None for any."""
+    return [
+        observation
+        for observation in observations
+        if (protocol is None or protocol.has(observation.entry))
+        and (graph is None or graph in (observation.entry["graph"], names.has_graph(observation.entry) and names.ON))
+        and all(observation.place[key] == value for key, value in place.items())
+    ]
+
+
+def grouped(observations: Sequence[Observation], key: str) -> dict[Any, list[Observation]]:
+    """Those of each value that their places have under a key, in the records' order."""
+    groups: dict[Any, list[Observation]] = {}
+    for observation in observations:
+        groups.setdefault(observation.place[key], []).append(observation)
+    return groups
+
+
+def protocols(observations: Iterable[Observation]) -> list[names.Protocol]:
+    """The protocols that they are of."""
+    return names.recorded_protocols(observation.entry for observation in observations)
+
+
+def by_seed(observations: Iterable[Observation]) -> dict[int, float]:
+    """Accuracies of one row by seed."""
+    return {observation.entry["seed"]: observation.entry["accuracy"] for observation in observations}
+
+
+def mean(values: Iterable[float], text: str = "", published: float | None = None) -> Cell:
+    """Their mean, written as `text` or with its deviation; empty without any."""
+    summary = summarize(list(values))
+    if summary is None:
+        return EMPTY
+    return Cell(text.format(summary.mean) or str(summary), summary.mean, summary.deviation, paper=published)
+
+
+def accuracy(observations: Iterable[Observation], published: float | None = None) -> Cell:
+    """Mean and deviation over the seeds, beside the paper's figure."""
+    accuracies = by_seed(observations)
+    return dataclasses.replace(mean(accuracies.values(), published=published), n=len(accuracies) or None)
+
+
+def difference(ours: Sequence[Observation], theirs: Sequence[Observation]) -> Cell:
+    """Ours less theirs of the same seeds, with an interval; over images too where both keep predictions of the same."""
+    datasets = [observation.record["dataset"] for observation in (*ours, *theirs)]
+    images = {(dataset.get("fingerprint"), dataset["evaluated"]) for dataset in datasets}
+    correct = None
+    if len(images) == 1 and (of_ours := _correct(ours)) is not None and (of_theirs := _correct(theirs)) is not None:
+        correct = (of_ours, of_theirs)
+    result = paired(by_seed(ours), by_seed(theirs), correct)
+    if result is None:
+        return EMPTY
+    return Cell(str(result), result.mean, interval=result.interval, over=result.over, n=result.n)
+
+
+def _correct(observations: Sequence[Observation]) -> Correct | None:
+    """What the students of one row have right, None where a record keeps no predictions."""
+    correct = {
+        observation.entry["seed"]: observation.entry["correct"]
+        for observation in observations
+        if "correct" in observation.entry
+    }
+    return correct if len(correct) == len(by_seed(observations)) else None
