@@ -156,13 +156,7 @@ def _write_split(
         if images is None:
             shape = shape or image.shape
             images = storage.new_array(images_path, np.uint8, (examples.count, *shape))
-        if image.shape != shape:
-            raise UserError(
-                f"{name} is {_size(image.shape)}, images before it are {_size(shape)}: "
-                "set data.image_size to the side that all are to be resized to"
-            )
-        if not 0 <= label < classes:
-            raise UserError(f"{name} has label {label}, expected 0 to {classes - 1}")
+        _check_example(name, image.shape, shape, label, classes)
         images[written], labels[written] = image, label
         files.append(name)
         written += 1
@@ -180,6 +174,17 @@ def _write_split(
         np.save(whole, images[:written], allow_pickle=False)
         whole.replace(images_path)
     return shape
+
+
+def _check_example(name: str, found: tuple[int, ...], shape: tuple[int, ...], label: int, classes: int) -> None:
+    """Raises UserError where an image is of another shape than those before it, or its label has no class."""
+    if found != shape:
+        raise UserError(
+            f"{name} is {_size(found)}, images before it are {_size(shape)}: "
+            "set data.image_size to the side that all are to be resized to"
+        )
+    if not 0 <= label < classes:
+        raise UserError(f"{name} has label {label}, expected 0 to {classes - 1}")
 
 
 def _histogram(images: np.ndarray) -> np.ndarray:
