@@ -1,4 +1,4 @@
-"""Writes the README's figures and sentences, and the tables under results/, from the records there: `make docs`.
+"""Writes the figures and sentences of docs/results.md, and the tables under results/, from the records: `make docs`.
 
 python docs/make_results.py
 """
@@ -17,7 +17,7 @@ from cnn2gnn_jax.report.statistics import is_uniform
 from cnn2gnn_jax.report.tables import Cell, Observation, Table
 
 ROOT = pathlib.Path(__file__).parent.parent
-README, RESULTS = ROOT / "README.md", ROOT / "results"
+README, RESULTS = ROOT / "docs" / "results.md", ROOT / "results"
 BEGIN, END = "<!-- made by docs/make_results.py -->", "<!-- end -->"
 RUNS = {  # by folder: what it is called, its config and the word after the colon
     "digits": ("digits (`make demo`)", "digits", ""),
@@ -83,7 +83,8 @@ def section() -> str:
                 keep = [k for k, name in enumerate(table.columns) if name in SHOWN]
                 rows = [(heading, [cells[k] for k in keep]) for heading, cells in table.rows]
                 table = dataclasses.replace(table, columns=[table.columns[k] for k in keep], rows=rows)
-            text = formats.markdown(table, level=3) + f"\nAll of it: [results/{folder}](results/{folder}/results.md)."
+            text = formats.markdown(table, level=3)
+            text += f"\nAll of it: [results/{folder}](../results/{folder}/results.md)."
             if settings:  # long tables, which open at a click
                 heading, _, rest = text.partition("\n\n")
                 text = f"{heading}\n\n<details><summary>{len(rows)} settings</summary>\n\n{rest}\n\n</details>"
