@@ -87,9 +87,10 @@ def _command(module: str) -> str:
     """A program: its usage as it stands in the source, since brackets are no links there, and its public functions."""
     tree = ast.parse(ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8"))
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    functions = [f"::: {module}.{name}\n    options:\n      heading_level: 3" for name in names if name[0] != "_"]
-    usage = f"```text\n{ast.get_docstring(tree)}\n```"
-    return "\n\n".join([f"## {module.removesuffix('.__main__')} {{ #{module} }}", usage, *functions])
+    options = "\n    options:\n      heading_level: 3\n      show_root_full_path: false"
+    functions = [f"::: {module}.{name}{options}" for name in names if not name.startswith("_")]
+    usage = f"```{{ .text .usage }}\n{ast.get_docstring(tree)}\n```"
+    return "\n\n".join([f"## `python -m {module.removesuffix('.__main__')}`", usage, *functions])
 
 
 def title_and_lead(name: str) -> tuple[str, str]:

@@ -159,18 +159,14 @@ def test_the_page_of_results_tells_the_recipes_of_each_run_and_names_graphs_with
 
 
 def test_every_public_module_is_on_one_reference_page():
-    hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
-    text = "\n".join(hooks["reference"]().values())
-    shown = re.findall(r"^::: ([\w.]+)$|^## .* \{ #([\w.]+) \}$", text, re.MULTILINE)
-    package = ROOT / "cnn2gnn_jax"
-    expected = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for path in package.rglob("*.py")
-        if path.read_text(encoding="utf-8").strip()
-    ]
-    # A command is its usage and its public functions, all others are whole modules.
-    modules = [command or name for name, command in shown]
-    assert sorted(name for name in modules if name in expected) == sorted(expected)
+    pages = runpy.run_path(str(ROOT / "docs" / "hooks.py"))["reference"]()
+    paths = [path for path in (ROOT / "cnn2gnn_jax").rglob("*.py") if path.read_text(encoding="utf-8").strip()]
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    # A command is shown by its usage and its public functions, every other module as a whole.
+    commands = re.findall(r"^## `python -m ([\w.]+)`$", pages["commands"], re.MULTILINE)
+    shown = re.findall(r"^::: ([\w.]+)$", "\n".join(pages.values()), re.MULTILINE)
+    whole = [name for name in shown if name in modules]
+    assert sorted(whole + [f"{name}.__main__" if name in whole else name for name in commands]) == sorted(modules)
 
 
 def test_every_method_is_on_the_page_of_methods():
