@@ -35,7 +35,9 @@ COPIES = {
     "results/": "records/",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "configs/base.py": "reference/configs.md",
 }
+OUT_OF_SEARCH = "---\nsearch:\n  exclude: true\n---\n\n"  # tables of figures would crowd out what explains them
 
 
 def modules() -> list[str]:
@@ -113,7 +115,7 @@ def pages() -> dict[str, str]:
     made["reference/configs.md"] = _fields()
     for path in sorted((ROOT / "results").rglob("*.md")):
         name = path.relative_to(ROOT / "results").as_posix().replace("README.md", "index.md")
-        made[f"records/{name}"] = path.read_text(encoding="utf-8").replace("](../docs/", "](../")
+        made[f"records/{name}"] = OUT_OF_SEARCH + path.read_text(encoding="utf-8").replace("](../docs/", "](../")
     for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
         made[name.lower()] = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
     return made
