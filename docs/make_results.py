@@ -1,4 +1,4 @@
-"""Writes the README's figures and sentences, and the tables under results/, from the records there: `make docs`.
+"""Writes the figures and sentences of docs/results.md, and the tables under results/, from the records: `make docs`.
 
 python docs/make_results.py
 """
@@ -22,7 +22,7 @@ from cnn2gnn_jax.report.tables import all_tables
 from cnn2gnn_jax.sweeps import records
 
 ROOT = pathlib.Path(__file__).parent.parent
-README, RESULTS = ROOT / "README.md", ROOT / "results"
+PAGE, RESULTS = ROOT / "docs" / "results.md", ROOT / "results"
 BEGIN, END = "<!-- made by docs/make_results.py -->", "<!-- end -->"
 RUNS = {  # by folder: what it is called, its config and the word after the colon
     "digits": ("digits (`make demo`)", "digits", ""),
@@ -83,7 +83,7 @@ def runs() -> str:
 
 
 def section() -> str:
-    """What stands in the README between the marks."""
+    """What stands on the page of results between the marks."""
     parts = [runs()]
     for folder, tables in sweeps().items():
         for table in tables:
@@ -94,7 +94,7 @@ def section() -> str:
 
 def part(table: Table, folder: str) -> str:
     """A table, and where all of it is; a long one opens at a click, without what its graphs do."""
-    link = f"\nAll of it: [results/{folder}](results/{folder}/results.md)."
+    link = f"\nAll of it: [results/{folder}](../results/{folder}/results.md)."
     if table.kind != "settings":
         return formats.markdown(table, level=3) + link
     rows = {
@@ -277,8 +277,8 @@ def ablation() -> Finding:
     return Finding(f"**Table 3 on digits**, with the seconds to classify all test images: {'; '.join(figures)}.")
 
 
-def readme(text: str) -> str:
-    """The README with its figures made anew."""
+def page(text: str) -> str:
+    """The page with its figures made anew."""
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}\n\n{section()}\n\n{END}{rest.partition(END)[2]}"
 
@@ -287,5 +287,5 @@ if __name__ == "__main__":
     for name, tables in sweeps().items():
         (RESULTS / name / "results.md").write_text(formats.document(tables), encoding="utf-8")
         print(RESULTS / name / "results.md")
-    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
-    print(README)
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(PAGE)

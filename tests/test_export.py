@@ -75,12 +75,12 @@ def made_of_colour(made, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["grey", "colour"])
-def test_the_readmes_ten_lines_answer_without_this_package(made, made_of_colour, tmp_path, kind):
+def test_the_documentations_ten_lines_answer_without_this_package(made, made_of_colour, tmp_path, kind):
     student, folder, _ = made
     recorded, answer = student.recorded, lambda images: trained.answer(student, images).probabilities
     if kind == "colour":
         recorded, folder, answer = made_of_colour
-    [block] = [b for b in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if "BUNDLE" in b]
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serve_a_bundle.md").read_text(), re.S)
     assert len([line for line in block.splitlines() if line.strip()]) <= 10
     pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 13, 4), np.uint8)  # with alpha
     for i, image in enumerate(pixels):

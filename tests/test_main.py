@@ -22,7 +22,7 @@ WRONG = {
         "there is no config file configs/nothing.py: give the path of one; the built-in ones are configs/cifar10.py, ",
     ),
     "no config file": (["--config=configs/sweeps/table1.py"], "it has no function get_config()"),
-    "a broken config": (["--config=README.md"], "README.md cannot be loaded (IndentationError: "),
+    "a broken config": (["--config=README.md"], "README.md cannot be loaded (SyntaxError: "),
     "no such field": (
         ["--config=configs/digits.py", "--config.student.sparcity=3"],
         "there is no field config.student.sparcity: did you mean config.student.sparsity?",

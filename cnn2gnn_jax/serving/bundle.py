@@ -3,7 +3,7 @@
     BUNDLE/manifest.json      `facts`: classes, image_shape, normalisation, graph (of a graph student), platforms, bytes
     BUNDLE/model.stablehlo    uint8 images (b, H, W, C), any b, to class probabilities (b, classes) float32
 
-It needs JAX and flatbuffers to be used, and nothing of this package (the README shows how).
+It needs JAX and flatbuffers to be used, and nothing of this package (docs/serve_a_bundle.md shows how).
 """
 
 import pathlib
