@@ -5,8 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from cnn2gnn_jax import distillers, gnn, networks, teacher_logits
-from cnn2gnn_jax.data import Dataset, batches
+from cnn2gnn_jax import distillers, gnn, networks
+from cnn2gnn_jax.data import Dataset, batches, teacher_logits
 from cnn2gnn_jax.runtime import fields, storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.runtime.fields import EVALUATION, TRAINING, plain

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cnn2gnn_jax import pipeline, teacher_logits
+from cnn2gnn_jax import pipeline
 from cnn2gnn_jax import run as runs
-from cnn2gnn_jax.data import cache
+from cnn2gnn_jax.data import cache, teacher_logits
 from cnn2gnn_jax.evaluation import scoring
 from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError

@@ -30,9 +30,9 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from cnn2gnn_jax import config, teacher_logits
+from cnn2gnn_jax import config
 from cnn2gnn_jax import run as runs
-from cnn2gnn_jax.data import binary, cache, image_folders, images
+from cnn2gnn_jax.data import binary, cache, image_folders, images, teacher_logits
 from cnn2gnn_jax.data.builders import mini_imagenet
 from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cnn2gnn_jax import teacher_logits
+from cnn2gnn_jax.data import teacher_logits
 from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError
 
