@@ -1,7 +1,8 @@
 # make demo    digits, from images to a distilled graph student, in under 3 minutes
-# make test    the tests; make test-slow: also those that take minutes
+# make test    the tests; make test-slow: also those that take minutes; make coverage: the lines that they run
 # make lint    format, rules, types
-# make docs    the reference page from the docstrings, the README's figures from results/
+# make docs    the tables and figures from results/, and the documentation site in site/
+# make docs-serve  shows the site at http://127.0.0.1:8000, and rebuilds it when a page changes
 # make install only the environment, in $(VENV)
 
 VENV ?= .venv
@@ -18,8 +19,9 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(REQUIREMENTS)
+STAMP_DOCS := $(VENV)/.installed-docs
 
-.PHONY: demo test test-slow lint format docs install
+.PHONY: demo test test-slow coverage lint format docs docs-serve install
 demo: install
 	$(BIN)/python -m cnn2gnn_jax.main --config=configs/digits.py
 
@@ -28,6 +30,9 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest
+
+coverage: install
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" --cov=cnn2gnn_jax --cov-report=term
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -38,9 +43,12 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: install
-	$(BIN)/python docs/make_reference.py
+docs: install $(STAMP_DOCS)
 	$(BIN)/python docs/make_results.py
+	$(BIN)/mkdocs build --strict
+
+docs-serve: install $(STAMP_DOCS)
+	$(BIN)/mkdocs serve
 
 install: $(STAMP)
 
@@ -50,4 +58,8 @@ $(STAMP): $(REQUIREMENTS) requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -r $(REQUIREMENTS) -r requirements-dev.txt -e .
+	@touch $@
+
+$(STAMP_DOCS): requirements-docs.txt $(STAMP)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements-docs.txt
 	@touch $@

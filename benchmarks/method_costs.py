@@ -111,7 +111,7 @@ def prepare(method: str, pair: str, batch: int, teacher_variables: Any, augment:
         held = [jax.jit(lambda now=now, shapes=shapes: init_state(now, data["input"], shapes))()]
         run = jax.jit(make_step(now), donate_argnums=0).lower(held[0], data, variables, 0).compile()
 
-        def step(held=held, run=run):
+        def step(held: list[Any] = held, run: Callable[..., Any] = run) -> None:
             held[0], metrics = run(held[0], data, variables, 0)
             jax.block_until_ready(held[0])
             assert math.isfinite(float(metrics["loss"]))

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from jax import export
 
 from cnn2gnn_jax import config
@@ -96,17 +97,13 @@ def write(workdir: pathlib.Path, out: pathlib.Path, graph: str = graph_choice.CH
 
 def main() -> None:
     """Reads the command line, exports, prints size and latency."""
-    parser = command_line.Parser(
-        prog="python -m cnn2gnn_jax.export", description="A serving bundle of a trained student."
-    )
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of a finished run")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="the bundle's folder")
-    parser.add_argument(
-        "--graph", choices=graph_choice.CHOICES, default=graph_choice.CHOICES[0], help=graph_choice.HELP
-    )
-    given = parser.parse_args()
-    print(table(write(given.workdir, given.out, given.graph)))
-    say(f"bundle in {given.out}")
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "the workdir of a finished run", flag_values=values)
+    flags.DEFINE_string("out", None, "the bundle's folder", flag_values=values)
+    flags.DEFINE_enum("graph", graph_choice.CHOICES[0], graph_choice.CHOICES, graph_choice.HELP, flag_values=values)
+    command_line.parse(values, __doc__, required=["workdir", "out"])
+    print(table(write(pathlib.Path(values.workdir), pathlib.Path(values.out), values.graph)))
+    say(f"bundle in {values.out}")
 
 
 if __name__ == "__main__":

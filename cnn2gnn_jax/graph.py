@@ -62,7 +62,8 @@ def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None
     broken = jnp.any(takes_part & jnp.isnan(d), axis=-1, keepdims=True)
     d = _infinite_as_limit(jnp.where(broken, 0, d), takes_part, sparsity)
     if mask is None:
-        threshold = -lax.top_k(-d, sparsity + 1)[0][..., -1:]
+        smallest = -lax.top_k(-d, sparsity + 1)[0]
+        threshold = smallest[..., -1:]
     else:
         threshold = _masked_threshold(d, takes_part, sparsity)
         d = jnp.where(takes_part, d, 0)

@@ -19,55 +19,52 @@ import pathlib
 import sys
 
 import jax
-from absl import logging
+from absl import flags, logging
 
 from cnn2gnn_jax import pipeline
 from cnn2gnn_jax.report import run_table
-from cnn2gnn_jax.runtime import command_line, overrides, processes
-from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.runtime import command_line, config_flag, processes, xla
 
 LOST = 76
 
 
-def _parser() -> command_line.Parser:
-    parser = command_line.Parser(prog="python -m cnn2gnn_jax.main", description=__doc__)
-    parser.add_argument(
-        "--config",
-        metavar="FILE[:WORD]",
-        help="required: a config file, with a word as its docstring says; --config.field=value sets a field of it",
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    config_flag.define_file(values)
+    flags.DEFINE_string(
+        "workdir", None, "where the run is kept; by default runs/<config>-<fingerprint>", flag_values=values
     )
-    parser.add_argument("--workdir", help="where the run is kept; by default runs/<config>-<fingerprint>")
-    parser.add_argument(
-        "--stage", choices=pipeline.STAGES, default=pipeline.STAGES[-1], help="runs the chain up to this stage"
+    flags.DEFINE_enum(
+        "stage", pipeline.STAGES[-1], pipeline.STAGES, "run the chain up to this stage", flag_values=values
     )
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="this is one of several processes, which Slurm, Open MPI, Cloud TPU or GKE started",
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "this is one of several processes, which Slurm, Open MPI, Cloud TPU or GKE started",
+        flag_values=values,
     )
-    parser.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="of the first of several processes that are started by hand"
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of the first of several processes that are started by hand",
+        flag_values=values,
     )
-    parser.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    parser.add_argument("--process_id", type=int, metavar="K", help="which one this is, from 0")
-    return parser
+    flags.DEFINE_integer("processes", None, "how many processes there are", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "which one this is, from 0", flag_values=values)
+    command_line.parse(values, __doc__, required=["config"])
+    return values
 
 
 def main() -> None:
     """Reads the command line, runs the pipeline and prints its table."""
-    flags, rest = _parser().parse_known_args()
-    settings = overrides.settings(rest)
-    if flags.config is None:
-        raise UserError("no --config: give a file, as --config=configs/digits.py")
-    config = overrides.load(flags.config)
-    for field, value in settings.items():
-        overrides.set_field(config, field, value)
+    values = _flags()
     logging.set_verbosity(logging.WARNING)
-    by_hand = (flags.coordinator, flags.processes, flags.process_id)
-    if flags.distributed or any(value is not None for value in by_hand):
+    by_hand = (values.coordinator, values.processes, values.process_id)
+    if values.distributed or any(value is not None for value in by_hand):
         processes.join(*by_hand)
     processes.heed_signals()
-    results = pipeline.run(config, pathlib.Path(flags.workdir) if flags.workdir else None, flags.stage)
+    xla.keep_programs(values.config)
+    results = pipeline.run(values.config, pathlib.Path(values.workdir) if values.workdir else None, values.stage)
     if results is not None:
         print(run_table.terminal(results))
 

@@ -18,7 +18,7 @@ from cnn2gnn_jax.evaluation import scoring, summary
 from cnn2gnn_jax.evaluation import teacher as teachers
 from cnn2gnn_jax.evaluation.teacher import TeacherOutputs
 from cnn2gnn_jax.run import Run
-from cnn2gnn_jax.runtime import processes, storage
+from cnn2gnn_jax.runtime import artifact, processes, storage
 from cnn2gnn_jax.runtime.console import say
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training import fit, tasks
@@ -80,10 +80,10 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
 
     def finish() -> None:
         predicted = np.concatenate([one["predicted"] for one in entries])
+        found.update(_results(run, students[0][0], outputs, entries))
+        found["predictions"] = storage.fingerprint(found["accuracies"])
         arrays = {"predicted": predicted, "labels": run.evaluated.labels.astype(predicted.dtype)}
-        storage.write_arrays(run.workdir / summary.PREDICTIONS, arrays)
-        hashes = {f"{name}_sha256": storage.array_sha256(array) for name, array in arrays.items()}
-        found.update(_results(run, students[0][0], outputs, entries) | {"predictions": hashes})
+        artifact.write(run.workdir / summary.PREDICTIONS, summary.KIND, found["predictions"], {}, arrays)
         storage.write_json(run.workdir / "results.json", found)
         if last >= STAGES.index("report"):
             report.write(run.workdir, found, run.dataset, run.evaluated, predicted)

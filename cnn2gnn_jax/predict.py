@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 
 from cnn2gnn_jax import gnn
 from cnn2gnn_jax.data import batches
@@ -198,38 +199,43 @@ _WRITERS: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
 }
 
 
+def _flags() -> tuple[flags.FlagValues, list[pathlib.Path]]:
+    """The flags, and the images and folders."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "the workdir of a finished run", flag_values=values)
+    flags.DEFINE_string("bundle", None, "a folder made by cnn2gnn_jax.export, instead of a workdir", flag_values=values)
+    flags.mark_flags_as_mutual_exclusive(["workdir", "bundle"], required=True, flag_values=values)
+    flags.DEFINE_enum("format", FORMATS[0], FORMATS, "of the answers", flag_values=values)
+    flags.DEFINE_integer("neighbors", 0, "show so many of each image's strongest links", flag_values=values)
+    flags.DEFINE_enum(
+        "mechanism", trained.MECHANISMS[0], trained.MECHANISMS, "how new images are linked", flag_values=values
+    )
+    flags.DEFINE_enum("graph", None, graph_choice.CHOICES, graph_choice.HELP, flag_values=values)
+    flags.DEFINE_bool("skip_unreadable", False, "leave out, with a line each, what is no image", flag_values=values)
+    paths = command_line.parse(values, __doc__, positional="IMAGE_OR_FOLDER")
+    if values.neighbors < 0:
+        raise UserError(f"--neighbors is {values.neighbors}: expected 0 or more")
+    return values, [pathlib.Path(path) for path in paths]
+
+
 def main() -> None:
     """Reads the command line, prints the answers."""
-    parser = command_line.Parser(prog="python -m cnn2gnn_jax.predict", description="Classes of new images.")
-    parser.add_argument("paths", nargs="+", metavar="IMAGE_OR_FOLDER", type=pathlib.Path)
-    place = parser.add_mutually_exclusive_group(required=True)
-    place.add_argument("--workdir", type=pathlib.Path, help="of a finished run")
-    place.add_argument("--bundle", type=pathlib.Path, help="made by cnn2gnn_jax.export")
-    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
-    parser.add_argument(
-        "--neighbors", type=int, default=0, metavar="K", help="show the K strongest links of each image"
-    )
-    parser.add_argument("--mechanism", choices=trained.MECHANISMS, default=trained.MECHANISMS[0])
-    parser.add_argument("--graph", choices=graph_choice.CHOICES, help=graph_choice.HELP)
-    parser.add_argument("--skip_unreadable", action="store_true", help="leave out, with a line each, what is no image")
-    given = parser.parse_args()
-    if given.neighbors < 0:
-        raise UserError(f"--neighbors is {given.neighbors}: expected 0 or more")
-    if given.bundle is not None:
-        if given.neighbors or given.mechanism != trained.MECHANISMS[0] or given.graph is not None:
+    values, paths = _flags()
+    if values.bundle is not None:
+        if values.neighbors or values.mechanism != trained.MECHANISMS[0] or values.graph is not None:
             raise UserError(
                 "a bundle answers one by one, without its neighbours, and with the graph that it was exported with: "
                 "give --workdir for --mechanism, --neighbors and --graph"
             )
-        opened = bundle.read(given.bundle)
-        pictures = read_pictures(given.paths, opened.image_shape, given.skip_unreadable)
+        opened = bundle.read(pathlib.Path(values.bundle))
+        pictures = read_pictures(paths, opened.image_shape, values.skip_unreadable)
         rows = by_bundle(opened, pictures)
     else:
-        student = trained.open_student(given.workdir, given.graph or graph_choice.CHOICES[0])
+        student = trained.open_student(pathlib.Path(values.workdir), values.graph or graph_choice.CHOICES[0])
         graph_choice.warn_of_better(student.recorded, student.model.graph)
-        pictures = read_pictures(given.paths, student.recorded.image_shape, given.skip_unreadable)
-        rows = by_student(student, pictures, given.mechanism, given.neighbors)
-    sys.stdout.write(_WRITERS[given.format](rows) + "\n")
+        pictures = read_pictures(paths, student.recorded.image_shape, values.skip_unreadable)
+        rows = by_student(student, pictures, values.mechanism, values.neighbors)
+    sys.stdout.write(_WRITERS[values.format](rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,38 +1,25 @@
 """A run: its complete config, its data and its places on disk, and what its workdir keeps of them.
 
-A workdir holds all that its student needs to answer for new images: the data set need not be there.
+A workdir holds all that its student needs to answer for new images: the data set need not be there. Its folder `run`
+tells the config and what the student needs of the data set, and holds the anchors of a graph student.
 """
 
-import importlib.metadata
+import contextlib
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import data
 from cnn2gnn_jax.data import Dataset, Split, batches
-from cnn2gnn_jax.runtime import processes, storage
+from cnn2gnn_jax.runtime import artifact, processes
 from cnn2gnn_jax.runtime.devices import ONE, Devices, from_config
 from cnn2gnn_jax.runtime.errors import UserError
 
-# Fields that are no part of what a run is: how and where it is computed, and how it is evaluated.
-_NO_PART = (
-    "name",
-    "seeds",
-    "cache_dir",
-    "compilation_cache",
-    "tensorboard",
-    "checkpoint.",
-    "evaluate.",
-    "parallel.",
-    "data.residency",
-    "data.manual_dir",
-    "teacher.train.chunk_steps",
-    "student.train.chunk_steps",
-)
+RECORD = "run"  # the folder in a workdir
+KIND = artifact.Kind("the record of a run", configs.STUDENT_FORMAT, remake="run the run's own command again")
 _NAMED = 5  # fields in an error
 
 
@@ -62,10 +49,6 @@ def begin(config: ConfigDict, workdir: pathlib.Path | None = None) -> Run:
     """
     complete = configs.resolve(config)
     cache = pathlib.Path(complete.cache_dir).expanduser()
-    if complete.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", str(cache / "compilation"))
-        # By default JAX keeps only what took a second, and a run compiles dozens of smaller programs.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     devices = from_config(complete.parallel)
     dataset = processes.first_before_others(lambda: data.load(complete.data, cache))
     configs.check_data(complete, dataset)
@@ -77,73 +60,32 @@ def begin(config: ConfigDict, workdir: pathlib.Path | None = None) -> Run:
 
 
 def _refuse_another(workdir: pathlib.Path, config: FrozenConfigDict, fingerprint: str) -> None:
-    path = workdir / "config.json"
-    if not path.exists() or (facts := storage.read_json(path)).get("fingerprint") == fingerprint:
-        return
-    differences = _differences(facts.get("config"), configs.plain(config))
-    more = f"; and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
-    fields = f"{'; '.join(differences[:_NAMED])}{more}" if differences else "no field differs"
-    if facts.get("format") != configs.STUDENT_FORMAT:
+    if (workdir / "config.json").exists():  # which earlier versions wrote
         raise UserError(
-            f"{workdir} was written by {_versions(facts)} ({fields}): choose another --workdir, or delete this one"
+            f"{workdir} was written by an earlier version of this program: choose another --workdir, or delete this one"
         )
-    fields = fields if differences else "no field differs, but its images or the given logits do"
-    raise UserError(
-        f"{workdir} holds a run of another config ({fields}): choose another --workdir, or none for one of its own"
-    )
-
-
-def _versions(facts: dict[str, Any]) -> str:
-    """The version that has written a workdir, beside this one."""
-    written = f"cnn2gnn_jax {facts['version']}, " if "version" in facts else ""
-    return (
-        f"another version of this program ({written}format {facts.get('format')}; "
-        f"this one is cnn2gnn_jax {_package_version()}, format {configs.STUDENT_FORMAT})"
-    )
-
-
-def _package_version() -> str:
     try:
-        return importlib.metadata.version("cnn2gnn_jax")
-    except importlib.metadata.PackageNotFoundError:
-        return "of unknown version"
-
-
-def _differences(old: Any, new: Any) -> list[str]:
-    """The fields that differ between the configs of two runs, with their values in both."""
-    before, after = _flat(old), _flat(new)
-    names = [name for name in sorted(before.keys() | after.keys()) if not name.startswith(_NO_PART)]
-    return [
-        f"{name} is {before.get(name, 'missing')} there and {after.get(name, 'missing')} here"
-        for name in names
-        if before.get(name, _NO_PART) != after.get(name, _NO_PART)
-    ]
-
-
-def _flat(section: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a config by dotted names."""
-    if not isinstance(section, dict):
-        return {prefix.removesuffix("."): section} if prefix else {}
-    return {key: value for name, inside in section.items() for key, value in _flat(inside, f"{prefix}{name}.").items()}
+        artifact.read_manifest(workdir / RECORD, KIND, fingerprint)
+    except artifact.Missing:
+        return
+    except (artifact.Outdated, artifact.Foreign) as error:
+        facts = error.manifest.get("facts")
+        differences = configs.differences(facts.get("config") if isinstance(facts, dict) else None, config)
+        more = f"; and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
+        fields = f"{'; '.join(differences[:_NAMED])}{more}"
+        if isinstance(error, artifact.Outdated):
+            what = f"{error.what} ({fields or 'no field differs'}): choose another --workdir, or delete this one"
+            raise UserError(what) from None
+        fields = fields or "no field differs, but its images or the given logits do"
+        raise UserError(
+            f"{workdir} holds a run of another config ({fields}): choose another --workdir, or none for one of its own"
+        ) from None
 
 
 def record(run: Run) -> None:
-    """Writes what the run is to its workdir, for `reopen`."""
-    train, anchors_sha256 = run.dataset.train, None
-    if run.config.student.kind == "graph":
-        # Those of the first student, which answers for new images.
-        index = np.stack(batches.anchor_sets(train.labels, run.config.evaluate, run.config.seed))
-        arrays = {"index": index, "labels": train.labels[index], "images": train.images[index]}
-        if train.files is not None:
-            arrays["files"] = np.array(train.files)[index]
-        with storage.atomic_path(run.workdir / "anchors.npz") as beside:
-            with open(beside, "wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            anchors_sha256 = storage.sha256(beside)
+    """Writes what the run is to its workdir, for `read`, unless it is there."""
+    folder, train = run.workdir / RECORD, run.dataset.train
     facts = {
-        "format": configs.STUDENT_FORMAT,
-        "version": _package_version(),
-        "fingerprint": run.fingerprint,
         "teacher_folder": str(run.teacher_folder.absolute()),
         "dataset_fingerprint": run.dataset.fingerprint,
         "dataset": {
@@ -153,10 +95,19 @@ def record(run: Run) -> None:
             "mean": list(run.dataset.mean),
             "std": list(run.dataset.std),
         },
-        "config": run.config.to_dict(),
-        "anchors_sha256": anchors_sha256,
+        "config": configs.plain(run.config),
     }
-    storage.write_json(run.workdir / "config.json", facts)
+    with contextlib.suppress(artifact.Refused):
+        if artifact.read(folder, KIND, run.fingerprint).facts == facts:
+            return
+    anchors = {}
+    if run.config.student.kind == "graph":
+        # Those of the first student, which answers for new images.
+        index = np.stack(batches.anchor_sets(train.labels, run.config.evaluate, run.config.seed))
+        anchors = {"index": index, "labels": train.labels[index], "images": train.images[index]}
+        if train.files is not None:
+            anchors["files"] = np.array(train.files)[index]
+    artifact.write(folder, KIND, run.fingerprint, facts, anchors)
 
 
 class Recorded(NamedTuple):
@@ -190,53 +141,30 @@ def read(workdir: pathlib.Path) -> Recorded:
     Raises:
       UserError: there is no run, it is of another version, or damaged.
     """
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise UserError(
-            f"{workdir} is no workdir (it has no config.json): give one that cnn2gnn_jax.main has trained in"
-        )
-    facts = storage.read_json(path)
-    if facts.get("format") != configs.STUDENT_FORMAT:
-        raise UserError(
-            f"{workdir} was written by {_versions(facts)}: "
-            "use the version that wrote it, or train again in a new workdir"
-        )
-    path = workdir / "anchors.npz"
+    folder = workdir / RECORD
     try:
-        config = configs.resolve(ConfigDict(facts["config"]))
-        dataset = facts["dataset"]
+        kept = artifact.read(folder, KIND)
+    except artifact.Missing as error:
+        raise UserError(
+            f"{workdir} is no workdir ({error.what}): give one that cnn2gnn_jax.main has trained in"
+        ) from None
+    except artifact.Outdated as error:
+        raise UserError(f"{error.what}: use the version that wrote it, or train again in a new workdir") from None
+    with artifact.intact(folder, KIND):
+        config = configs.resolve(ConfigDict(kept.facts["config"]))
+        dataset = kept.facts["dataset"]
         height, width, channels = dataset["image_shape"]
-        anchors = None
-        if config.student.kind == "graph":
-            if facts["anchors_sha256"] != storage.sha256(path):
-                raise ValueError(f"{path.name} is not what was written")
-            anchors = _anchors(path)
+        if config.student.kind == "graph" and not {"index", "labels", "images"} <= kept.arrays.keys():
+            raise ValueError("it has no anchors")
         return Recorded(
             config,
             workdir,
-            str(facts["fingerprint"]),
-            pathlib.Path(facts["teacher_folder"]),
+            kept.fingerprint,
+            pathlib.Path(kept.facts["teacher_folder"]),
             tuple(dataset["classes"]),
             (height, width, channels),
             dataset["train_images"],
             tuple(dataset["mean"]),
             tuple(dataset["std"]),
-            anchors,
+            kept.arrays if config.student.kind == "graph" else None,
         )
-    except UserError:
-        raise
-    except Exception as error:  # of values where a config has sections, many kinds
-        what = " ".join(str(error).split())
-        raise UserError(
-            f"{workdir} is damaged or of another version ({what}): "
-            "run its own command again, or train again in a new workdir"
-        ) from None
-
-
-def _anchors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            names = ("index", "labels", "images", *(["files"] if "files" in arrays else []))
-            return {name: arrays[name] for name in names}
-    except Exception as error:  # of NumPy and zipfile, many kinds
-        raise ValueError(f"{path.name}: {error}") from None

@@ -15,35 +15,37 @@ another. Processes that share DIR and the cache may also run the same part: each
 Several sweeps may share DIR; then run python -m cnn2gnn_jax.report --out=DIR
 """
 
-import argparse
 import math
 import pathlib
 from collections.abc import Sequence
 
-from absl import logging
+from absl import flags, logging
+from ml_collections import config_flags
 
-from cnn2gnn_jax.runtime import command_line, overrides, processes
+from cnn2gnn_jax.runtime import command_line, config_flag, processes, xla
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.sweeps import plan, records, runner, shards
+from configs import base
 
 
-def _parse() -> tuple[argparse.Namespace, dict[str, str]]:
-    """The flags, and the config fields that are set for every cell."""
-    parser = command_line.Parser(prog="python -m cnn2gnn_jax.sweep", description=__doc__)
-    parser.add_argument(
-        "--sweep", required=True, metavar="FILE[:SIZE]", help="configs/sweeps/<name>.py, sizes: smoke, digits"
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string("sweep", None, "FILE[:SIZE], as configs/sweeps/table1.py:smoke", flag_values=values)
+    flags.DEFINE_string("out", None, "the folder where cells, records and failures are kept", flag_values=values)
+    config_flag.define_fields(values, base.get_config())
+    flags.DEFINE_string("shard", "1/1", "K/N, to run the K-th of N parts of the cells, K from 1", flag_values=values)
+    flags.DEFINE_float(
+        "minutes", 0.0, "stop after that time, the running cell's state saved; 0 for no limit", flag_values=values
     )
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="kept there: cells, records, failures")
-    parser.add_argument("--shard", default="1/1", metavar="K/N", help="run the K-th of N parts of the cells, K from 1")
-    parser.add_argument("--minutes", type=float, default=0, help="stop after that time, the running cell's state saved")
-    parser.add_argument("--cells", type=int, default=0, help="run at most so many")
-    parser.add_argument("--keep_checkpoints", action="store_true", help="of the students of cells that are done")
-    parser.add_argument("--dry_run", action="store_true", help="list the cells and what is done")
-    flags, rest = parser.parse_known_args()
-    if not math.isfinite(flags.minutes) or flags.minutes < 0 or flags.cells < 0:
-        raise UserError(f"--minutes={flags.minutes} --cells={flags.cells}: expected 0, for no limit, or more")
-    flags.shard = shards.parse(flags.shard)
-    return flags, overrides.settings(rest)
+    flags.DEFINE_integer("cells", 0, "run at most so many; 0 for all", flag_values=values)
+    flags.DEFINE_bool(
+        "keep_checkpoints", False, "keep those of the students of cells that are done", flag_values=values
+    )
+    flags.DEFINE_bool("dry_run", False, "list the cells and what is done", flag_values=values)
+    command_line.parse(values, __doc__, required=["sweep", "out"])
+    if not math.isfinite(values.minutes) or values.minutes < 0 or values.cells < 0:
+        raise UserError(f"--minutes={values.minutes} --cells={values.cells}: expected 0, for no limit, or more")
+    return values
 
 
 def _list(cells: Sequence[plan.Cell], out: pathlib.Path) -> None:
@@ -54,28 +56,29 @@ def _list(cells: Sequence[plan.Cell], out: pathlib.Path) -> None:
 
 def main() -> None:
     """Reads the command line, runs the sweep."""
-    flags, settings = _parse()
-    path, _, size = flags.sweep.partition(":")
-    cells = plan.load(pathlib.Path(path), size, settings)
-    own = shards.share(cells, flags.shard)
-    if flags.dry_run:
-        _list(own, flags.out)
+    values = _flags()
+    out, shard = pathlib.Path(values.out), shards.parse(values.shard)
+    path, _, size = values.sweep.partition(":")
+    cells = plan.load(pathlib.Path(path), size, config_flags.get_override_values(values["config"]))
+    own = shards.share(cells, shard)
+    if values.dry_run:
+        _list(own, out)
         return
     logging.set_verbosity(logging.WARNING)
     processes.heed_signals()
+    if cells:
+        xla.keep_programs(cells[0].config)
     title = pathlib.Path(path).stem + (f"-{size}" if size else "")
     # The plan is whole, whatever the shard: every shard writes the same, and tables need all of it.
-    records.write_plan(flags.out, title, [(cell.name, cell.places) for cell in cells])
-    outcome = runner.run(
-        own, flags.out, minutes=flags.minutes, limit=flags.cells, keep_checkpoints=flags.keep_checkpoints
-    )
+    records.write_plan(out, title, [(cell.name, cell.places) for cell in cells])
+    outcome = runner.run(own, out, minutes=values.minutes, limit=values.cells, keep_checkpoints=values.keep_checkpoints)
     left = len(own) - outcome.done - outcome.failed
-    part = f" of shard {flags.shard.number}/{flags.shard.total}" if flags.shard != shards.WHOLE else ""
+    part = f" of shard {shard.number}/{shard.total}" if shard != shards.WHOLE else ""
     why = " (the time is up)" if outcome.time_is_up else ""
     print(f"{outcome.done} of {len(own)} cells{part} done, {outcome.failed} failed, {left} left{why}")
-    print(f"python -m cnn2gnn_jax.report --out={flags.out} makes tables, figures and a page of them")
+    print(f"python -m cnn2gnn_jax.report --out={out} makes tables, figures and a page of them")
     if outcome.failed:
-        raise UserError(f"{outcome.failed} cells failed, see {flags.out / 'failures'}: the same command tries again")
+        raise UserError(f"{outcome.failed} cells failed, see {out / 'failures'}: the same command tries again")
 
 
 if __name__ == "__main__":

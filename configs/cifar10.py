@@ -7,10 +7,12 @@ The paper gives its figures in a supplement that is not public. Full size is for
 on 2 CPU cores.
 """
 
+import ml_collections
+
 from configs import base
 
 
-def get_config(word=""):
+def get_config(word: str = "") -> ml_collections.ConfigDict:
     config = base.get_config()
     config.name = config.data.name = "cifar10"
     return base.with_word(config, word, smoke=base.smoke)

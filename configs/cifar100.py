@@ -7,10 +7,12 @@ The paper: teacher 62.19, GNN 60.21, CNN2GNN 65.13 (batch by batch, batch order 
 accelerator; `:smoke` (100 images a class, small networks, few epochs) takes under 10 minutes on 2 CPU cores.
 """
 
+import ml_collections
+
 from configs import base
 
 
-def get_config(word=""):
+def get_config(word: str = "") -> ml_collections.ConfigDict:
     config = base.get_config()
     config.name = config.data.name = "cifar100"
     return base.with_word(config, word, smoke=base.smoke)

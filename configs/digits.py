@@ -5,10 +5,12 @@
 Under 3 minutes on 2 CPU cores. The paper has no figure for this data set.
 """
 
+import ml_collections
+
 from configs import base
 
 
-def get_config(word=""):
+def get_config(word: str = "") -> ml_collections.ConfigDict:
     config = base.get_config()
     config.name = config.data.name = "digits"
     config.teacher.network, config.student.network = "resnet20", "resnet8"
@@ -19,7 +21,7 @@ def get_config(word=""):
     return base.with_word(config, word, smoke=_smoke)
 
 
-def _smoke(config):
+def _smoke(config: ml_collections.ConfigDict) -> None:
     """Seconds: enough to see that everything runs."""
     config.name += "-smoke"
     config.teacher.network = "resnet8"

@@ -7,10 +7,12 @@ python -m cnn2gnn_jax.predict --workdir=runs/mine IMAGE_OR_FOLDER...
 python -m cnn2gnn_jax.export --workdir=runs/mine --out=BUNDLE
 """
 
+import ml_collections
+
 from configs import base
 
 
-def get_config(word=""):
+def get_config(word: str = "") -> ml_collections.ConfigDict:
     config = base.get_config()
     config.name = config.data.name = "image_folder"
     config.data.image_size = 32
@@ -25,7 +27,7 @@ def get_config(word=""):
     return base.with_word(config, word, smoke=_smoke)
 
 
-def _smoke(config):
+def _smoke(config: ml_collections.ConfigDict) -> None:
     """Seconds to a minute: enough to see that a folder is as it should be."""
     config.name += "-smoke"
     config.teacher.train.epochs = config.student.train.epochs = 3

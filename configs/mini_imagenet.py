@@ -9,10 +9,12 @@ batch, batch order not told). Full size is for an accelerator; `:smoke` (100 ima
 takes under 10 minutes on 2 CPU cores.
 """
 
+import ml_collections
+
 from configs import base
 
 
-def get_config(word=""):
+def get_config(word: str = "") -> ml_collections.ConfigDict:
     config = base.get_config()
     config.name = config.data.name = "mini_imagenet"
     config.data.image_size = 32

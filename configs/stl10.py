@@ -8,10 +8,12 @@ The paper gives its figures in a supplement that is not public, and does not say
 images as published, 96x96. Full size is for an accelerator; `:smoke` takes minutes on 2 CPU cores.
 """
 
+import ml_collections
+
 from configs import base
 
 
-def get_config(word=""):
+def get_config(word: str = "") -> ml_collections.ConfigDict:
     config = base.get_config()
     config.name = config.data.name = "stl10"
     config.data.image_size = 32

@@ -1,4 +1,4 @@
-"""Writes the README's figures and sentences, and the tables under results/, from the records there: `make docs`.
+"""Writes the figures and sentences of docs/results.md, and the tables under results/, from the records: `make docs`.
 
 python docs/make_results.py
 """
@@ -16,13 +16,13 @@ from cnn2gnn_jax import config as configs
 from cnn2gnn_jax.report import formats, names, notes, settings
 from cnn2gnn_jax.report.cells import Cell, Table
 from cnn2gnn_jax.report.names import BATCH_BY_BATCH, CLASS_SORTED, ONE_BY_ONE, PROTOCOLS, Protocol
-from cnn2gnn_jax.report.observations import Observation, accuracy, difference, grouped, observe, select, with_graph
+from cnn2gnn_jax.report.observations import Observation, accuracy, difference, grouped, observe, select
 from cnn2gnn_jax.report.statistics import is_uniform
 from cnn2gnn_jax.report.tables import all_tables
 from cnn2gnn_jax.sweeps import records
 
 ROOT = pathlib.Path(__file__).parent.parent
-README, RESULTS = ROOT / "README.md", ROOT / "results"
+PAGE, RESULTS = ROOT / "docs" / "results.md", ROOT / "results"
 BEGIN, END = "<!-- made by docs/make_results.py -->", "<!-- end -->"
 RUNS = {  # by folder: what it is called, its config and the word after the colon
     "digits": ("digits (`make demo`)", "digits", ""),
@@ -83,7 +83,7 @@ def runs() -> str:
 
 
 def section() -> str:
-    """What stands in the README between the marks."""
+    """What stands on the page of results between the marks."""
     parts = [runs()]
     for folder, tables in sweeps().items():
         for table in tables:
@@ -94,12 +94,14 @@ def section() -> str:
 
 def part(table: Table, folder: str) -> str:
     """A table, and where all of it is; a long one opens at a click, without what its graphs do."""
-    link = f"\nAll of it: [results/{folder}](results/{folder}/results.md)."
+    link = f"\nAll of it: [results/{folder}](../results/{folder}/results.md)."
     if table.kind != "settings":
         return formats.markdown(table, level=3) + link
-    keep = [k for k, name in enumerate(table.columns) if name not in settings.DIAGNOSTICS]
-    rows = [(heading, [cells[k] for k in keep]) for heading, cells in table.rows]
-    shown = dataclasses.replace(table, columns=[table.columns[k] for k in keep], rows=rows)
+    rows = {
+        heading: {name: cell for name, cell in row.items() if name not in settings.DIAGNOSTICS}
+        for heading, row in table.rows.items()
+    }
+    shown = dataclasses.replace(table, rows=rows)
     heading, _, rest = (formats.markdown(shown, level=3) + link).partition("\n\n")
     return f"{heading}\n\n<details><summary>{len(rows)} settings</summary>\n\n{rest}\n\n</details>"
 
@@ -187,13 +189,10 @@ def worth_in_methods() -> Finding:
     said, figures = compare(arms, "it gains", "it costs")
     single = [f"{title} {worth_of_run(folder):+.2f}" for folder, (title, _, _) in RUNS.items()]
     [table] = [table for table in sweeps()["sweep-cifar100-reduced"] if table.kind == "settings"]
-    agreement, chance, anchors = (
-        table.column(name) for name in (settings.AGREEMENT, settings.CHANCE, settings.DISTINCT_ANCHORS)
-    )
     audited = [
-        f"{heading}: {settings.AGREEMENT} {agreement[heading].text} ({settings.CHANCE} {chance[heading].text}), "
-        f"{settings.DISTINCT_ANCHORS} {anchors[heading].text}"
-        for heading, _ in table.rows
+        f"{heading}: {settings.AGREEMENT} {row[settings.AGREEMENT].text} ({settings.CHANCE} "
+        f"{row[settings.CHANCE].text}), {settings.DISTINCT_ANCHORS} {row[settings.DISTINCT_ANCHORS].text}"
+        for heading, row in table.rows.items()
     ]
     return Finding(
         f"**What the learned graph is worth in the paper's setting** (`cnn2gnn`, s = 50): {said}. CNN2GNN less the "
@@ -231,7 +230,7 @@ def worth_in_settings() -> list[Finding]:
             continue
         said, used = [], []
         for protocol in (protocol for protocol in MECHANISMS if protocol.worth in table.columns):
-            cells = table.column(protocol.worth)
+            cells = {heading: row[protocol.worth] for heading, row in table.rows.items()}
             used += cells.values()
             ahead, behind, undecided = by_side(cells).values()
             best = max(cells, key=lambda heading: -math.inf if cells[heading].value is None else cells[heading].value)
@@ -249,7 +248,7 @@ def worth_in_settings() -> list[Finding]:
 
 def choices_of_ours() -> Finding:
     """The settings that the paper leaves open, against the default."""
-    observations = with_graph(observe(recorded()["sweep-choices"], "settings"))
+    observations = select(observe(recorded()["sweep-choices"], "settings"), graph=names.ON)
     (default, ours), *others = grouped(observations, "setting").items()
     parts, used = [], []
     for protocol in (protocol for protocol in MECHANISMS if select(ours, protocol)):
@@ -271,12 +270,15 @@ def choices_of_ours() -> Finding:
 def ablation() -> Finding:
     """Table 3 on digits."""
     [table] = [table for tables in sweeps().values() for table in tables if table.title == "Table 3: digits"]
-    figures = [f"{heading} {cells[0].text} in {cells[2].text} s" for heading, cells in table.rows]
+    figures = [
+        f"{heading} {row['digits: accuracy'].text} in {row['digits: inference, s'].text} s"
+        for heading, row in table.rows.items()
+    ]
     return Finding(f"**Table 3 on digits**, with the seconds to classify all test images: {'; '.join(figures)}.")
 
 
-def readme(text: str) -> str:
-    """The README with its figures made anew."""
+def page(text: str) -> str:
+    """The page with its figures made anew."""
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}\n\n{section()}\n\n{END}{rest.partition(END)[2]}"
 
@@ -285,5 +287,5 @@ if __name__ == "__main__":
     for name, tables in sweeps().items():
         (RESULTS / name / "results.md").write_text(formats.document(tables), encoding="utf-8")
         print(RESULTS / name / "results.md")
-    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
-    print(README)
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(PAGE)

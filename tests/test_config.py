@@ -7,9 +7,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax import data
 from cnn2gnn_jax.data import Dataset, Split
+from cnn2gnn_jax.runtime import fields
 from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.runtime.fields import EVALUATION, NOTHING, TRAINING
 from configs import base
 
 HUGE_INT, HUGE = 10**15, 1e30
@@ -117,17 +118,17 @@ METHODS = {  # the fields of `distill` and a method that uses them; the others' 
 WRONG_TYPES = {int: ["three", 1.5, (1,)], float: ["three", (1.0,)], bool: ["yes", 2.5], str: [3, True], tuple: ["a", 3]}
 
 
-def fields(config, prefix=""):
+def types(config, prefix=""):
     """Each field's path and type."""
     for name in config:
         kind = config.get_type(name)
         if kind is ConfigDict:
-            yield from fields(config[name], f"{prefix}{name}.")
+            yield from types(config[name], f"{prefix}{name}.")
         else:
             yield prefix + name, kind
 
 
-FIELDS = dict(fields(base.get_config()))
+FIELDS = dict(types(base.get_config()))
 
 
 def config_of(field, value):
@@ -149,8 +150,78 @@ def dataset():
 
 
 def check(config, dataset):
-    data.check(config.data)
     configs.check_data(configs.resolve(config), dataset)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data.limit", -1, "data.limit is -1: it must be 0 (all) or at least 1"),
+        ("data.image_size", -2, "data.image_size is -2: it must be 0 (as published) or between 1 and 4096"),
+        ("data.classes", 1, "data.classes is 1: it must be 0 (all) or at least 2"),
+        ("data.holdout", -0.1, "data.holdout is -0.1: it must be 0 (none) or above 0 and below 1"),
+        ("data.holdout", 1.0, "data.holdout is 1.0: it must be 0 (none) or above 0 and below 1"),
+        ("data.holdout", math.nan, "data.holdout is nan: it must be 0 (none) or above 0 and below 1"),
+        ("student.head_widths", (8, "a"), "student.head_widths is 'a': it must be between 1 and 100000"),
+        ("student.graph", "knn", "student.graph is 'knn': choose one of learned, off, inner_product, euclidean, "),
+    ],
+)
+def test_an_error_says_what_was_found_and_what_is_allowed(field, value, message):
+    with pytest.raises(UserError) as refused:
+        configs.resolve(config_of(field, value))
+    assert str(refused.value).startswith(message)
+
+
+def test_a_field_that_a_config_file_makes_up_is_refused():
+    config = base.get_config()
+    config.student.sparcity = 3
+    with pytest.raises(
+        UserError, match="there is no field config.student.sparcity: did you mean config.student.sparsi"
+    ):
+        configs.resolve(config)
+
+
+def test_fields_are_what_their_lines_say():
+    """The type, the default and the fingerprint of a field all follow from its line in configs/base.py."""
+    for field, line in base.FIELDS.items():
+        of_type = isinstance(line.default, type)
+        assert FIELDS[field] is (line.default if of_type else type(line.default)), field
+        assert line.meaning and line.changes in (TRAINING, EVALUATION, NOTHING), field
+        if not of_type and line.allowed is not None:
+            fields.check(fields.to_config({field: line}), base.FIELDS)  # the default is allowed
+    other = {
+        "name": "x",
+        "cache_dir": "x",
+        "data.manual_dir": "x",
+        "data.residency": "host",
+        "parallel.backend": "pmap",
+    }
+    for field, line in base.FIELDS.items():
+        if line.changes == TRAINING or field.endswith("recipe"):
+            continue
+        value = other[field] if FIELDS[field] is str and field in other else None
+        if FIELDS[field] is bool:
+            value = not line.default
+        elif FIELDS[field] in (int, float):
+            value = line.default + 150  # anchors and batches stay larger than the sparsity
+        elif value is None:
+            value = {"evaluate.split": "holdout", "evaluate.reading": "test_rows"}[field]
+        changed = base.get_config()
+        changed.data.holdout = 0.1 if field == "evaluate.split" else 0.0
+        before = configs.resolve(changed)
+        changed.update_from_flattened_dict({field: value})
+        after = configs.resolve(changed)
+        assert configs.student_fingerprint(before, "d") == configs.student_fingerprint(after, "d"), field
+        same = configs.cell_fingerprint(before) == configs.cell_fingerprint(after)
+        assert same == (line.changes == NOTHING), field
+
+
+def test_fingerprints_stay_what_they_were_so_that_caches_stay_valid(monkeypatch):
+    monkeypatch.setattr(configs, "STUDENT_FORMAT", 3)
+    monkeypatch.setattr(configs, "TEACHER_FORMAT", 2)
+    config = configs.resolve(base.get_config())
+    assert configs.student_fingerprint(config, "data") == "300f6f43aa31357a"
+    assert configs.cell_fingerprint(config) == "effaa3e056884261"
 
 
 def test_no_field_is_forgotten():
@@ -189,11 +260,11 @@ def test_a_wrong_type_is_refused(field, kind):
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_an_epoch_chosen_on_the_images_that_are_reported_on_is_refused(role):
-    fields = {"data.holdout": 0.1, f"{role}.train.epoch": "best"}
+    values = {"data.holdout": 0.1, f"{role}.train.epoch": "best"}
 
     def resolved(**more):
         config = base.get_config()
-        config.update_from_flattened_dict({**fields, **more})
+        config.update_from_flattened_dict({**values, **more})
         return configs.resolve(config)
 
     assert resolved()[role].train.epoch == "best"

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cnn2gnn_jax import export
-from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import bundle, trained
 from cnn2gnn_jax.serving.pictures import read_pictures
@@ -54,8 +54,8 @@ def test_size_and_latency_stand_beside_the_teachers(made):
     _, folder, measured = made
     assert set(measured) == {"student", "teacher"}
     assert all(set(facts["milliseconds"]) == {"1", "100"} for facts in measured.values())
-    manifest = storage.read_json(folder / bundle.MANIFEST)
-    assert manifest["measured"]["student"] == measured["student"]
+    manifest = storage.read_json(folder / artifact.MANIFEST)
+    assert manifest["facts"]["measured"]["student"] == measured["student"]
     assert measured["student"]["bytes"] == (folder / bundle.MODEL).stat().st_size
     assert len(export.table(measured).splitlines()) == 3
 
@@ -75,12 +75,12 @@ def made_of_colour(made, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["grey", "colour"])
-def test_the_readmes_ten_lines_answer_without_this_package(made, made_of_colour, tmp_path, kind):
+def test_the_documentations_ten_lines_answer_without_this_package(made, made_of_colour, tmp_path, kind):
     student, folder, _ = made
     recorded, answer = student.recorded, lambda images: trained.answer(student, images).probabilities
     if kind == "colour":
         recorded, folder, answer = made_of_colour
-    [block] = [b for b in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if "BUNDLE" in b]
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serve_a_bundle.md").read_text(), re.S)
     assert len([line for line in block.splitlines() if line.strip()]) <= 10
     pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 13, 4), np.uint8)  # with alpha
     for i, image in enumerate(pixels):
@@ -101,24 +101,24 @@ def test_what_is_no_whole_bundle_of_this_version_is_refused(made, tmp_path):
     _, folder, _ = made
     other = tmp_path / "bundle"
     other.mkdir()
-    manifest = storage.read_json(folder / bundle.MANIFEST)
+    manifest = storage.read_json(folder / artifact.MANIFEST)
     module = (folder / bundle.MODEL).read_bytes()
     (other / bundle.MODEL).write_bytes(module)
     for changes, message in (
-        ({"format": 2}, r"of another version \(format 2, expected 1\)"),
+        ({"format": 1}, r"by another version of this program \(.*format 1; this one is .*, format 2\)"),
         ({"files": {}}, "is damaged"),
-        ({"platforms": ["tpu"]}, "is for tpu, and this is cpu"),
+        ({"facts": manifest["facts"] | {"platforms": ["tpu"]}}, "is for tpu, and this is cpu"),
+        ({"facts": manifest["facts"] | {"image_shape": [8, 8]}}, "is damaged"),
     ):
-        storage.write_json(other / bundle.MANIFEST, manifest | changes)
+        storage.write_json(other / artifact.MANIFEST, manifest | changes)
         with pytest.raises(UserError, match=message):
             bundle.read(other)
-    storage.write_json(other / bundle.MANIFEST, manifest)
+    storage.write_json(other / artifact.MANIFEST, manifest)
     (other / bundle.MODEL).write_bytes(module[:-1])
-    with pytest.raises(UserError, match="sha256"):
+    with pytest.raises(UserError, match=r"model\.stablehlo is not what was written.*: delete it and export it again"):
         bundle.read(other)
     (other / bundle.MODEL).write_bytes(module[:1000])
-    facts = manifest["files"][bundle.MODEL] | {"sha256": storage.sha256(other / bundle.MODEL)}
-    storage.write_json(other / bundle.MANIFEST, manifest | {"files": {bundle.MODEL: facts}})
+    artifact.seal(other, bundle.KIND, manifest["fingerprint"], manifest["facts"])
     with pytest.raises(UserError, match="cannot be read by JAX"):
         bundle.read(other)
 
@@ -133,4 +133,4 @@ def test_only_a_bundle_is_replaced(made, tmp_path):
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
     bundle.write(tmp_path / "new", student, (folder / bundle.MODEL).read_bytes(), {})
     bundle.write(tmp_path / "new", student, (folder / bundle.MODEL).read_bytes(), {"again": True})
-    assert bundle.read(tmp_path / "new").manifest["again"]
+    assert bundle.read(tmp_path / "new").facts["again"]

@@ -13,7 +13,7 @@ import pytest
 
 from cnn2gnn_jax import pipeline
 from cnn2gnn_jax import run as runs
-from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime import artifact
 from cnn2gnn_jax.runtime.errors import UserError, of_machine
 from cnn2gnn_jax.serving import bundle, trained
 from cnn2gnn_jax.training import fit
@@ -77,7 +77,7 @@ def finished(finished_run, cache, tmp_path_factory):
 def test_damage_is_never_used(finished, tmp_path, name):
     kind = damage.kinds(finished / "cache", finished / "run", None)[name]
     if name == "bundle":
-        kind = kind._replace(read=lambda folder: storage.read_json(folder / "manifest.json"))
+        kind = kind._replace(read=lambda folder: artifact.read(folder, bundle.KIND))
     if name == "run":
         kind = kind._replace(read=lambda folder: runs.read(folder))
     counts, wrong = damage.inject(name, kind, tmp_path / "copy", 1, random.Random(0))
@@ -104,17 +104,28 @@ def test_a_run_goes_back_to_the_checkpoint_before_a_damaged_one(finished_run, ca
     assert without_times(again) == without_times(results)
 
 
-def test_a_checkpoint_of_another_run_is_refused_and_one_without_a_list_gets_it(tmp_path):
-    with Checkpoints(tmp_path / "last", "mine") as checkpoints:
-        checkpoints.save(3, {"x": np.arange(4.0)})
-    assert recover(tmp_path / "last", "mine") == 3
-    with pytest.raises(UserError, match="is of mine, expected yours"):
+def test_a_checkpoint_of_another_run_is_refused_and_one_without_a_manifest_is_damaged(tmp_path, capsys):
+    for step in (3, 5):
+        with Checkpoints(tmp_path / "last", "mine") as checkpoints:
+            checkpoints.save(step, {"x": np.arange(4.0) + step}, {"accuracy": step})
+    assert recover(tmp_path / "last", "mine") == 5
+    with pytest.raises(UserError, match="holds a checkpoint with the fingerprint mine, expected yours: put back"):
         recover(tmp_path / "last", "yours")
-    (tmp_path / "last" / "step_3" / "files.json").unlink()
+    with Checkpoints(tmp_path / "last", "yours") as checkpoints, pytest.raises(UserError, match="mine, expected yours"):
+        checkpoints.restore_as_saved()
     with Checkpoints(tmp_path / "last", "mine") as checkpoints:
-        np.testing.assert_array_equal(checkpoints.restore_as_saved()["x"], np.arange(4.0))
+        assert checkpoints.facts() == {"accuracy": 5}
+    (tmp_path / "last" / "step_5" / "manifest.json").unlink()
+    with Checkpoints(tmp_path / "last", "mine") as checkpoints:
+        for read in (checkpoints.restore_as_saved, checkpoints.facts):
+            with pytest.raises(UserError, match=r"step_5 is damaged \(manifest.json is missing\): run the run's own"):
+                read()
     assert recover(tmp_path / "last", "mine") == 3
-    assert (tmp_path / "last" / "step_3" / "files.json").exists()
+    assert "step_5 is damaged (manifest.json is missing): it is removed" in capsys.readouterr().err
+    with Checkpoints(tmp_path / "last", "mine") as checkpoints:
+        np.testing.assert_array_equal(checkpoints.restore_as_saved()["x"], np.arange(4.0) + 3)
+    with Checkpoints(tmp_path / "best", "mine") as checkpoints, pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoints.restore_as_saved()
 
 
 def test_a_parser_takes_or_refuses(tmp_path):

@@ -20,7 +20,7 @@ LAYERS = (
     ("config",),
     ("inference",),  # the method
     ("gnn", "distillers", "neighbors"),
-    ("graph", "losses", "networks", "data", "teacher_logits"),
+    ("graph", "losses", "networks", "data", "training.recipes"),
     ("runtime",),
 )
 

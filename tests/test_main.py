@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from cnn2gnn_jax.runtime import overrides
+from cnn2gnn_jax import export, main, predict, sweep
+from cnn2gnn_jax.report import __main__ as report
+from cnn2gnn_jax.runtime import config_flag, fields
 from cnn2gnn_jax.runtime.errors import UserError
 from configs import base
 
@@ -20,7 +22,7 @@ WRONG = {
         "there is no config file configs/nothing.py: give the path of one; the built-in ones are configs/cifar10.py, ",
     ),
     "no config file": (["--config=configs/sweeps/table1.py"], "it has no function get_config()"),
-    "a broken config": (["--config=README.md"], "README.md cannot be loaded (IndentationError: "),
+    "a broken config": (["--config=README.md"], "README.md cannot be loaded (SyntaxError: "),
     "no such field": (
         ["--config=configs/digits.py", "--config.student.sparcity=3"],
         "there is no field config.student.sparcity: did you mean config.student.sparsity?",
@@ -34,7 +36,14 @@ WRONG = {
         ["--config=configs/digits.py", "--config.student.sparsity=many"],
         "--config.student.sparsity=many: expected a value of type int",
     ),
-    "no value": (["--config=configs/digits.py", "--config.seed"], "--config.seed has no value"),
+    "no whole number": (["--config=configs/digits.py", "--config.seed=1.5"], "expected a value of type int"),
+    "no truth value": (["--config=configs/digits.py", "--config.tensorboard=maybe"], "expected a value of type bool"),
+    "no tuple": (["--config=configs/digits.py", "--config.student.stem_widths=(8,x"], "expected a value of type tuple"),
+    "no numbers": (["--config=configs/digits.py", "--config.student.stem_widths=wide"], "stem_widths is 'wide'"),
+    "no value": (["--config=configs/digits.py", "--config.seed"], "--config.seed=--workdir="),  # takes what follows
+    "no such flag": (["--config=configs/digits.py", "--workdri=x"], "'workdri'. Did you mean: workdir"),
+    "fields before the config": (["--config.seed=1", "--config=configs/digits.py"], "before a value for --config"),
+    "fields without a config": (["--config.seed=1"], "no --config: give FILE[:WORD], as configs/digits.py"),
     "no such pair": (["--config=configs/cifar100.py:resnet34-resnet17"], "resnet17"),
     "no such size": (["--config=configs/cifar100.py:smok"], "smoke"),
     "no such stage": (["--config=configs/digits.py", "--stage=teach"], "teach"),
@@ -64,9 +73,32 @@ def test_help_prints_the_flags_of_this_program(flag):
     command = [sys.executable, "-m", "cnn2gnn_jax.main", flag]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == ""
-    for text in ("usage: python -m cnn2gnn_jax.main", "--workdir", "Examples:", "--config=configs/digits.py"):
+    usage = "python -m cnn2gnn_jax.main --config=configs/digits.py [--workdir=DIR]"
+    for text in (usage, "--workdir: ", "Examples:", "--config: FILE[:WORD]"):
         assert text in done.stdout
+    assert "absl" not in done.stdout and "jax_" not in done.stdout
     assert len(done.stdout.splitlines()) < 50
+
+
+def test_flags_of_one_command_are_no_flags_of_another(monkeypatch, capsys):
+    """All are imported here, in one program."""
+    for command, own, others in (
+        (main, "--stage", ("--sweep", "--bundle", "--manual_dir")),
+        (sweep, "--shard", ("--stage", "--bundle", "--manual_dir")),
+        (predict, "--bundle", ("--stage", "--sweep", "--manual_dir")),
+        (export, "--graph", ("--stage", "--sweep", "--bundle")),
+        (report, "--manual_dir", ("--stage", "--sweep", "--bundle")),
+    ):
+        monkeypatch.setattr(sys, "argv", ["command", "--help"])
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        shown = capsys.readouterr().out
+        flags = {word.rstrip(":") for line in shown.split("Flags:")[1].splitlines() for word in line.split()[:1]}
+        assert ended.value.code == 0 and own in flags and not flags & set(others)
+        for other in others:
+            monkeypatch.setattr(sys, "argv", ["command", f"{other}=x"])
+            with pytest.raises(UserError):
+                command.main()
 
 
 @pytest.mark.parametrize(
@@ -78,25 +110,35 @@ def test_help_prints_the_flags_of_this_program(flag):
     ],
 )
 def test_a_field_that_is_not_there_is_answered_by_the_nearest_ones(field, advice):
-    with pytest.raises(UserError) as raised:
-        overrides.set_field(base.get_config(), field, "1")
-    assert str(raised.value) == f"there is no field config.{field}: {advice}"
+    assert str(fields.no_such_field(field, base.FIELDS)) == f"there is no field config.{field}: {advice}"
 
 
-def test_fields_are_set_from_text():
-    config = base.get_config()
-    arguments = [
-        "--config.tensorboard=false",
-        "--config.seed",
-        "3",
-        "--config.student.stem_widths=8",
-        "--config.name=a=b",
-    ]
+def test_fields_are_set_from_text(monkeypatch):
+    arguments = ["--noconfig.tensorboard", "--config.seed", "3", "--config.student.stem_widths=8", "--config.name=a=b"]
     arguments += ["--config.teacher.train.learning_rate=1", "--config.student.kind=cnn", "--config.data.limit=-1"]
-    for field, text in overrides.settings(arguments).items():
-        overrides.set_field(config, field, text)
+    arguments += [
+        "--config.student.head_widths=(16, 8)",
+        "--config.compilation_cache=False",
+        "--config.distill.warmup=2",
+    ]
+    monkeypatch.setattr(sys, "argv", ["main", "--config=configs/digits.py:smoke", *arguments])
+    monkeypatch.chdir(ROOT)
+    config = main._flags().config
     assert (config.tensorboard, config.seed, config.student.stem_widths, config.name) == (False, 3, (8,), "a=b")
     assert (config.teacher.train.learning_rate, config.student.kind, config.data.limit) == (1.0, "cnn", -1)
+    assert (config.student.head_widths, config.compilation_cache, config.distill.warmup) == ((16, 8), False, 2)
+    assert config.student.train.epochs == 3  # of the file
+
+
+def test_a_config_file_is_any_that_returns_a_config(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("from configs import base\n\ndef get_config():\n    return base.get_config()\n")
+    assert config_flag.load(str(path)).method == "cnn2gnn"
+    with pytest.raises(UserError, match="takes no word after a colon: found 'smoke'"):
+        config_flag.load(f"{path}:smoke")
+    path.write_text("def get_config():\n    return {}\n")
+    with pytest.raises(UserError, match="returns a dict, expected an ml_collections.ConfigDict"):
+        config_flag.load(str(path))
 
 
 def tiny(tmp_path):

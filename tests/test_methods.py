@@ -82,7 +82,7 @@ def test_killed_in_either_stage_a_staged_method_ends_identical_to_the_bit(progra
     states = []
     for name in ("whole", "broken"):
         folder = tmp_path / name / "checkpoints" / "cnn-seed0" / "train" / "last"
-        owner = storage.read_json(tmp_path / name / "config.json")["fingerprint"] + "/cnn-seed0"
+        owner = storage.read_json(tmp_path / name / "run" / "manifest.json")["fingerprint"] + "/cnn-seed0"
         with Checkpoints(folder, owner) as checkpoints:
             states.append(checkpoints.restore_as_saved())
     assert states[0]["step"] == 3 * 14

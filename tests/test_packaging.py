@@ -1,4 +1,4 @@
-"""Requirements agree, the README's example runs, every config resolves at every size."""
+"""Requirements agree, README and documentation are what code and records say, every config resolves at every size."""
 
 import doctest
 import importlib
@@ -13,6 +13,7 @@ from scipy import stats
 
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import distillers, gnn, graph, inference, losses, networks
+from cnn2gnn_jax.runtime import fields
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -30,21 +31,33 @@ def test_the_readmes_example_runs():
     [block] = [block for block in blocks if "sparse_neighbors" in block]
     names = {}
     exec(block, names)
-    assert names["logits"].shape == (7, 10)
-    assert names["adjacency"].shape == (32, 32)
+    assert names["logits"].shape == (297, 10)
+    assert names["accuracy"] > 0.8
 
 
-@pytest.mark.parametrize("module", [graph, gnn, inference, losses, distillers, networks], ids=lambda m: m.__name__)
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_links_lead_to_files_in_the_repository():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\((?!https?://)([^)#]+)|src=\"([^\"]+)\"", page.read_text(encoding="utf-8")):
+            assert (page.parent / "".join(link)).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize(
+    "module", [graph, gnn, inference, losses, distillers, networks, fields], ids=lambda m: m.__name__
+)
 def test_the_docstrings_examples_are_right(module):
     found = doctest.testmod(module)
     assert found.failed == 0
     assert found.attempted > 0
 
 
-def test_the_figures_of_readme_and_results_are_those_of_the_records():
+def test_the_figures_of_the_pages_of_results_are_those_of_the_records():
     made = runpy.run_path(str(ROOT / "docs" / "make_results.py"))
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert made["readme"](text) == text, "run `make docs`"
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert made["page"](text) == text, "run `make docs`"
     for folder, tables in made["sweeps"]().items():
         page = (ROOT / "results" / folder / "results.md").read_text(encoding="utf-8")
         assert page == made["formats"].document(tables), f"results/{folder}: run `make docs`"
@@ -65,8 +78,37 @@ def seeds_of(found, title, row, graph, mechanism, order=None):
     }
 
 
-def test_the_readmes_sentences_are_what_the_records_say():
+def test_the_readmes_table_is_what_the_records_say():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("## What the graph is worth")[2].partition("\n\n")[2].partition("\n\n")[0]
+    found = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    protocols = (
+        ("learned", "one_by_one", None),
+        ("learned", "batch_by_batch", "shuffled"),
+        ("off", "one_by_one", None),
+        ("learned", "batch_by_batch", "class_sorted"),
+    )
+    rows = {}
+    for name, folder, title in (
+        ("digits, 10 seeds", "sweep-digits", "Table 1: digits"),
+        ("CIFAR-100, reduced, 3 seeds", "sweep-cifar100-reduced", "CIFAR-100, reduced"),
+    ):
+        by_seed = [list(seeds_of(lines(folder), title, "cnn2gnn", *protocol).values()) for protocol in protocols]
+        assert all(f"{len(accuracies)} seeds" in name for accuracies in by_seed)
+        rows[name] = [f"{np.mean(a):.2f} ± {np.std(a, ddof=1):.2f}" for a in by_seed]
+    for name, folder in (
+        ("Mini-ImageNet at 32x32, reduced, 1 seed", "mini_imagenet-smoke"),
+        ("a folder of 1,000 pictures, 10 classes, 1 seed", "image_folder"),
+    ):
+        entries = json.loads((ROOT / "results" / folder / "results.json").read_text())["accuracies"]
+        by = {(e["graph"], e["mechanism"], e["batch_order"]): f"{e['accuracy']:.2f}" for e in entries}
+        rows[name] = [by[protocol] for protocol in protocols]
+    shown = {name: cells for name, *cells in found if name in rows}
+    assert shown == rows
+
+
+def test_the_sentences_on_the_page_of_results_are_what_the_records_say():
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     said = {line.split("**")[1]: line for line in text.splitlines() if line.startswith("- **")}
     protocols = {
         "one by one": ("learned", "one_by_one", None),
@@ -105,10 +147,11 @@ def test_the_readmes_sentences_are_what_the_records_say():
         assert f" {on - off:+.2f}" in said["What the learned graph is worth in the paper's setting"]
     for wrong in ("ahead of GNN in every protocol", "one class or two", "Every public function", "costs accuracy.**"):
         assert wrong not in text
+        assert wrong not in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_tells_the_recipes_of_each_run_and_names_graphs_without_structure():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_of_results_tells_the_recipes_of_each_run_and_names_graphs_without_structure():
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     row = next(line for line in text.splitlines() if line.startswith("| a folder of 1,000 pictures"))
     assert row.split("|")[2].strip() == "`crd`, `paper`; 50; 10"
     entries = json.loads((ROOT / "results" / "cifar100-smoke" / "results.json").read_text())["accuracies"]
@@ -117,11 +160,20 @@ def test_the_readme_tells_the_recipes_of_each_run_and_names_graphs_without_struc
     assert "CIFAR-100, `:smoke`, batch by batch" in note and "Mini-ImageNet" not in note
 
 
-def test_the_reference_page_is_what_the_docstrings_say():
-    made = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))
-    assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run `make docs`"
-    [sentence] = re.findall(r"has the public functions of (.*?)\.\n", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert re.findall(r"`([\w.]+)`", sentence) == list(made["MODULES"])
+def test_every_public_module_is_on_one_reference_page():
+    pages = runpy.run_path(str(ROOT / "docs" / "hooks.py"))["reference"]()
+    paths = [path for path in (ROOT / "cnn2gnn_jax").rglob("*.py") if path.read_text(encoding="utf-8").strip()]
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    # A command is shown by its usage and its public functions, every other module as a whole.
+    commands = re.findall(r"^## `python -m ([\w.]+)`$", pages["commands"], re.MULTILINE)
+    shown = re.findall(r"^::: ([\w.]+)$", "\n".join(pages.values()), re.MULTILINE)
+    whole = [name for name in shown if name in modules]
+    assert sorted(whole + [f"{name}.__main__" if name in whole else name for name in commands]) == sorted(modules)
+
+
+def test_every_method_is_on_the_page_of_methods():
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert all(f"| `{method}` |" in text for method in distillers.METHODS)
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "stl10", "mini_imagenet", "image_folder"])

@@ -3,12 +3,14 @@
 import json
 import os
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from cnn2gnn_jax import pipeline
+from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training.checkpoint import Checkpoints
@@ -36,7 +38,7 @@ def done(cache, tmp_path_factory):
 
 def owner(folder):
     """Whose the checkpoints in a folder are."""
-    return storage.read_json(next(folder.glob("step_*/files.json")))["owner"]
+    return storage.read_json(next(folder.glob("step_*/manifest.json")))["fingerprint"]
 
 
 def modified(folder):
@@ -97,12 +99,14 @@ def test_a_second_call_redoes_nothing(done):
     before = (
         modified(workdir / "checkpoints"),
         modified(workdir / "evaluations"),
+        modified(workdir / "run"),
         modified(pathlib.Path(config.cache_dir)),
     )
     assert pipeline.run(config, workdir) == results
     after = (
         modified(workdir / "checkpoints"),
         modified(workdir / "evaluations"),
+        modified(workdir / "run"),
         modified(pathlib.Path(config.cache_dir)),
     )
     for old, new in zip(before, after, strict=True):
@@ -133,19 +137,47 @@ def test_a_workdir_of_another_config_is_refused_untouched(done):
 
 def test_a_workdir_of_another_version_is_refused_with_what_differs(done, tmp_path):
     config, workdir, _ = done
-    facts = storage.read_json(workdir / "config.json")
-    del facts["config"]["student"]["off_weight"], facts["version"]
-    facts["config"]["evaluate"]["anchors"] = 77  # no part of what a run is
-    storage.write_json(tmp_path / "run" / "config.json", facts | {"format": 1, "fingerprint": "0123456789abcdef"})
+    manifest = storage.read_json(workdir / "run" / "manifest.json")
+    del manifest["facts"]["config"]["student"]["off_weight"], manifest["program"]
+    manifest["facts"]["config"]["evaluate"]["anchors"] = 77  # no part of what a run is
+    record = tmp_path / "run" / "run"
+    storage.write_json(record / "manifest.json", manifest | {"format": 1, "fingerprint": "0123456789abcdef"})
     before = modified(tmp_path / "run")
     with pytest.raises(UserError) as raised:
         pipeline.run(config, tmp_path / "run")
     text = str(raised.value)
-    assert text.startswith(f"{tmp_path / 'run'} was written by another version of this program (format 1; this one is ")
+    assert text.startswith(f"{record} was written by another version of this program (format 1; this one is ")
     assert text.endswith(
         "(student.off_weight is missing there and 0.0 here): choose another --workdir, or delete this one"
     )
     assert modified(tmp_path / "run") == before
+
+
+def test_a_workdir_of_the_time_before_records_is_refused_untouched(done, tmp_path):
+    (tmp_path / "run").mkdir()
+    storage.write_json(tmp_path / "run" / "config.json", {"format": 3, "fingerprint": "0123456789abcdef"})
+    before = modified(tmp_path / "run")
+    with pytest.raises(UserError, match="was written by an earlier version of this program: choose another --workdir"):
+        pipeline.run(done[0], tmp_path / "run")
+    assert modified(tmp_path / "run") == before
+
+
+def test_a_damaged_record_is_refused_or_written_again(done, tmp_path):
+    config, workdir, results = done
+    shutil.copytree(workdir, tmp_path / "run")
+    record = tmp_path / "run" / "run"
+    whole = (record / "images.npy").read_bytes()
+    (record / "images.npy").write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=r"images\.npy.*: delete it and run the run's own command again"):
+        runs.read(tmp_path / "run")
+    assert pipeline.run(config, tmp_path / "run")["accuracies"] == results["accuracies"]
+    assert (record / "images.npy").read_bytes() == whole
+    (record / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"run is damaged .*: delete it and run the run's own command again"):
+        pipeline.run(config, tmp_path / "run")
+    shutil.rmtree(record)
+    pipeline.run(config, tmp_path / "run", "student")
+    assert runs.read(tmp_path / "run").fingerprint == results["fingerprint"]
 
 
 def test_a_changed_student_reuses_the_teacher(done, cache, tmp_path):
@@ -246,12 +278,12 @@ def test_logits_of_another_teacher_are_refused_and_damaged_ones_computed_anew(do
     try:
         facts = storage.read_json(folder / "manifest.json")
         storage.write_json(folder / "manifest.json", facts | {"fingerprint": "0123456789abcdef"})
-        with pytest.raises(UserError, match="holds the logits of teacher 0123456789abcdef"):
+        with pytest.raises(UserError, match="outputs of a teacher with the fingerprint 0123456789abcdef"):
             pipeline.run(config, tmp_path / "run")
         (folder / "manifest.json").write_bytes(manifest)
         (folder / "train.npy").write_bytes(array[:-1] + bytes([array[-1] ^ 1]))
         pipeline.run(config, tmp_path / "run", "logits")
-        assert "train.npy is damaged" in capsys.readouterr().err
+        assert "teacher_logits is damaged (train.npy is not what was written)" in capsys.readouterr().err
         assert (folder / "train.npy").read_bytes() == array
     finally:
         (folder / "manifest.json").write_bytes(manifest)

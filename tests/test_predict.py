@@ -16,7 +16,7 @@ from PIL import Image
 
 from cnn2gnn_jax import data, export, pipeline, predict
 from cnn2gnn_jax import run as runs
-from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import bundle, graph_choice, trained
 from cnn2gnn_jax.serving.pictures import Pictures, read_pictures
@@ -62,6 +62,15 @@ def folder(dataset, tmp_path_factory):
 
 def change(path, **fields):
     storage.write_json(path, storage.read_json(path) | fields)
+
+
+def change_record(workdir, **facts):
+    path = workdir / runs.RECORD / artifact.MANIFEST
+    change(path, facts=storage.read_json(path)["facts"] | facts)
+
+
+def config_of(workdir):
+    return storage.read_json(workdir / runs.RECORD / artifact.MANIFEST)["facts"]["config"]
 
 
 def test_every_test_image_is_answered_as_the_evaluation_did(done, student, dataset):
@@ -170,7 +179,7 @@ def test_every_kind_of_student_answers_and_exports(cache, tmp_path, fields):
             predict.by_student(opened, pictures, neighbors=1)
         with pytest.raises(UserError, match="holds a CNN, which has no graph: leave --graph=off out"):
             trained.open_student(workdir, "off")
-    change(workdir / "config.json", teacher_folder="/nowhere")
+    change_record(workdir, teacher_folder="/nowhere")
     if opened.model.features is None:
         trained.open_student(workdir)
     else:
@@ -227,7 +236,7 @@ def test_the_bundle_says_which_student_it_holds(both, tmp_path):
     workdir, _ = both
     for choice, graph in (("learned", "learned"), ("off", "off")):
         export.write(workdir, tmp_path / choice, choice)
-        assert storage.read_json(tmp_path / choice / bundle.MANIFEST)["graph"] == graph
+        assert storage.read_json(tmp_path / choice / artifact.MANIFEST)["facts"]["graph"] == graph
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
     found = bundle.read(tmp_path / "off").call(images)
     np.testing.assert_allclose(found, trained.answer(trained.open_student(workdir, "off"), images)[0], atol=1e-5)
@@ -246,8 +255,8 @@ def test_a_student_that_cannot_be_chosen_is_refused_with_what_to_do(done, both, 
     workdir = copied(both, tmp_path)
     with pytest.raises(UserError, match="no accuracies on held-out training images: run the run's own command again"):
         trained.open_student(workdir, "best")
-    config = storage.read_json(workdir / "config.json")["config"]
-    change(workdir / "config.json", config=config | {"data": config["data"] | {"holdout": 0.0}})
+    config = config_of(workdir)
+    change_record(workdir, config=config | {"data": config["data"] | {"holdout": 0.0}})
     with pytest.raises(UserError, match=r"has none: train with --config.data.holdout=0.1 in a new workdir"):
         trained.open_student(workdir, "best")
 
@@ -287,31 +296,26 @@ def test_the_command_warns_and_serves_the_student_that_is_asked_for(both, folder
 def test_a_workdir_needs_no_data_set(done, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(done[0], moved)
-    facts = storage.read_json(moved / "config.json")
-    facts["config"]["cache_dir"] = facts["teacher_folder"] = "/nowhere"
-    storage.write_json(moved / "config.json", facts)
+    change_record(moved, config=config_of(moved) | {"cache_dir": "/nowhere"}, teacher_folder="/nowhere")
     assert export.teacher_module(trained.open_student(moved)) is None
 
 
 DAMAGE = {
-    "another version": (lambda w: change(w / "config.json", format=0), "format 0; this one is"),
-    "no config": (lambda w: (w / "config.json").unlink(), "is no workdir"),
-    "not JSON": (lambda w: (w / "config.json").write_text("{"), "is damaged"),
-    "no such field": (lambda w: change(w / "config.json", config={}), "damaged or of another version"),
-    "anchors cut": (lambda w: (w / "anchors.npz").write_bytes(b"PK\x03\x04"), "damaged or of another version"),
+    "another version": (lambda w: change(w / "run" / "manifest.json", format=0), "format 0; this one is"),
+    "no config": (lambda w: shutil.rmtree(w / "run"), "is no workdir"),
+    "no manifest": (lambda w: (w / "run" / "manifest.json").unlink(), "run is damaged (manifest.json is missing)"),
+    "not JSON": (lambda w: (w / "run" / "manifest.json").write_text("{"), "is damaged"),
+    "no such field": (lambda w: change_record(w, config={}), "is damaged"),
+    "anchors cut": (lambda w: (w / "run" / "images.npy").write_bytes(b"PK\x03\x04"), "is damaged (images.npy"),
     "no checkpoints": (lambda w: shutil.rmtree(w / "checkpoints"), "is not there"),
     "another network": (
-        lambda w: change(
-            w / "config.json",
-            config=(c := storage.read_json(w / "config.json")["config"]) | {"student": c["student"] | {"hidden": 8}},
-        ),
+        lambda w: change_record(w, config=(c := config_of(w)) | {"student": c["student"] | {"hidden": 8}}),
         "a student of another version",
     ),
     "not finished": (
-        lambda w: change(
-            w / "config.json",
-            config=(c := storage.read_json(w / "config.json")["config"])
-            | {"student": c["student"] | {"train": c["student"]["train"] | {"epochs": 9}}},
+        lambda w: change_record(
+            w,
+            config=(c := config_of(w)) | {"student": c["student"] | {"train": c["student"]["train"] | {"epochs": 9}}},
         ),
         "for 28 of 126 steps",
     ),
@@ -332,11 +336,11 @@ def test_a_workdir_that_cannot_be_used_says_why(done, tmp_path, damage):
 def test_a_workdir_of_another_version_does_not_send_its_user_in_a_circle(done, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(done[0], workdir)
-    change(workdir / "config.json", format=1, version="0.0.9")
+    change(workdir / "run" / "manifest.json", format=1, program="cnn2gnn_jax 0.0.9")
     with pytest.raises(UserError) as raised:
         trained.open_student(workdir)
     assert str(raised.value).startswith(
-        f"{workdir} was written by another version of this program (cnn2gnn_jax 0.0.9, "
+        f"{workdir / 'run'} was written by another version of this program (cnn2gnn_jax 0.0.9, format 1; this one is "
     )
     assert str(raised.value).endswith(": use the version that wrote it, or train again in a new workdir")
 
@@ -355,7 +359,10 @@ def test_the_command_prints_json(done, folder):
 
 
 WRONG = {
-    "no workdir": (["x.png"], "--workdir --bundle is required"),
+    "no workdir": (["x.png"], "Exactly one of (workdir, bundle)"),
+    "two": (["--workdir={run}", "--bundle={run}", "x.png"], "Exactly one of (workdir, bundle)"),
+    "nothing to classify": (["--workdir={run}"], "no IMAGE_OR_FOLDER: give at least one"),
+    "a negative number": (["--workdir={run}", "x.png", "--neighbors=-1"], "--neighbors is -1: expected 0 or more"),
     "no such workdir": (["--workdir=/nowhere", "x.png"], "/nowhere is no workdir"),
     "no such image": (["--workdir={run}", "/nowhere.png"], "/nowhere.png does not exist"),
     "no image": (["--workdir={run}", "README.md"], "README.md: no JPEG, PNG, BMP or WebP image"),

@@ -10,8 +10,6 @@ from cnn2gnn_jax.data import cache, ingest, selection
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
 
-LARGEST_SIDE = 4096  # pixels: such an image is 50 MB in the cache
-
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -61,7 +59,8 @@ def load(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> Dataset:
     """Opens a data set; the first time, its images are decoded into `cache_dir`, and downloaded if need be.
 
     Args:
-      config: an object with the attributes
+      config: the section `data` of a config whose values `cnn2gnn_jax.config.resolve` has checked, or an object with
+        the same attributes:
         name: `digits`, `cifar10`, `cifar100`, `stl10`, `mini_imagenet`, `image_folder`, or any data set with an image
           and a label that TFDS has prepared as array_record;
         image_size: 0 (as published) or the side of the square that images are cropped and resized to;
@@ -78,26 +77,25 @@ def load(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> Dataset:
       fetch: whether to download what is not at hand.
 
     Raises:
-      UserError: a setting is out of range, the data set is unknown or not at hand, or its files are wrong.
+      UserError: the data set is unknown or not at hand, or its files are wrong.
     """
-    check(config)
     arrays = ingest.arrays(config, pathlib.Path(cache_dir), fetch)
-    manifest = arrays.manifest
-    if not min(manifest["std"]) > 0:
+    facts = arrays.facts
+    if not min(facts["std"]) > 0:
         raise UserError(f"{config.name}: a channel is the same in all training images: they cannot be normalised")
-    if config.classes > len(manifest["classes"]):
+    if config.classes > len(facts["classes"]):
         raise UserError(
-            f"data.classes={config.classes}, but {config.name} has {len(manifest['classes'])}: choose at most that"
+            f"data.classes={config.classes}, but {config.name} has {len(facts['classes'])}: choose at most that"
         )
     train, holdout = _training_images(config, arrays.labels["train"])
     return Dataset(
         name=config.name,
-        classes=tuple(manifest["classes"][: config.classes or None]),
+        classes=tuple(facts["classes"][: config.classes or None]),
         train=_split(arrays, "train", train),
         test=_split(arrays, "test", _first(config, arrays.labels["test"])),
         holdout=None if holdout is None else _split(arrays, "train", holdout),
-        mean=tuple(manifest["mean"]),
-        std=tuple(manifest["std"]),
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
         fingerprint=_fingerprint(config, arrays),
     )
 
@@ -123,32 +121,13 @@ def _fingerprint(config: Any, arrays: cache.Arrays) -> str:
         {
             "name": config.name,
             "image_shape": list(arrays.images["train"].shape[1:]),
-            "sha256": {key: array["sha256"] for key, array in arrays.manifest["arrays"].items()},
+            "sha256": arrays.sha256,
             "limit": config.limit,
             **({"classes": config.classes} if config.classes else {}),
             "holdout": config.holdout,
             "holdout_seed": config.holdout_seed if config.holdout else None,
         }
     )
-
-
-def check(config: Any) -> None:
-    """Checks the settings of the `data` section that `load` reads."""
-    if not 0 <= config.image_size <= LARGEST_SIDE:
-        raise UserError(
-            f"data.image_size={config.image_size}: expected 0 (as published) or a number of pixels up to {LARGEST_SIDE}"
-        )
-    if config.classes < 0 or config.classes == 1:
-        raise UserError(f"data.classes={config.classes}: expected 0 (all) or a number of classes of at least 2")
-    if config.limit < 0:
-        raise UserError(f"data.limit={config.limit}: expected 0 (all) or a number of images of each class")
-    if not 0 <= config.holdout < 1:
-        raise UserError(f"data.holdout={config.holdout}: expected a fraction from 0 up to, but not including, 1")
-    for field in ("holdout_seed", "split_seed"):
-        if not 0 <= getattr(config, field) < 2**31:
-            raise UserError(f"data.{field}={getattr(config, field)}: expected a number from 0 to {2**31 - 1}")
-    if not 0 < config.test_fraction < 1:
-        raise UserError(f"data.test_fraction={config.test_fraction}: expected a fraction between 0 and 1")
 
 
 def _split(arrays: cache.Arrays, split: str, selected: np.ndarray | None) -> Split:

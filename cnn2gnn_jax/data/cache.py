@@ -1,8 +1,6 @@
-"""Decoded data sets on disk: {train,test}_{images,labels}.npy and a manifest with their hashes.
+"""Decoded data sets on disk, each a verified folder: {train,test}_{images,labels}.npy, and facts about them.
 
 Of an image folder there is also {train,test}_files.json, with the file of each image.
-
-A folder is written whole or not at all, and read only if every byte is as the manifest says.
 """
 
 import dataclasses
@@ -13,22 +11,15 @@ from typing import Any
 import numpy as np
 
 from cnn2gnn_jax.data.images import ImageError
-from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError
 
-VERSION = 3  # to be raised whenever the same original files would give other arrays
+# The format is also raised when the same original files would give other arrays.
+KIND = artifact.Kind("a data set", format=4, remake="run the same command again")
 _SPLITS = ("train", "test")
 _ARRAYS = tuple(f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels"))
 _CHUNK = 1024
 _NAMED = 5  # unreadable images in an error
-
-
-class Damaged(Exception):
-    """A cache that is there but not as it was written: the message says in what."""
-
-
-class Outdated(Damaged):
-    """A cache that is as it was written, by another version of this program."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +39,15 @@ class Arrays:
     """A cache that was read: memory-mapped images (N, H, W, C) uint8 and labels (N,) int32 of each split.
 
     files: of an image folder the N files of each split, relative to the folder; otherwise None.
+    facts: `name`, `classes`, `mean`, `std`, `source`, `unreadable`.
+    sha256: of the file of each array.
     """
 
     images: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
     files: dict[str, tuple[str, ...] | None]
-    manifest: dict[str, Any]
+    facts: dict[str, Any]
+    sha256: dict[str, str]
 
 
 def write(
@@ -64,15 +58,15 @@ def write(
     source: Mapping[str, str],
     skip_unreadable: bool = False,
 ) -> None:
-    """Writes a data set to `folder`, replacing what is there; call it under the folder's lock.
+    """Writes a data set to `folder`, replacing what is there.
 
     Args:
       folder: where to.
       name: the data set's name.
       classes: class names; labels index them.
       splits: `train` and `test`.
-      source: what the arrays were made from, for the manifest.
-      skip_unreadable: whether images that cannot be read are left out; the manifest lists them.
+      source: what the arrays were made from: the `key` of the original files, and their `path`.
+      skip_unreadable: whether images that cannot be read are left out; the facts list them.
 
     Raises:
       UserError: a split is empty, images differ in shape, a label has no class, or images cannot be read.
@@ -81,7 +75,7 @@ def write(
         shape: tuple[int, ...] = ()
         unreadable: list[str] = []
         for split in _SPLITS:
-            shape = _write_split(beside, f"{name}: {split}", split, splits[split], len(classes), shape, unreadable)
+            shape = _write_split(beside / split, f"{name}: {split}", splits[split], len(classes), shape, unreadable)
         if not skip_unreadable:
             refuse_unreadable(name, unreadable)
         if unreadable:
@@ -91,22 +85,15 @@ def write(
                     f"{name}: no training image of class {classes[int(left.argmin())]} can be read: replace them"
                 )
         mean, std = _mean_and_std(_histogram(_map(beside / "train_images.npy")))
-        manifest = {
-            "version": VERSION,
+        facts = {
             "name": name,
             "classes": list(classes),
             "mean": mean,
             "std": std,
             "source": dict(source),
             "unreadable": unreadable,
-            "arrays": {key: _describe(beside / f"{key}.npy") for key in _ARRAYS},
-            "files": {
-                split: storage.sha256(beside / f"{split}_files.json") if splits[split].named_by_file else None
-                for split in _SPLITS
-            },
         }
-        manifest["fingerprint"] = storage.fingerprint(manifest)
-        storage.write_json(beside / "manifest.json", manifest)
+        artifact.seal(beside, KIND, source["key"], facts)
 
 
 def refuse_unreadable(name: str, unreadable: Sequence[str]) -> None:
@@ -119,61 +106,44 @@ def refuse_unreadable(name: str, unreadable: Sequence[str]) -> None:
         )
 
 
-def read(folder: pathlib.Path) -> Arrays | None:
-    """Opens the data set in `folder` after hashing it; None where there is none.
+def read(folder: pathlib.Path) -> Arrays:
+    """Opens the data set in `folder` after hashing it.
 
     Raises:
-      Damaged: it is not as its manifest says.
-      Outdated: another version wrote it.
+      artifact.Refused: there is none, it is not as it was written, or another version wrote it.
     """
-    if not folder.exists():
-        return None
-    try:
-        manifest = storage.read_json(folder / "manifest.json")
-        if manifest.get("version") != VERSION:
-            raise Outdated(f"its layout is {manifest.get('version')}, and this version's is {VERSION}")
-        if manifest.pop("fingerprint", "") != storage.fingerprint(manifest):
-            raise Damaged("manifest.json does not match its own fingerprint")
-        for key in _ARRAYS:
-            expected = manifest["arrays"][key]["sha256"]
-            if (found := storage.sha256(folder / f"{key}.npy")) != expected:
-                raise Damaged(f"{key}.npy has sha256 {found}, expected {expected}")
-        arrays = {key: _map(folder / f"{key}.npy") for key in _ARRAYS}
+    kept = artifact.read(folder, KIND)
+    with artifact.intact(folder, KIND):
         return Arrays(
-            {split: arrays[f"{split}_images"] for split in _SPLITS},
-            {split: np.array(arrays[f"{split}_labels"]) for split in _SPLITS},
-            {split: _read_files(folder / f"{split}_files.json", manifest["files"][split]) for split in _SPLITS},
-            manifest,
+            {split: kept.arrays[f"{split}_images"] for split in _SPLITS},
+            {split: np.array(kept.arrays[f"{split}_labels"]) for split in _SPLITS},
+            {split: _read_files(folder / f"{split}_files.json", kept.files) for split in _SPLITS},
+            kept.facts,
+            {name: kept.files[f"{name}.npy"]["sha256"] for name in _ARRAYS},
         )
-    except (UserError, OSError, ValueError) as error:
-        raise Damaged(str(error)) from None
-    except (KeyError, TypeError):
-        raise Damaged("manifest.json lists no arrays") from None
 
 
-def _read_files(path: pathlib.Path, expected: str | None) -> tuple[str, ...] | None:
-    if expected is None:
-        return None
-    if (found := storage.sha256(path)) != expected:
-        raise Damaged(f"{path.name} has sha256 {found}, expected {expected}")
-    return tuple(storage.read_json(path)["files"])
+def _read_files(path: pathlib.Path, files: Mapping[str, Any]) -> tuple[str, ...] | None:
+    return tuple(storage.read_json(path)["files"]) if path.name in files else None
 
 
 def _write_split(
-    folder: pathlib.Path,
+    path: pathlib.Path,
     what: str,
-    split: str,
     examples: Examples,
     classes: int,
     shape: tuple[int, ...],
     unreadable: list[str],
 ) -> tuple[int, ...]:
-    """Writes one split, whose images must be of `shape` where that is not (), and returns the shape they have.
+    """Writes one split to files whose names begin as `path`; its images must be of `shape` where that is not ().
 
-    Adds to `unreadable` what each of its images that cannot be read suffers from.
+    Adds to `unreadable` what each of its images that cannot be read suffers from, and returns the images' shape.
     """
     if not examples.count:
         raise UserError(f"{what} has no images: expected some of every class")
+    images_path, labels_path, files_path = (
+        path.with_name(f"{path.name}_{part}") for part in ("images.npy", "labels.npy", "files.json")
+    )
     labels = np.empty(examples.count, np.int32)
     images: np.ndarray | None = None
     files: list[str] = []
@@ -185,14 +155,8 @@ def _write_split(
             continue
         if images is None:
             shape = shape or image.shape
-            images = storage.new_array(folder / f"{split}_images.npy", np.uint8, (examples.count, *shape))
-        if image.shape != shape:
-            raise UserError(
-                f"{name} is {_size(image.shape)}, images before it are {_size(shape)}: "
-                "set data.image_size to the side that all are to be resized to"
-            )
-        if not 0 <= label < classes:
-            raise UserError(f"{name} has label {label}, expected 0 to {classes - 1}")
+            images = storage.new_array(images_path, np.uint8, (examples.count, *shape))
+        _check_example(name, image.shape, shape, label, classes)
         images[written], labels[written] = image, label
         files.append(name)
         written += 1
@@ -201,15 +165,26 @@ def _write_split(
     if images is None:
         refuse_unreadable(what, unreadable)
     assert images is not None
-    np.save(folder / f"{split}_labels.npy", labels[:written], allow_pickle=False)
+    np.save(labels_path, labels[:written], allow_pickle=False)
     if examples.named_by_file:
-        storage.write_json(folder / f"{split}_files.json", {"files": files})
+        storage.write_json(files_path, {"files": files})
     images.flush()  # type: ignore[attr-defined]
     if missing:
-        path = folder / f"{split}_images.npy"
-        np.save(folder / "whole.npy", images[:written], allow_pickle=False)
-        (folder / "whole.npy").replace(path)
+        whole = path.with_name("whole.npy")
+        np.save(whole, images[:written], allow_pickle=False)
+        whole.replace(images_path)
     return shape
+
+
+def _check_example(name: str, found: tuple[int, ...], shape: tuple[int, ...], label: int, classes: int) -> None:
+    """Raises UserError where an image is of another shape than those before it, or its label has no class."""
+    if found != shape:
+        raise UserError(
+            f"{name} is {_size(found)}, images before it are {_size(shape)}: "
+            "set data.image_size to the side that all are to be resized to"
+        )
+    if not 0 <= label < classes:
+        raise UserError(f"{name} has label {label}, expected 0 to {classes - 1}")
 
 
 def _histogram(images: np.ndarray) -> np.ndarray:
@@ -232,11 +207,6 @@ def _mean_and_std(counts_Cx256: np.ndarray) -> tuple[list[float], list[float]]:
         ((square * n - total**2) / n**2) ** 0.5 / 255 for square, total, n in zip(squares, sums, pixels, strict=True)
     ]
     return mean, std
-
-
-def _describe(path: pathlib.Path) -> dict[str, Any]:
-    array = _map(path)
-    return {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": storage.sha256(path)}
 
 
 def _map(path: pathlib.Path) -> np.ndarray:

@@ -1,4 +1,9 @@
-"""Downloads of published archives: whole and verified, or absent; offline it says so within seconds."""
+"""Downloads of published archives: whole and verified, or absent; offline it says so within seconds.
+
+The library pooch verifies a hash, too, but its time limit does not cover a name server that does not answer (tried with
+pooch 1.9: a limit of 2 seconds, and the server's 12 were waited for), and it reads to the end what is larger than the
+published file.
+"""
 
 import contextlib
 import hashlib

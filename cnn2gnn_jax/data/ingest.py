@@ -16,7 +16,7 @@ from typing import Any
 from absl import logging
 
 from cnn2gnn_jax.data import cache, sources
-from cnn2gnn_jax.runtime import errors, storage
+from cnn2gnn_jax.runtime import artifact, errors, storage
 from cnn2gnn_jax.runtime.console import say
 from cnn2gnn_jax.runtime.errors import UserError
 
@@ -31,7 +31,7 @@ def arrays(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> cache.Ar
     except OSError as error:
         raise UserError(f"{config.name}: {errors.of_machine(error)}") from error
     if not config.skip_unreadable:
-        cache.refuse_unreadable(config.name, found.manifest["unreadable"])
+        cache.refuse_unreadable(config.name, found.facts["unreadable"])
     return found
 
 
@@ -49,27 +49,21 @@ def _arrays(config: Any, cache_dir: pathlib.Path, fetch: bool) -> cache.Arrays:
         say(f"{name}: left out: {line}")
     folder = _cache_folder(config, cache_dir, key)
     # A sound cache is opened without the lock, which a cache on a read-only disk could not have.
-    with contextlib.suppress(cache.Damaged):
-        if found := cache.read(folder):
-            return found
-    state = "is missing"
+    with contextlib.suppress(artifact.Refused):
+        return cache.read(folder)
     with storage.lock(folder.with_name(f"{folder.name}.lock"), wait=True):
         try:
-            if found := cache.read(folder):
-                return found
-        except cache.Outdated as error:
-            state = "is of another version"
-            logging.warning("%s was written by another version of this program and is made anew (%s)", folder, error)
-        except cache.Damaged as error:
-            state = "is damaged"
-            logging.warning("%s is damaged and will be made anew (%s)", folder, error)
+            return cache.read(folder)
+        except artifact.Refused as error:
+            state = error.what
+            if not isinstance(error, artifact.Missing):
+                logging.warning("made anew: %s", error.what)
         if source is None and key == sources.published_key(name) and not _has_records(name, key, cache_dir):
             source = _fetch(name, downloads, fetch)
         logging.info("preparing %s in %s", name, folder)
         _build(config, source, key, state, cache_dir)
         found = cache.read(folder)
-        assert found is not None, folder
-        for reason in found.manifest["unreadable"]:
+        for reason in found.facts["unreadable"]:
             logging.warning("left out: %s", reason)
         return found
 
@@ -124,8 +118,8 @@ def _build(config: Any, source: sources.Source | None, key: str, state: str, cac
             logging.warning("%s; preparing it anew", error)
         if source is None or source.path is None:
             raise UserError(
-                f"{folder} {state} and the original files of {name} are not at hand: set data.manual_dir to the folder "
-                "that holds them"
+                f"{state}, and the original files of {name} are not at hand: set data.manual_dir to the folder that "
+                "holds them"
             )
         sources.verify(name, source)
         try:
@@ -179,8 +173,8 @@ def _only_key(config: Any, cache_dir: pathlib.Path) -> str | None:
 def _contents(folder: pathlib.Path) -> str:
     """What tells the arrays of a cache from those of another: copies of the same files make equal ones."""
     try:
-        return storage.fingerprint(storage.read_json(folder / "manifest.json")["arrays"])
-    except (UserError, OSError, KeyError):
+        return storage.fingerprint(artifact.read_manifest(folder, cache.KIND)["files"])
+    except (artifact.Refused, OSError):
         return folder.name
 
 

@@ -1,6 +1,5 @@
 """What a trained student is worth: its anchors, and its accuracies under every protocol, kept on disk."""
 
-import pathlib
 import time
 from typing import Any
 
@@ -12,9 +11,8 @@ from cnn2gnn_jax.data import batches
 from cnn2gnn_jax.evaluation import protocols
 from cnn2gnn_jax.evaluation.outputs import accuracy, network_outputs
 from cnn2gnn_jax.run import Run
-from cnn2gnn_jax.runtime import processes, storage
+from cnn2gnn_jax.runtime import artifact, processes, storage
 from cnn2gnn_jax.runtime.console import say
-from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training.fit import Load
 from cnn2gnn_jax.training.metrics import last_epoch_mean
 from cnn2gnn_jax.training.model import TrainedModel, trained_model
@@ -23,7 +21,8 @@ from cnn2gnn_jax.training.task import Task
 from cnn2gnn_jax.training.tasks import student_name
 
 EXAMPLES = 10  # test images whose neighbours are recorded
-_FORMAT = 4  # raised when other things are recorded
+# The format is also raised when other things are recorded.
+KIND = artifact.Kind("an evaluation", format=5, remake="run the same command again")
 
 
 def model_of(run: Run, task: Task, state: TrainState, train_inputs: np.ndarray) -> TrainedModel:
@@ -48,14 +47,23 @@ def evaluate_student(run: Run, task: Task, load: Load, inputs: dict[str, np.ndar
     """A student's accuracies under every protocol, computed unless they are on disk under the student's name.
 
     `inputs` are its raw inputs, by split. Of the result, `predicted` (E, N) are the classes of the N evaluated images
-    under each of the E `accuracies`, kept in `<name>.npz`.
+    under each of the E `accuracies`.
     """
     name = student_name(task)
-    path = run.workdir / "evaluations" / f"{name}.json"
-    fingerprint = storage.fingerprint([_FORMAT, run.fingerprint, configs.plain(run.config.evaluate)])
-    if processes.agreed(is_evaluated(path, fingerprint)):
-        return _read(path)
-    say(f"evaluating {name}")
+    folder = run.workdir / "evaluations" / name
+    fingerprint = storage.fingerprint([run.fingerprint, configs.plain(run.config.evaluate)])
+
+    def make() -> None:
+        result, predicted = _evaluated(run, task, load, inputs)
+        processes.on_first(lambda: artifact.write(folder, KIND, fingerprint, result, {"predicted": predicted}))
+
+    kept = artifact.ensure(folder, KIND, fingerprint, make, replaces=True)
+    return {**kept.facts, "predicted": kept.arrays["predicted"]}
+
+
+def _evaluated(run: Run, task: Task, load: Load, inputs: dict[str, np.ndarray]) -> tuple[dict[str, Any], np.ndarray]:
+    """A student's accuracies and what is kept beside them, and its predictions."""
+    say(f"evaluating {student_name(task)}")
     start = time.monotonic()
     model = model_of(run, task, load(), inputs["train"])
     images = inputs[run.config.evaluate.split]
@@ -68,7 +76,6 @@ def evaluate_student(run: Run, task: Task, load: Load, inputs: dict[str, np.ndar
         held_out = held_out_accuracy(run, model, inputs["holdout"])
         holdout = {"graph": model.graph, "seed": task.seed, "accuracy": held_out}
     result = {
-        "fingerprint": fingerprint,
         # Apart from the accuracies, which an unbroken run and a broken one have in common.
         "inference_seconds": [entry.pop("seconds", None) for entry in entries],
         "accuracies": [{**common, **entry} for entry in entries],
@@ -77,8 +84,7 @@ def evaluate_student(run: Run, task: Task, load: Load, inputs: dict[str, np.ndar
         "seconds": seconds,
     }
     classes = np.stack(predicted).astype(np.min_scalar_type(len(run.dataset.classes) - 1))
-    processes.on_first(lambda: _write(path, result, classes))
-    return {**result, "predicted": classes}
+    return result, classes
 
 
 def _network_entry(run: Run, model: TrainedModel, images: np.ndarray) -> dict[str, Any]:
@@ -109,23 +115,3 @@ def _examples(run: Run, model: TrainedModel, images: np.ndarray) -> list[dict[st
         return []
     labels = run.evaluated.labels
     return protocols.neighbor_examples(model, images, labels, protocols.one_of_each_class(labels, EXAMPLES))
-
-
-def _write(path: pathlib.Path, result: dict[str, Any], predicted: np.ndarray) -> None:
-    storage.write_arrays(path.with_suffix(".npz"), {"predicted": predicted})
-    storage.write_json(path, {**result, "predicted_sha256": storage.array_sha256(predicted)})
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    result = storage.read_json(path)
-    expected = result.pop("predicted_sha256")
-    return {**result, "predicted": storage.read_array(path.with_suffix(".npz"), "predicted", expected)}
-
-
-def is_evaluated(path: pathlib.Path, fingerprint: str) -> bool:
-    """Whether a file holds what `evaluate_student` has found under this fingerprint, and no damage, which is named."""
-    try:
-        return path.exists() and storage.read_json(path).get("fingerprint") == fingerprint and bool(_read(path))
-    except UserError as error:
-        say(f"evaluated anew: {error}")
-        return False

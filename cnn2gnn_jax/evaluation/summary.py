@@ -12,16 +12,17 @@ import numpy as np
 
 from cnn2gnn_jax import gnn, inference
 from cnn2gnn_jax.run import Run
-from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime import artifact
 from cnn2gnn_jax.training.inputs import prepare_plain
 from cnn2gnn_jax.training.state import TrainState, init_state
 from cnn2gnn_jax.training.step import make_step
 from cnn2gnn_jax.training.task import Task, with_labels_only
 
 _PACKAGES = ("cnn2gnn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# Beside results.json: `predicted`, (E, N), the classes of the N evaluated images under each of the E accuracies, and
-# their `labels`, (N,).
-PREDICTIONS = "predictions.npz"
+# In the folder beside results.json: `predicted`, (E, N), the classes of the N evaluated images under each of the E
+# accuracies, and their `labels`, (N,).
+PREDICTIONS = "predictions"
+KIND = artifact.Kind("predictions", format=1, remake="run the same command again")
 NOT_INSTALLED = "not installed as a package"
 
 
@@ -42,13 +43,12 @@ def correct(results: Mapping[str, Any], workdir: pathlib.Path) -> np.ndarray | N
     None for the results of an earlier version, which kept no predictions.
 
     Raises:
-      UserError: the predictions are missing or damaged.
+      artifact.Refused: the predictions are missing, damaged or of other results.
     """
     if "predictions" not in results:
         return None
-    path, hashes = workdir / PREDICTIONS, results["predictions"]
-    predicted, labels = (storage.read_array(path, name, hashes[f"{name}_sha256"]) for name in ("predicted", "labels"))
-    return predicted == labels
+    arrays = artifact.read(workdir / PREDICTIONS, KIND, results["predictions"]).arrays
+    return np.equal(arrays["predicted"], arrays["labels"])
 
 
 def dataset(run: Run) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cnn2gnn_jax import teacher_logits
+from cnn2gnn_jax.data import teacher_logits
 from cnn2gnn_jax.evaluation.outputs import accuracy, attention_maps, network_outputs
 from cnn2gnn_jax.evaluation.scoring import model_of
 from cnn2gnn_jax.run import Run

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
@@ -131,14 +132,12 @@ def _neighbors(
 
 def main() -> None:
     """Reads the command line, writes the report."""
-    parser = command_line.Parser(prog="python -m cnn2gnn_jax.report", description=__doc__)
-    parser.add_argument(
-        "--out", required=True, type=pathlib.Path, help="the folder of a sweep, or of its results.jsonl"
-    )
-    parser.add_argument("--cache_dir", type=pathlib.Path, default=pathlib.Path("~/.cache/cnn2gnn_jax"))
-    parser.add_argument("--manual_dir", default="", help="where the data set's own files are, for Figure 3")
-    given = parser.parse_args()
-    print(write(given.out, given.cache_dir.expanduser(), given.manual_dir))
+    values = flags.FlagValues()
+    flags.DEFINE_string("out", None, "the folder of a sweep, or of its results.jsonl", flag_values=values)
+    flags.DEFINE_string("cache_dir", "~/.cache/cnn2gnn_jax", "as the config's field", flag_values=values)
+    flags.DEFINE_string("manual_dir", "", "where the data set's own files are, for Figure 3", flag_values=values)
+    command_line.parse(values, __doc__, required=["out"])
+    print(write(pathlib.Path(values.out), pathlib.Path(values.cache_dir).expanduser(), values.manual_dir))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Tables and their cells, whatever they are written in."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Cell:
 
 
 EMPTY = Cell("")
-Rows = Sequence[tuple[str, Sequence[Cell]]]
-"""A heading and a cell for each column."""
+Rows = Mapping[str, Mapping[str, Cell]]
+"""Cells by heading and column, the same columns in every row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +46,11 @@ class Table:
     """A table; `kind` is that of its records, or `differences` or `audit`."""
 
     title: str
-    columns: Sequence[str]
     rows: Rows
     notes: Sequence[str] = ()
     kind: str = ""
 
-    def column(self, name: str) -> dict[str, Cell]:
-        """The cells of a column by the headings of the rows."""
-        index = list(self.columns).index(name)
-        return {heading: cells[index] for heading, cells in self.rows}
+    @property
+    def columns(self) -> list[str]:
+        """The headings of the columns."""
+        return list(next(iter(self.rows.values()), ()))

@@ -46,7 +46,7 @@ def _line(texts: Sequence[str]) -> str:
 
 def markdown(table: Table, level: int = 2) -> str:
     """The table under a heading, its notes below it."""
-    rows = [[escaped(heading), *map(_markdown_cell, cells)] for heading, cells in table.rows]
+    rows = [[escaped(heading), *map(_markdown_cell, cells.values())] for heading, cells in table.rows.items()]
     lines = [f"{'#' * level} {table.title}", "", *markdown_lines(["", *table.columns], rows)]
     for note in table.notes:
         lines += ["", escaped(note)]
@@ -80,8 +80,8 @@ def latex(table: Table) -> str:
         rf"{head} \\",
         r"\midrule",
     ]
-    for heading, cells in table.rows:
-        lines.append(" & ".join([_in_latex(heading), *map(_latex_cell, cells)]) + r" \\")
+    for heading, cells in table.rows.items():
+        lines.append(" & ".join([_in_latex(heading), *map(_latex_cell, cells.values())]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
@@ -98,14 +98,14 @@ def _latex_cell(cell: Cell) -> str:
 
 def comma_separated(table: Table) -> str:
     """CSV: of each cell its text and the numbers, as far as the table has them."""
-    every = [_numbers(cell) for _, cells in table.rows for cell in cells]
+    every = [_numbers(cell) for cells in table.rows.values() for cell in cells.values()]
     kept = [name for name in _numbers(EMPTY) if any(numbers[name] for numbers in every)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = [name for column in table.columns for name in (column, *(f"{column}: {kind}" for kind in kept))]
     writer.writerow(["", *names])
-    for heading, cells in table.rows:
-        values = [(cell.text, *(_numbers(cell)[name] for name in kept)) for cell in cells]
+    for heading, cells in table.rows.items():
+        values = [(cell.text, *(_numbers(cell)[name] for name in kept)) for cell in cells.values()]
         writer.writerow([heading, *(text for texts in values for text in texts)])
     return out.getvalue()
 
@@ -130,8 +130,8 @@ def html_table(table: Table) -> str:
     """A table whose columns are headed by buttons, its notes below it."""
     head = "".join(f'<th scope="col"><button>{html.escape(name)}</button></th>' for name in ["", *table.columns])
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(heading)}</th>{"".join(map(_html_cell, cells))}</tr>'
-        for heading, cells in table.rows
+        f'<tr><th scope="row">{html.escape(heading)}</th>{"".join(map(_html_cell, cells.values()))}</tr>'
+        for heading, cells in table.rows.items()
     )
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in table.notes)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{notes}'

@@ -2,90 +2,68 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from cnn2gnn_jax.distillers import METHODS
 from cnn2gnn_jax.report import names, notes, paper
-from cnn2gnn_jax.report.cells import Cell, Table
-from cnn2gnn_jax.report.observations import (
-    Observation,
-    accuracy,
-    difference,
-    grouped,
-    mean,
-    protocols,
-    select,
-    teachers,
-    with_graph,
-)
+from cnn2gnn_jax.report.cells import Cell, Rows, Table
+from cnn2gnn_jax.report.observations import Observation, accuracy, difference, grouped, mean, protocols, select
 
 _ORDER = [*paper.ROWS, *METHODS]
-
-
-class _Row(NamedTuple):
-    """A row: its heading, the row of the paper's table or '', and its accuracies."""
-
-    heading: str
-    published: str
-    observations: Sequence[Observation]
+# By heading the row of the paper's table or '', and the accuracies.
+_Groups = Mapping[str, tuple[str, Sequence[Observation]]]
 
 
 def tables(observations: Sequence[Observation]) -> list[Table]:
     """The table of one name, and the paired differences to KD if it has a row of KD."""
-    columns, rows = grouped(observations, "column"), _rows(observations)
+    columns, groups = grouped(observations, "column"), _groups(observations)
     to_kd = {
-        row.heading: {
-            column: difference(select(row.observations, column=column), select(group, row="kd"))
-            for column, group in columns.items()
-        }
-        for row in rows
+        heading: {c: difference(select(own, column=c), select(columns[c], row="kd")) for c in columns}
+        for heading, (_, own) in groups.items()
     }
-    table = _accuracies(observations, rows, to_kd)
-    others = [(row.heading, list(to_kd[row.heading].values())) for row in rows if row.published != "kd"]
-    if len(others) == len(rows):
+    table = _accuracies(observations, groups, to_kd)
+    others = {heading: to_kd[heading] for heading, (row, _) in groups.items() if row != "kd"}
+    if len(others) == len(groups):
         return [table]
     counted, seeds = notes.mark_seeds(others)
     body, over = notes.mark_intervals(counted)
     note = f"Mean over {seeds} of the difference to KD of the same seed, in points."
-    return [table, Table(f"{table.title}: paired difference to KD", [*columns], body, [note, *over], "differences")]
+    return [table, Table(f"{table.title}: paired difference to KD", body, [note, *over], "differences")]
 
 
-def _accuracies(
-    observations: Sequence[Observation], rows: Sequence[_Row], to_kd: Mapping[str, Mapping[str, Cell]]
-) -> Table:
+def _accuracies(observations: Sequence[Observation], groups: _Groups, to_kd: Rows) -> Table:
     published = paper.METHODS.get(observations[0].place["name"], {})
-    cells: dict[str, dict[str, Cell]] = {"Teacher": {}, **{row.heading: {} for row in rows}}
+    rows: dict[str, dict[str, Cell]] = {"Teacher": {}, **{heading: {} for heading in groups}}
     for column, group in grouped(observations, "column").items():
-        cells["Teacher"][column] = mean(teachers(group).values(), published=published.get(("teacher", column)))
+        rows["Teacher"][column] = mean(notes.teachers(group).values(), published=published.get(("teacher", column)))
         accuracies = {
-            row.heading: accuracy(select(row.observations, column=column), published.get((row.published, column)))
-            for row in rows
+            heading: accuracy(select(own, column=column), published.get((row, column)))
+            for heading, (row, own) in groups.items()
         }
         for heading, cell in accuracies.items():
             rank, arrow = _rank(cell, accuracies.values()), _sign(to_kd[heading][column])
-            cells[heading][column] = dataclasses.replace(cell, rank=rank, arrow=arrow)
+            rows[heading][column] = dataclasses.replace(cell, rank=rank, arrow=arrow)
     remark = (
         "Bold is best and underlined second of a column's students; arrows are against KD of the same seeds. "
         + "In brackets the paper's figure (ten runs; its batch order is not told) and ours less it." * bool(published)
     )
-    uniform = notes.uniform((row.heading, row.observations) for row in rows)
-    return notes.captioned(observations, cells, [remark, *uniform])
+    uniform = notes.uniform((heading, own) for heading, (_, own) in groups.items())
+    return notes.captioned(observations, rows, [remark, *uniform])
 
 
-def _rows(observations: Sequence[Observation]) -> list[_Row]:
-    rows = []
+def _groups(observations: Sequence[Observation]) -> _Groups:
+    groups: dict[str, tuple[str, Sequence[Observation]]] = {}
     for row, own in sorted(grouped(observations, "row").items(), key=lambda item: _order(item[0])):
         heading = names.row_title(row)
         if all(observation.entry["graph"] is None for observation in own):
-            rows.append(_Row(heading, row, own))
+            groups[heading] = row, own
             continue
         for protocol in names.published_first(protocols(own)):
             if not protocol.is_audit:
                 published = row if protocol.is_published else ""
-                rows.append(_Row(f"{heading}, {protocol.name}", published, with_graph(select(own, protocol))))
+                groups[f"{heading}, {protocol.name}"] = published, select(own, protocol, names.ON)
         if off := select(own, names.ONE_BY_ONE, "off"):
-            rows.append(_Row(f"{heading}, graph off", "", off))
-    return rows
+            groups[f"{heading}, graph off"] = "", off
+    return groups
 
 
 def _order(row: str) -> tuple[int, str]:

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from cnn2gnn_jax.report import names
 from cnn2gnn_jax.report.cells import Cell, Rows, Table
 from cnn2gnn_jax.report.names import plural, span
-from cnn2gnn_jax.report.observations import Observation, teachers, with_graph
+from cnn2gnn_jax.report.observations import Observation, select
 from cnn2gnn_jax.report.statistics import BOTH, IMAGES, SEEDS, is_uniform
 
 INTERVALS = {
@@ -31,28 +31,20 @@ AUDIT = (
 )
 
 
-def captioned(
-    observations: Sequence[Observation], rows: Mapping[str, Mapping[str, Cell]], remarks: Iterable[str]
-) -> Table:
-    """The table of one name: by heading and column its cells, under it a caption and remarks."""
-    place, columns = observations[0].place, list(next(iter(rows.values())))
-    counted, seeds = mark_seeds([(heading, list(cells.values())) for heading, cells in rows.items()])
+def captioned(observations: Sequence[Observation], rows: Rows, remarks: Iterable[str]) -> Table:
+    """The table of one name, under it a caption and remarks."""
+    counted, seeds = mark_seeds(rows)
     body, over = mark_intervals(counted)
-    return Table(place["name"], columns, body, [_caption(observations, seeds), *over, *remarks], place["kind"])
+    place = observations[0].place
+    return Table(place["name"], body, [_caption(observations, seeds), *over, *remarks], place["kind"])
 
 
 def mark_seeds(rows: Rows) -> tuple[Rows, str]:
     """The rows with the seeds of those cells that have fewer than others, and the seeds of the others in words."""
-    most = max((cell.n or 0 for _, cells in rows for cell in cells), default=0)
-
-    def has_fewer(cell: Cell) -> bool:
-        return 0 < (cell.n or 0) < most
-
-    fewer = any(has_fewer(cell) for _, cells in rows for cell in cells)
-    marked = [
-        (heading, [_marked(cell, f"n = {cell.n}" * has_fewer(cell)) for cell in cells]) for heading, cells in rows
-    ]
-    return marked, plural(most, "seed") + ", unless n is given," * fewer
+    seeds = {cell.n for cell in _cells(rows) if cell.n}
+    most = max(seeds, default=0)
+    marked = _marked(rows, lambda cell: f"n = {cell.n}" if cell.n and cell.n < most else "")
+    return marked, plural(most, "seed") + ", unless n is given," * (len(seeds) > 1)
 
 
 def mark_intervals(rows: Rows) -> tuple[Rows, list[str]]:
@@ -60,17 +52,26 @@ def mark_intervals(rows: Rows) -> tuple[Rows, list[str]]:
 
     A table may hold records with predictions beside earlier ones without, whose intervals are marked.
     """
-    present = {cell.over for _, cells in rows for cell in cells}
+    present = {cell.over for cell in _cells(rows)}
     kinds = [kind for kind in INTERVALS if kind in present]
-    marked = [
-        (heading, [_marked(cell, cell.over * (cell.over != kinds[0]) if kinds else "") for cell in cells])
-        for heading, cells in rows
-    ]
-    return marked, [INTERVALS[kind] for kind in kinds]
+    return _marked(rows, lambda cell: cell.over if cell.over in kinds[1:] else ""), [INTERVALS[kind] for kind in kinds]
 
 
-def _marked(cell: Cell, mark: str) -> Cell:
-    return dataclasses.replace(cell, text=f"{cell.text} ({mark})") if mark else cell
+def _cells(rows: Rows) -> Iterator[Cell]:
+    return (cell for cells in rows.values() for cell in cells.values())
+
+
+def _marked(rows: Rows, mark: Callable[[Cell], str]) -> Rows:
+    def marked(cell: Cell) -> Cell:
+        return dataclasses.replace(cell, text=f"{cell.text} ({mark(cell)})") if mark(cell) else cell
+
+    return {heading: {column: marked(cell) for column, cell in cells.items()} for heading, cells in rows.items()}
+
+
+def teachers(observations: Iterable[Observation]) -> dict[str, float]:
+    """Test accuracy by teacher."""
+    recorded = (observation.record["teacher"] for observation in observations)
+    return {teacher["fingerprint"]: teacher["accuracy"] for teacher in recorded if teacher and "accuracy" in teacher}
 
 
 def _caption(observations: Sequence[Observation], seeds: str) -> str:
@@ -99,7 +100,9 @@ def uniform(groups: Iterable[tuple[str, Sequence[Observation]]]) -> list[str]:
     rows: dict[str, list[str]] = {protocol.batch_order: [] for protocol in names.PROTOCOLS if protocol.batch_order}
     for heading, observations in groups:
         for order, headings in rows.items():
-            entries = [item.entry for item in with_graph(observations) if item.entry["batch_order"] == order]
+            entries = [
+                item.entry for item in select(observations, graph=names.ON) if item.entry["batch_order"] == order
+            ]
             count = sum(map(is_uniform, entries))
             if count:
                 headings.append(f"{heading} ({count} of {len(entries)} students)")

@@ -29,24 +29,16 @@ def observe(records: Iterable[Mapping[str, Any]], kind: str) -> list[Observation
 
 
 def select(
-    observations: Iterable[Observation],
-    protocol: names.Protocol | None = None,
-    graph: str | None = None,
-    **place: Any,
+    observations: Iterable[Observation], protocol: names.Protocol | None = None, graph: str | None = None, **place: Any
 ) -> list[Observation]:
-    """Those at a place, of a protocol and of a graph setting; None for any."""
+    """Those of a protocol, of a graph setting or `names.ON`, and at a place; None for any."""
     return [
         observation
         for observation in observations
         if (protocol is None or protocol.has(observation.entry))
-        and (graph is None or observation.entry["graph"] == graph)
+        and (graph is None or graph in (observation.entry["graph"], names.has_graph(observation.entry) and names.ON))
         and all(observation.place[key] == value for key, value in place.items())
     ]
-
-
-def with_graph(observations: Iterable[Observation]) -> list[Observation]:
-    """Those of students that are tested with a graph."""
-    return [observation for observation in observations if names.has_graph(observation.entry)]
 
 
 def grouped(observations: Sequence[Observation], key: str) -> dict[Any, list[Observation]]:
@@ -102,9 +94,3 @@ def _correct(observations: Sequence[Observation]) -> Correct | None:
         if "correct" in observation.entry
     }
     return correct if len(correct) == len(by_seed(observations)) else None
-
-
-def teachers(observations: Iterable[Observation]) -> dict[str, float]:
-    """Test accuracy by teacher."""
-    recorded = (observation.record["teacher"] for observation in observations)
-    return {teacher["fingerprint"]: teacher["accuracy"] for teacher in recorded if teacher and "accuracy" in teacher}

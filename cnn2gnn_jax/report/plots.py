@@ -1,7 +1,7 @@
 """Line and scatter plots: training curves, and Figures 4 and 6 (accuracy against a value) and 5 (against FLOPs)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -75,19 +75,10 @@ def values(observations: Sequence[Observation]) -> Figure:
         shown = [protocol for protocol in protocols(learned) if not protocol.is_audit]
         for (line, own), color in zip(grouped(learned, "line").items(), _COLORS * 9, strict=False):
             for protocol, style in zip(shown, _STYLES, strict=False):
-                points = sorted(grouped(select(own, protocol), "x").items())
-                cells = [accuracy(at_x) for _, at_x in points]
-                axis.errorbar(
-                    [x for x, _ in points],
-                    [cell.value for cell in cells],
-                    [cell.deviation or 0 for cell in cells],
-                    fmt=f"o{style}",
-                    color=color,
-                    capsize=3,
-                    ms=4,
-                    lw=1.3,
-                    label=f"{line}, {protocol.name}",
-                )
+                by_x = sorted(grouped(select(own, protocol), "x").items())
+                points = [(x, cell.value, cell.deviation or 0) for x, cell in ((x, accuracy(at_x)) for x, at_x in by_x)]
+                look = {"fmt": f"o{style}", "color": color, "capsize": 3, "ms": 4, "lw": 1.3}
+                axis.errorbar(*zip(*points, strict=True), label=f"{line}, {protocol.name}", **look)
         xs = sorted(grouped(learned, "x"))
         if len(xs) > 1 and xs[-1] / xs[0] >= 32:
             axis.set_xscale("log", base=2)
@@ -99,11 +90,8 @@ def values(observations: Sequence[Observation]) -> Figure:
     return figure
 
 
-class _Spot(NamedTuple):
-    name: str
-    flops: float
-    accuracy: float
-    color: str
+_Spot = tuple[str, float, float, str]
+"""Name, FLOPs, accuracy and colour."""
 
 
 def flops(observations: Sequence[Observation]) -> Figure:
@@ -111,8 +99,8 @@ def flops(observations: Sequence[Observation]) -> Figure:
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axis = figure.subplots()
     spots = _spots(observations)
-    for spot in spots:
-        axis.scatter(spot.flops, spot.accuracy, s=26, color=spot.color, zorder=3)
+    for _, count, value, color in spots:
+        axis.scatter(count, value, s=26, color=color, zorder=3)
     _label(axis, spots)
     axis.set_xscale("log")
     place = observations[0].place
@@ -128,7 +116,7 @@ def _spots(observations: Sequence[Observation]) -> list[_Spot]:
     teachers = [item.record["teacher"] for item in observations if item.record["teacher"]]
     if teachers and "inference_flops" in teachers[-1]:
         teacher = teachers[-1]
-        spots.append(_Spot(f"teacher {teacher['network']}", teacher["inference_flops"], teacher["accuracy"], "#444444"))
+        spots.append((f"teacher {teacher['network']}", teacher["inference_flops"], teacher["accuracy"], "#444444"))
     for row, own in grouped(observations, "row").items():
         title, cost = names.row_title(row), own[0].record["student"]["inference_flops"]
         groups = {title: (own, cost, _COLORS[0])}
@@ -142,25 +130,17 @@ def _spots(observations: Sequence[Observation]) -> list[_Spot]:
         for name, (group, count, color) in groups.items():
             value = accuracy(group).value
             assert value is not None
-            spots.append(_Spot(name, count, value, color))
+            spots.append((name, count, value, color))
     return spots
 
 
 def _label(axis: Any, spots: Sequence[_Spot]) -> None:
     """Names beside the spots, one under another where spots share their FLOPs."""
-    accuracies = [spot.accuracy for spot in spots]
+    accuracies = [value for _, _, value, _ in spots]
     least = max(max(accuracies) - min(accuracies), 1e-9) / 24
     line = {"arrowstyle": "-", "lw": 0.4, "color": "#999999", "relpos": (0, 0.5)}
-    for x in dict.fromkeys(spot.flops for spot in spots):
-        level = float("inf")
-        for spot in sorted((spot for spot in spots if spot.flops == x), key=lambda spot: -spot.accuracy):
-            level = min(level - least, spot.accuracy)
-            axis.annotate(
-                spot.name,
-                (x, spot.accuracy),
-                (x * 1.12, level),
-                fontsize=7,
-                color=spot.color,
-                va="center",
-                arrowprops=line if level < spot.accuracy else None,
-            )
+    levels: dict[float, float] = {count: float("inf") for _, count, _, _ in spots}
+    for name, x, y, color in sorted(spots, key=lambda spot: (list(levels).index(spot[1]), -spot[2])):
+        level = levels[x] = min(levels[x] - least, y)
+        arrow = line if level < y else None
+        axis.annotate(name, (x, y), (x * 1.12, level), fontsize=7, color=color, va="center", arrowprops=arrow)

@@ -6,16 +6,7 @@ from typing import Any
 from cnn2gnn_jax.report import choices, names, notes
 from cnn2gnn_jax.report.cells import Cell, Table
 from cnn2gnn_jax.report.names import BATCH_BY_BATCH, ONE_BY_ONE, Protocol
-from cnn2gnn_jax.report.observations import (
-    Observation,
-    accuracy,
-    difference,
-    grouped,
-    mean,
-    protocols,
-    select,
-    with_graph,
-)
+from cnn2gnn_jax.report.observations import Observation, accuracy, difference, grouped, mean, protocols, select
 from cnn2gnn_jax.report.statistics import is_uniform
 
 OFF = "graph off"
@@ -55,17 +46,13 @@ def audit(records: Iterable[Mapping[str, Any]]) -> Table | None:
     if not groups:
         return None
     every = [observation for group in groups.values() for observation in group]
-    rows = {heading: list(_cells(group, protocols(every)).items()) for heading, group in groups.items()}
+    rows = {heading: _cells(group, protocols(every)) for heading, group in groups.items()}
     # Its rows are of several tables, so each heading tells its seeds.
     body, over = notes.mark_intervals(
-        [
-            (f"{heading} (n = {max(cell.n or 0 for _, cell in row)})", [cell for _, cell in row])
-            for heading, row in rows.items()
-        ]
+        {f"{heading} (n = {max(cell.n or 0 for cell in row.values())})": row for heading, row in rows.items()}
     )
-    columns = [column for column, _ in next(iter(rows.values()))]
     remarks = [notes.AUDIT + notes.classes_a_batch(every), *over, *notes.uniform(groups.items())]
-    return Table("Audit of the graph students", columns, body, remarks, "audit")
+    return Table("Audit of the graph students", body, remarks, "audit")
 
 
 _IN_ORDER = ("name", "row", "setting", "panel", "column", "line", "x")
@@ -79,7 +66,7 @@ def _word(key: str, value: Any) -> str:
 
 def _cells(group: Sequence[Observation], recorded: Sequence[Protocol]) -> dict[str, Cell]:
     """A graph student under some protocols, by column."""
-    on = {protocol: with_graph(select(group, protocol)) for protocol in recorded}
+    on = {protocol: select(group, protocol, names.ON) for protocol in recorded}
     off = select(group, ONE_BY_ONE, "off")
     plain = [protocol for protocol in recorded if not protocol.is_audit]
     return {
@@ -111,6 +98,6 @@ def _mean(observations: Iterable[Observation], diagnostic: str, text: str, scale
 
 def _chosen(group: Sequence[Observation]) -> dict[str, Cell]:
     """What the students with the graph and those without it have chosen on held-out images."""
-    arms = (with_graph(group), select(group, graph="off"))
+    arms = (select(group, graph=names.ON), select(group, graph="off"))
     texts = [choices.chosen(observation.record for observation in arm) for arm in arms]
     return dict(zip(choices.COLUMNS, map(Cell, texts), strict=True))

@@ -5,7 +5,7 @@ from typing import Any
 
 from cnn2gnn_jax.report import methods, names, notes, paper, settings
 from cnn2gnn_jax.report.cells import Cell, Table
-from cnn2gnn_jax.report.observations import Observation, accuracy, grouped, mean, observe, protocols, select, with_graph
+from cnn2gnn_jax.report.observations import Observation, accuracy, grouped, mean, observe, protocols, select
 
 
 def all_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
@@ -56,7 +56,7 @@ def points(observations: Sequence[Observation]) -> Table:
     columns = names.published_first(protocols(observations))
     places = sorted({tuple(observation.place[key] for key in ("panel", "line", "x")) for observation in observations})
     groups = {
-        f"{panel}, {line}, {x}": with_graph(select(observations, panel=panel, line=line, x=x))
+        f"{panel}, {line}, {x}": select(observations, None, names.ON, panel=panel, line=line, x=x)
         for panel, line, x in places
     }
     rows = {

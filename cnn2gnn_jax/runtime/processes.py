@@ -5,6 +5,7 @@ here that say so are to be called by all of them at the same place.
 """
 
 import contextlib
+import functools
 import itertools
 import os
 import signal
@@ -105,14 +106,22 @@ def first_holds(context: contextlib.AbstractContextManager) -> Iterator[None]:
         yield
 
 
-class _Asked:
-    """Whether this single process was asked to stop, by which signal, and whether it waits for the end of a chunk."""
+class _Stop:
+    """Whether this single process was asked to stop, by which signal, and whether it waits for the end of a chunk.
 
-    signal = 0
-    training = False
+    questions: numbers the calls of `must_stop`, where there are several processes.
+    """
+
+    def __init__(self) -> None:
+        self.signal, self.training, self.questions = 0, False, itertools.count()
 
 
-_questions = itertools.count()
+@functools.cache
+def _stop() -> _Stop:
+    """This process's own one: signals are sent to the process, so there is one for all that runs in it."""
+    return _Stop()
+
+
 _AT_ONCE = b"stopped by Ctrl-C at once: the same command goes on from the last checkpoint\n"
 _SOON = b"Ctrl-C: the state is saved after these steps; Ctrl-C again stops at once\n"
 
@@ -128,8 +137,8 @@ def heed_signals() -> None:
 
     def handle(number: int, frame: Any) -> None:
         del frame
-        _Asked.signal = number
-        if not _Asked.training:
+        _stop().signal = number
+        if not _stop().training:
             raise stopped("between two stages of training")
 
     signal.signal(signal.SIGTERM, handle)
@@ -151,7 +160,7 @@ def _answer_interrupts(numbers: int) -> None:
             if interrupts > 1:
                 os.write(2, _AT_ONCE)
                 os._exit(INTERRUPTED)
-            if _Asked.training:
+            if _stop().training:
                 os.write(2, _SOON)
 
 
@@ -162,25 +171,25 @@ def stopping_between_chunks() -> Iterator[None]:
     Raises:
       Stopped: at the end, if a signal came during the last chunk, after which training does not ask any more.
     """
-    _Asked.training = True
+    _stop().training = True
     try:
         yield
     finally:
-        _Asked.training = False
-    if _Asked.signal:
+        _stop().training = False
+    if _stop().signal:
         raise stopped("between two stages of training")
 
 
 def must_stop() -> bool:
     """Whether to save and stop now; call it once after each chunk. All processes stop after the same one."""
     if jax.process_count() == 1:
-        return bool(_Asked.signal)
-    return multihost_utils.reached_preemption_sync_point(next(_questions))
+        return bool(_stop().signal)
+    return multihost_utils.reached_preemption_sync_point(next(_stop().questions))
 
 
 def stopped(where: str) -> Stopped:
     """The exception that ends this process, by the signal that it was sent; `where` says how far it came."""
-    return Interrupted(where) if _Asked.signal == signal.SIGINT else Stopped(where)
+    return Interrupted(where) if _stop().signal == signal.SIGINT else Stopped(where)
 
 
 def leave(code: int) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -70,26 +71,40 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a new folder beside `path` to fill; on success it takes the place of `path`, otherwise it is removed.
 
-    Remains of earlier, killed attempts at the same folder are removed first, so call it under `lock`.
+    One process writes `path` at a time, and others wait. The first thing it does is to remove what killed ones left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for remains in path.parent.glob(f".{path.name}.*.partial"):
-        shutil.rmtree(remains, ignore_errors=True)
-    beside = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    with lock(path.with_name(f".{path.name}.lock"), wait=True, keep=False):
+        for remains in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+            shutil.rmtree(remains, ignore_errors=True)
+        beside = _partial_folder(path)
+        try:
+            with naming(path):
+                yield beside
+                for file in beside.rglob("*"):
+                    if file.is_file():
+                        with open(file, "rb+") as opened:
+                            os.fsync(opened.fileno())
+                _sync_folder(beside)
+                beside.chmod(0o755)
+                _take_place(beside, path)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def _partial_folder(path: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+
+
+def _take_place(beside: pathlib.Path, path: pathlib.Path) -> None:
+    """Renames `beside` to `path`. What is there is moved away first, since a kill while it is removed leaves half."""
+    old = _partial_folder(path)
     try:
-        with naming(path):
-            yield beside
-            for file in beside.rglob("*"):
-                if file.is_file():
-                    with open(file, "rb+") as opened:
-                        os.fsync(opened.fileno())
-            beside.chmod(0o755)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(beside, path)
-            _sync_folder(path.parent)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(beside, path)
+        _sync_folder(path.parent)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def new_array(path: pathlib.Path, dtype: Any, shape: tuple[int | None, ...]) -> np.memmap:
@@ -180,8 +195,8 @@ def sealed(value: dict[str, Any]) -> dict[str, Any]:
     return {**plain, _SEAL: fingerprint(plain)}
 
 
-def unsealed(value: Any) -> dict[str, Any]:
-    """The object that was sealed; one without a seal as it is.
+def unsealed(value: Any, needs_seal: bool = False) -> dict[str, Any]:
+    """The object that was sealed; one without a seal as it is, unless it needs one.
 
     Raises:
       ValueError: it is no object, or another one than was sealed.
@@ -192,6 +207,8 @@ def unsealed(value: Any) -> dict[str, Any]:
         if value.pop(_SEAL) != fingerprint(value):
             raise ValueError("it is not what was written")
         return value
+    if needs_seal:
+        raise ValueError("it has no seal")
     for name, seal in value.items():
         others = {key: other for key, other in value.items() if key != name}
         if isinstance(seal, str) and len(seal) == 16 and seal == fingerprint(others):
@@ -200,29 +217,44 @@ def unsealed(value: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def lock(path: pathlib.Path, wait: bool) -> Iterator[None]:
+def lock(path: pathlib.Path, wait: bool, keep: bool = True) -> Iterator[None]:
     """Holds the lock file `path`; the kernel releases it when this process dies.
 
     Args:
       path: the lock file, created if missing; it holds the owner's host and process for whoever is refused.
       wait: whether to wait for another owner or to refuse at once.
+      keep: whether the file stays.
 
     Raises:
       InUse: another process holds it and `wait` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = _locked(path, wait)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            owner = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
-            raise InUse(f"{path.parent} is in use by {owner}: wait for it to end, or choose another folder") from None
         with naming(path):
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
     finally:
+        if not keep:
+            path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _locked(path: pathlib.Path, wait: bool) -> int:
+    """A handle of the lock file, which is locked."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BaseException as error:
+            owner = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+            os.close(handle)
+            if not isinstance(error, OSError) or error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise InUse(f"{path.parent} is in use by {owner}: wait for it to end, or choose another folder") from None
+        # Otherwise the owner before removed the file, and another process may make a new one.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
         os.close(handle)

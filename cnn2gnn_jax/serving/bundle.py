@@ -1,10 +1,9 @@
-"""A serving bundle: a student with its anchors as one StableHLO module, and a manifest.
+"""A serving bundle: a verified folder with a student and its anchors as one StableHLO module.
 
-    BUNDLE/manifest.json      format, classes, image_shape, normalisation, graph (of a graph student), platforms, sha256
-                              and size of the module
+    BUNDLE/manifest.json      `facts`: classes, image_shape, normalisation, graph (of a graph student), platforms, bytes
     BUNDLE/model.stablehlo    uint8 images (b, H, W, C), any b, to class probabilities (b, classes) float32
 
-It needs JAX and flatbuffers to be used, and nothing of this package (the README shows how).
+It needs JAX and flatbuffers to be used, and nothing of this package (docs/serve_a_bundle.md shows how).
 """
 
 import pathlib
@@ -15,14 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import trained
 from cnn2gnn_jax.serving.trained import Trained
 
-FORMAT = 1  # raised when a reader of this version could not use what is written
+KIND = artifact.Kind("a bundle", format=2, remake="export it again")
 PLATFORMS = ("cpu", "cuda")
-MODEL, MANIFEST = "model.stablehlo", "manifest.json"
+MODEL = "model.stablehlo"
 
 
 class Bundle(NamedTuple):
@@ -31,7 +30,7 @@ class Bundle(NamedTuple):
     call: Callable[[Any], jax.Array]
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
-    manifest: dict[str, Any]
+    facts: dict[str, Any]
 
 
 def serialize(function: Callable[[jax.Array], jax.Array], image_shape: tuple[int, int, int]) -> bytes:
@@ -43,7 +42,9 @@ def serialize(function: Callable[[jax.Array], jax.Array], image_shape: tuple[int
 
 def check_free(folder: pathlib.Path) -> None:
     """Raises UserError where the folder holds anything but a bundle, which may be replaced."""
-    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (
+        not folder.is_dir() or not {path.name for path in folder.iterdir()} <= {MODEL, artifact.MANIFEST}
+    ):
         raise UserError(f"{folder} is there and no bundle: choose another --out")
 
 
@@ -54,7 +55,7 @@ def write(folder: pathlib.Path, student: Trained, module: bytes, facts: dict[str
       folder: where to; see `check_free`.
       student: whose module it is.
       module: as `serialize` gives it.
-      facts: JSON values to keep in the manifest.
+      facts: more of what the manifest tells.
 
     Raises:
       UserError: the folder holds something else.
@@ -63,18 +64,16 @@ def write(folder: pathlib.Path, student: Trained, module: bytes, facts: dict[str
     recorded = student.recorded
     with storage.atomic_folder(folder) as beside:
         (beside / MODEL).write_bytes(module)
-        manifest = {
-            "format": FORMAT,
+        student_facts = {
             "classes": list(recorded.classes),
             "image_shape": list(recorded.image_shape),
             "mean": list(recorded.mean),
             "std": list(recorded.std),
             "graph": student.model.graph,
             "platforms": list(PLATFORMS),
-            "files": {MODEL: {"sha256": storage.sha256(beside / MODEL), "bytes": len(module)}},
-            **facts,
+            "bytes": len(module),
         }
-        storage.write_json(beside / MANIFEST, manifest)
+        artifact.seal(beside, KIND, recorded.fingerprint, {**student_facts, **facts})
 
 
 def read(folder: pathlib.Path) -> Bundle:
@@ -83,31 +82,23 @@ def read(folder: pathlib.Path) -> Bundle:
     Raises:
       UserError: it is no bundle, of another version, damaged, or not for this platform.
     """
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} is no bundle (it has no {MANIFEST}): make one by cnn2gnn_jax.export")
-    manifest = storage.read_json(folder / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise UserError(
-            f"{folder} is a bundle of another version (format {manifest.get('format')}, expected {FORMAT}): "
-            "export it again with this one"
-        )
-    again = "export it again"
-    try:
-        classes, image_shape = tuple(manifest["classes"]), tuple(manifest["image_shape"])
-        expected, platforms = manifest["files"][MODEL]["sha256"], manifest["platforms"]
+    if not (folder / artifact.MANIFEST).is_file():
+        raise UserError(f"{folder} is no bundle (it has no {artifact.MANIFEST}): make one by cnn2gnn_jax.export")
+    kept = artifact.read(folder, KIND)
+    with artifact.intact(folder, KIND):
+        classes, image_shape = tuple(kept.facts["classes"]), tuple(kept.facts["image_shape"])
+        platforms, _ = kept.facts["platforms"], kept.files[MODEL]
         _check_types(classes, image_shape, platforms)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / MANIFEST} is damaged ({error}): {again}") from None
-    if not (folder / MODEL).is_file() or storage.sha256(folder / MODEL) != expected:
-        raise UserError(f"{folder / MODEL} is missing or damaged (its sha256 is not the manifest's): {again}")
     if (platform := jax.default_backend().replace("gpu", "cuda")) not in platforms:
         raise UserError(f"{folder} is for {', '.join(platforms)}, and this is {platform}: set JAX_PLATFORMS=cpu")
     try:
         module = export.deserialize(bytearray((folder / MODEL).read_bytes()))
     except Exception as error:  # of JAX's reader, many kinds
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder / MODEL} cannot be read by JAX {jax.__version__} ({reason}): {again}") from error
-    return Bundle(module.call, classes, image_shape, manifest)
+        raise UserError(
+            f"{folder / MODEL} cannot be read by JAX {jax.__version__} ({reason}): {KIND.remake}"
+        ) from error
+    return Bundle(module.call, classes, image_shape, kept.facts)
 
 
 def _check_types(classes: tuple, image_shape: tuple, platforms: Any) -> None:

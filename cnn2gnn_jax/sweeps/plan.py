@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax.runtime import overrides, storage
+from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.sweeps import records, tuning
 
@@ -33,13 +33,13 @@ class Cell(NamedTuple):
     title: str
 
 
-def load(path: pathlib.Path, size: str, settings: Mapping[str, str]) -> list[Cell]:
+def load(path: pathlib.Path, size: str, settings: Mapping[str, Any]) -> list[Cell]:
     """The cells of a sweep file, in its order.
 
     Args:
       path: of the file.
       size: the word after its colon.
-      settings: the values of config fields that hold for every cell, as text.
+      settings: the values of config fields that hold for every cell, by dotted names.
 
     Raises:
       UserError: there is no such file, it is no sweep, or a config makes no sense.
@@ -58,7 +58,7 @@ def load(path: pathlib.Path, size: str, settings: Mapping[str, str]) -> list[Cel
     return list(cells.values())
 
 
-def _adder(cells: dict[str, Cell], path: pathlib.Path, settings: Mapping[str, str]) -> Callable[..., None]:
+def _adder(cells: dict[str, Cell], path: pathlib.Path, settings: Mapping[str, Any]) -> Callable[..., None]:
     """The function `add` that a sweep file is called with: it adds to `cells`, by name."""
 
     def add(
@@ -67,8 +67,7 @@ def _adder(cells: dict[str, Cell], path: pathlib.Path, settings: Mapping[str, st
         if kind not in records.KINDS:
             raise UserError(f"{path}: {kind!r} is no kind of table or figure: choose one of {', '.join(records.KINDS)}")
         config = ConfigDict(config.to_dict())
-        for field, value in settings.items():
-            overrides.set_field(config, field, value)
+        config.update_from_flattened_dict(settings)
         config.tensorboard = False
         # What is set for every cell is not chosen.
         tune = {field: values for field, values in (tune or {}).items() if field not in settings}

@@ -1,9 +1,9 @@
 """Checkpoints by Orbax: the newest state of a stage, and the best where one is chosen on held-out images.
 
-    <folder>/step_<n>/...           as Orbax writes it
-    <folder>/step_<n>/files.json    whose it is, and the sha256 of each of its files, since Orbax notices few damages
+    <folder>/step_<n>/state/...        as Orbax writes it
+    <folder>/step_<n>/manifest.json    of a verified folder, since Orbax notices few damages
 
-A checkpoint without the list was written by an earlier version: it gets its list when training goes on.
+Orbax writes beside and renames too; the manifest is written before it renames.
 """
 
 import contextlib
@@ -12,29 +12,21 @@ import os
 import pathlib
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from absl import logging
 
-from cnn2gnn_jax.runtime import processes, storage
+from cnn2gnn_jax.runtime import artifact, processes, storage
 from cnn2gnn_jax.runtime.console import say
 from cnn2gnn_jax.runtime.errors import UserError
 
-_LIST = "files.json"
-_FOLLOWS = "Event loop is closed"  # of an error that TensorStore's threads print after the one that is raised
+KIND = artifact.Kind("a checkpoint", format=1, remake="run the run's own command again")
 # What Orbax writes or dates once all else is there; nothing of a state is read from them.
 _LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")
 _OS_ERROR = re.compile(r"(?:OS error |os_error_code=')(\d+)")  # as TensorStore words it
-
-# What the threads of Orbax and TensorStore suffer from is raised here as well: one line instead of pages.
-logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
-_print = sys.unraisablehook
-sys.unraisablehook = lambda found: _print(found) if str(found.exc_value) != _FOLLOWS else None
 
 
 class Checkpoints:
@@ -53,7 +45,7 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, owner: str, keep: int = 2) -> None:
         self.folder, self.owner = folder, owner
-        self._saving = 0
+        self._saving: tuple[int, dict[str, Any]] = (0, {})  # the step and the facts of the checkpoint being written
         finished = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, step_prefix="step", async_options=finished)
         with _os_errors(folder):
@@ -71,10 +63,11 @@ class Checkpoints:
                 self._manager.close()
 
     def _seal(self) -> None:
-        """Lists the files of the checkpoint being written, before Orbax renames its folder."""
+        """Seals the checkpoint being written, before Orbax renames its folder."""
         if processes.is_first():
-            [beside] = self.folder.glob(f"step_{self._saving}.*")
-            _seal(beside, self.owner)
+            step, facts = self._saving
+            [beside] = self.folder.glob(f"step_{step}.*")
+            artifact.seal(beside, KIND, self.owner, facts, _LATER)
 
     def newest(self) -> int | None:
         """The step of the newest checkpoint, None without any."""
@@ -83,11 +76,9 @@ class Checkpoints:
     def save(self, step: int, state: Any, facts: dict[str, Any] | None = None) -> None:
         """Writes a state, in the background, and JSON facts about it."""
         # A copy, since the next step is given the buffers of the state itself to reuse.
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)), facts=ocp.args.JsonSave(facts or {})
-        )
+        args = ocp.args.Composite(state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)))
         self.wait()
-        self._saving = step
+        self._saving = step, facts or {}
         with _os_errors(self.folder):
             self._manager.save(step, args=args, force=True)
 
@@ -132,7 +123,7 @@ class Checkpoints:
         with _os_errors(self.folder):
             return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
 
-    def _saved(self, step: int | None) -> Any:
+    def _saved(self, step: int) -> Any:
         """The shapes of the state of a step."""
         return ocp.StandardCheckpointHandler().metadata(self.folder.absolute() / f"step_{step}" / "state")
 
@@ -142,23 +133,23 @@ class Checkpoints:
         Raises:
           UserError: it is damaged or another's.
         """
-        step = self._checked()
-        with _os_errors(self.folder):
-            return self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore())).facts
+        return artifact.read_manifest(self.folder / f"step_{self._checked()}", KIND, self.owner)["facts"]
 
-    def _checked(self) -> int | None:
-        """The newest step, after its files were read; those that have changed since raise UserError."""
+    def _checked(self) -> int:
+        """The newest step, after its files were hashed; those that have changed since raise UserError."""
         step = self.newest()
+        # Of the best there is but one.
+        back = "run the run's own command again, which goes back to the one before; or " * (self.folder.name == "last")
+        mend = f"{back}delete {self.folder.parent} to train this stage again"
 
         def check() -> None:
-            if (folder := self.folder / f"step_{step}").is_dir() and (wrong := _damage(folder, self.owner)):
-                # Of the best there is but one.
-                back = "run the run's own command again, which goes back to the one before; or "
-                raise UserError(
-                    f"the checkpoint {folder} is damaged ({wrong}): {back if self.folder.name == 'last' else ''}"
-                    f"delete {self.folder.parent} to train this stage again"
-                )
+            try:
+                artifact.read(self.folder / f"step_{step}", KIND, self.owner)
+            except artifact.Refused as error:
+                raise UserError(f"{error.what}: {mend}") from None
 
+        if step is None:
+            raise UserError(f"{self.folder} holds no checkpoint: {mend}")
         processes.on_first(check)
         return step
 
@@ -174,45 +165,18 @@ def recover(folder: pathlib.Path, owner: str) -> int:
     steps = [int(name) for path in folder.glob("step_*") if (name := path.name.removeprefix("step_")).isdigit()]
     for step in sorted(steps, reverse=True):
         path = folder / f"step_{step}"
-        if not (path / _LIST).exists():
-            _seal(path, owner)
-        if not (wrong := _damage(path, owner)):
+        try:
+            artifact.read(path, KIND, owner)
+        except artifact.Damaged as error:
+            say(f"{error.what}: it is removed, and training goes back to the checkpoint before")
+            shutil.rmtree(path)
+        except artifact.Refused as error:
+            raise UserError(
+                f"{error.what}: put back the one that was there, or delete {folder.parent} to train this stage again"
+            ) from None
+        else:
             return step
-        say(f"the checkpoint {path} is damaged ({wrong}): it is removed, and training goes back to the one before")
-        shutil.rmtree(path)
     return 0
-
-
-def _seal(folder: pathlib.Path, owner: str) -> None:
-    storage.write_json(folder / _LIST, {"owner": owner, "files": _hashes(folder)})
-
-
-def _hashes(folder: pathlib.Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in (_LIST, *_LATER)]
-    return {str(path.relative_to(folder)): storage.sha256(path) for path in files}
-
-
-def _damage(folder: pathlib.Path, owner: str) -> str:
-    """What is wrong with a checkpoint, '' for nothing; one without a list is taken as it is.
-
-    Raises:
-      UserError: it is another owner's.
-    """
-    if not (folder / _LIST).exists():
-        return ""
-    try:
-        facts = storage.read_json(folder / _LIST)
-        expected, of = dict(facts["files"]), facts["owner"]
-    except (UserError, KeyError, TypeError, ValueError):
-        return f"{_LIST} is no list of its files"
-    if of != owner:
-        raise UserError(
-            f"the checkpoint {folder} is of {of}, expected {owner}: put back the one that was there, or delete "
-            f"{folder.parent.parent} to train this stage again"
-        )
-    found = _hashes(folder)
-    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-    return f"{wrong[0]} is not what was written" if wrong else ""
 
 
 @contextlib.contextmanager

@@ -190,7 +190,6 @@ class _Training(NamedTuple):
         shapes = self.shapes(task)
         seeds = Seeds(task, shapes, len(tasks), devices)
         names = [job.name if len(stages) == 1 else f"{job.name} {stage.name}" for job in jobs]
-
         with contextlib.ExitStack() as opened:
 
             def checkpoints(which: str, **keep: int) -> list[Checkpoints]:

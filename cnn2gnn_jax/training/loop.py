@@ -14,8 +14,10 @@ from cnn2gnn_jax.training.state import TrainState, catch_up, over_seeds, state_a
 from cnn2gnn_jax.training.step import Batch, Metrics, make_step
 from cnn2gnn_jax.training.task import Task, learning_rate
 
+_Stepped = tuple[TrainState, Metrics]
 
-def make_chunk(task: Task, seeds: int = 1, devices: Devices = ONE) -> Callable[..., tuple[TrainState, Metrics]]:
+
+def make_chunk(task: Task, seeds: int = 1, devices: Devices = ONE) -> Callable[..., _Stepped]:
     """K steps: `chunk(state, data, teacher_variables, feed, seed) -> (state, metrics of K steps)`.
 
     `data` holds what is on the device of the training set, (N, ...) each: `input` (uint8 images or features), `label`,
@@ -26,14 +28,16 @@ def make_chunk(task: Task, seeds: int = 1, devices: Devices = ONE) -> Callable[.
     """
     step = make_step(task, devices.shards_head)
 
-    def one_step(state, data, teacher_variables, batch, seed):
+    def one_step(state: TrainState, data: Batch, teacher_variables: Any, batch: Batch, seed: Any) -> _Stepped:
         rows = {name: array[batch["index"]] for name, array in data.items()}
         return step(state, {**rows, **batch}, teacher_variables, seed)
 
-    def scanned_steps(state, data, teacher_variables, feed, seed):
+    def scanned_steps(state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: Any) -> _Stepped:
         return lax.scan(lambda state, batch: one_step(state, data, teacher_variables, batch, seed), state, feed)
 
-    def step_of_feed(state, data, teacher_variables, feed, seed, k):
+    def step_of_feed(
+        state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: Any, k: jax.Array
+    ) -> _Stepped:
         batch = jax.tree.map(lambda array: lax.dynamic_index_in_dim(array, k, keepdims=False), feed)
         return one_step(state, data, teacher_variables, batch, seed)
 
@@ -41,7 +45,7 @@ def make_chunk(task: Task, seeds: int = 1, devices: Devices = ONE) -> Callable[.
         return _map_over_devices(scanned_steps, task, seeds, devices)
     mapped = _map_over_devices(step_of_feed, task, seeds, devices, extra_arguments=1)
 
-    def looped_steps(state, data, teacher_variables, feed, seed):
+    def looped_steps(state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: Any) -> _Stepped:
         feed, metrics = jax.tree.map(jnp.asarray, feed), []  # put on the device once, not in every step
         for k in range(feed["mask"].shape[_step_axis(seeds, devices)]):
             state, metrics_of_step = mapped(state, data, teacher_variables, feed, seed, np.int32(k))
@@ -62,7 +66,7 @@ def scans_steps(task: Task) -> bool:
 
 def _map_over_devices(
     function: Callable, task: Task, seeds: int, devices: Devices, extra_arguments: int = 0
-) -> Callable[..., tuple[TrainState, Metrics]]:
+) -> Callable[..., _Stepped]:
     """`function(state, data, teacher_variables, feed, seed, ...)` compiled for all seeds and devices, see `make_chunk`.
 
     The `extra_arguments` after `seed` are the same for all.

@@ -48,10 +48,10 @@ def _step(
     if state.table is not None:
         gathered = head_table.gather(state.table, index, state.step, rate, sgd(task), shards_head)
 
-    def loss_of(params, memory, outputs):
+    def loss_of(params: Any, memory: Any, outputs: networks.Outputs) -> tuple[jax.Array, Any, Metrics]:
         return task.stage.loss(params, memory, LossInputs(outputs, teacher, batch, epoch, loss_rng))
 
-    def objective(params, values):
+    def objective(params: Any, values: Any) -> tuple[jax.Array, Any]:
         rows = jax.tree.map(lambda leaf: leaf[index], params["table"]) if "table" in params else values
         outputs, adjacency, stats = apply_student(task, params["student"], state.stats, rows, images, seen)
         loss, memory, metrics = loss_of(params["distiller"], state.memory, outputs)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax.data import cache
+from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError
 
 CLASSES = ("cat", "dog", "ox")
@@ -47,14 +48,15 @@ def test_what_is_written_is_read(folder, arrays):
         assert isinstance(found.images[split], np.memmap) and not found.images[split].flags.writeable
         assert found.labels[split].dtype == np.int32
         assert found.files[split] == tuple(f"image {i}" for i in range(len(labels)))
-    assert found.manifest["classes"] == list(CLASSES)
+    assert found.facts["classes"] == list(CLASSES)
     pixels = arrays["train"][0] / 255
-    np.testing.assert_allclose(found.manifest["mean"], pixels.mean((0, 1, 2)), rtol=1e-12)
-    np.testing.assert_allclose(found.manifest["std"], pixels.std((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(found.facts["mean"], pixels.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(found.facts["std"], pixels.std((0, 1, 2)), rtol=1e-12)
 
 
-def test_nothing_there_is_none(tmp_path):
-    assert cache.read(tmp_path / "absent") is None
+def test_nothing_there_is_missing(tmp_path):
+    with pytest.raises(artifact.Missing):
+        cache.read(tmp_path / "absent")
 
 
 def flip_a_byte(path):
@@ -65,6 +67,13 @@ def flip_a_byte(path):
 
 def edit(manifest, **changes):
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes))
+
+
+def list_without(folder, name, **changes):
+    """Under a new seal, as of another writer."""
+    manifest = storage.read_json(folder / "manifest.json")
+    del manifest["files"][name]
+    storage.write_json(folder / "manifest.json", manifest | changes)
 
 
 DAMAGE = {
@@ -82,9 +91,11 @@ DAMAGE = {
     "not a number": lambda folder: (folder / "manifest.json").write_text('{"version": 1, "mean": [NaN]}'),
     "garbage": lambda folder: (folder / "manifest.json").write_bytes(b"\xff{"),
     "list": lambda folder: (folder / "manifest.json").write_text("[]"),
-    "no arrays": lambda folder: edit(folder / "manifest.json", arrays=None),
-    "other mean": lambda folder: edit(folder / "manifest.json", mean=[0.5, 0.5, 0.5]),
-    "other layout": lambda folder: edit(folder / "manifest.json", version=cache.VERSION + 1),
+    "no arrays": lambda folder: edit(folder / "manifest.json", files=None),
+    "other mean": lambda folder: edit(folder / "manifest.json", facts={"mean": [0.5, 0.5, 0.5]}),
+    "other layout": lambda folder: edit(folder / "manifest.json", format=cache.KIND.format + 1),
+    "lists no array": lambda folder: list_without(folder, "test_labels.npy"),
+    "lists no facts": lambda folder: list_without(folder, "train_files.json", facts=None),
     "nothing in it": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
 }
 
@@ -92,7 +103,14 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_found(folder, damage):
     DAMAGE[damage](folder)
-    with pytest.raises(cache.Damaged):
+    with pytest.raises(artifact.Damaged):
+        cache.read(folder)
+
+
+def test_another_version_is_no_damage(folder):
+    manifest = storage.read_json(folder / "manifest.json")
+    storage.write_json(folder / "manifest.json", manifest | {"format": cache.KIND.format + 1})
+    with pytest.raises(artifact.Outdated):
         cache.read(folder)
 
 

@@ -1,5 +1,7 @@
 """What is kept of an evaluation: each image's prediction, anchors and order by seed, the graph in training."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.data import batches
 from cnn2gnn_jax.evaluation import scoring
 from cnn2gnn_jax.evaluation import summary as run_results
-from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import trained
 from cnn2gnn_jax.serving.pictures import Pictures
@@ -32,38 +34,54 @@ def test_each_accuracy_is_that_of_the_predictions_kept(seeded):
     correct = run_results.correct(results, workdir)
     assert correct.shape == (len(results["accuracies"]), 359) and len(correct) == 2 * (6 + 3)
     np.testing.assert_allclose(100 * correct.mean(axis=1), [e["accuracy"] for e in results["accuracies"]])
-    with np.load(workdir / run_results.PREDICTIONS) as kept:
-        assert kept["predicted"].dtype == np.uint8
-        assert len({tuple(row) for row in kept["predicted"]}) > 6  # not one row for all
-    assert (workdir / run_results.PREDICTIONS).stat().st_size < 20_000
+    predicted = np.load(workdir / run_results.PREDICTIONS / "predicted.npy")
+    assert predicted.dtype == np.uint8
+    assert len({tuple(row) for row in predicted}) > 6  # not one row for all
+    assert sum(path.stat().st_size for path in (workdir / run_results.PREDICTIONS).iterdir()) < 20_000
 
 
 def test_damaged_predictions_are_refused_and_made_anew(seeded, tmp_path):
     workdir, results = seeded
-    path = tmp_path / run_results.PREDICTIONS
-    content = bytearray((workdir / run_results.PREDICTIONS).read_bytes())
+    path = tmp_path / run_results.PREDICTIONS / "predicted.npy"
+    shutil.copytree(workdir / run_results.PREDICTIONS, path.parent)
+    content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     for damaged in (bytes(content), content[:100], b"", None):
         path.unlink(missing_ok=True)
         if damaged is not None:
             path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"predictions.npz is damaged .*: delete it and run the same command again"):
+        with pytest.raises(UserError, match=r"predictions is damaged .*: delete it and run the same command again"):
             run_results.correct(results, tmp_path)
+    shutil.rmtree(path.parent)
+    with pytest.raises(artifact.Missing):
+        run_results.correct(results, tmp_path)
+    with pytest.raises(artifact.Foreign):  # those of other results
+        run_results.correct(results | {"predictions": "0123456789abcdef"}, workdir)
     assert run_results.correct({}, tmp_path) is None  # of an earlier version
 
 
 def test_an_evaluation_without_its_predictions_is_none(seeded, capsys):
     workdir, _ = seeded
-    path = workdir / "evaluations" / "graph_learned-seed3.json"
-    fingerprint, arrays = storage.read_json(path)["fingerprint"], path.with_suffix(".npz")
-    assert scoring.is_evaluated(path, fingerprint) and not scoring.is_evaluated(path, "another")
-    content = arrays.read_bytes()
+    folder = workdir / "evaluations" / "graph_learned-seed3"
+    fingerprint, array = storage.read_json(folder / "manifest.json")["fingerprint"], folder / "predicted.npy"
+
+    def make():
+        raise InterruptedError
+
+    def evaluated(fingerprint):
+        try:
+            return bool(artifact.ensure(folder, scoring.KIND, fingerprint, make, replaces=True))
+        except InterruptedError:
+            return False
+
+    assert evaluated(fingerprint) and not evaluated("another")
+    content = array.read_bytes()
     try:
-        arrays.write_bytes((workdir / "evaluations" / "graph_learned-seed4.npz").read_bytes())
-        assert not scoring.is_evaluated(path, fingerprint)
-        assert "predicted is not what was written" in capsys.readouterr().err
+        array.write_bytes((workdir / "evaluations" / "graph_learned-seed4" / "predicted.npy").read_bytes())
+        assert not evaluated(fingerprint)
+        assert "predicted.npy is not what was written" in capsys.readouterr().err
     finally:
-        arrays.write_bytes(content)
+        array.write_bytes(content)
 
 
 def test_anchors_and_order_change_with_the_seed():
@@ -83,8 +101,7 @@ def test_the_anchors_of_the_workdir_are_those_of_the_first_student(seeded):
     linked = {index for example in results["examples"] for index, _ in example["neighbors"]}
     assert linked <= set(recorded.anchors["index"][0])
     student = trained.open_student(workdir)
-    with np.load(workdir / run_results.PREDICTIONS) as kept:
-        predicted = kept["predicted"]
+    predicted = np.load(workdir / run_results.PREDICTIONS / "predicted.npy")
     images = runs.begin(recorded.config, workdir).dataset.test.images
     pictures = Pictures([str(k) for k in range(len(images))], images)
     for k, mechanism in enumerate(("one_by_one", "batch_by_batch")):

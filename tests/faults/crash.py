@@ -24,9 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cnn2gnn_jax import teacher_logits
-from cnn2gnn_jax.data import cache
-from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.training.metrics import read_records
 from tests.faults import runs
 
@@ -37,7 +35,7 @@ DONE = {
     "logits": ("cache/teachers/*/teacher_logits/manifest.json", 1),
     "pretraining": ("run/checkpoints/*/pretrain/last/step_4", 1),
     "student": ("run/checkpoints/*/train/last/step_8", 1),
-    "evaluation": ("run/evaluations/*.json", 1),
+    "evaluation": ("run/evaluations/*/manifest.json", 1),
     "sweep's 1st": ("run/records/*.json", 1),
     "sweep's 2nd": ("run/records/*.json", 2),
 }
@@ -75,11 +73,9 @@ def broken_files(out: pathlib.Path) -> list[str]:
         if not path.is_file() or unfinished(path.relative_to(out)):
             continue
         try:
-            if path.name == "manifest.json" and path.parent.parent.name == "datasets":
-                cache.read(path.parent)
-            elif path.name == "manifest.json" and "arrays" in (facts := storage.read_json(path)):
-                rows = {name: array["shape"][0] for name, array in facts["arrays"].items()}
-                teacher_logits.read(path.parent, facts["fingerprint"], rows)
+            if path.name == artifact.MANIFEST:
+                manifest = storage.read_json(path)
+                artifact.read(path.parent, artifact.Kind(manifest["kind"], manifest["format"], ""))
             elif path.suffix == ".json":
                 storage.read_json(path)
             elif path.suffix == ".npz":
@@ -112,7 +108,7 @@ def weights(out: pathlib.Path, log: pathlib.Path) -> str:
 
         digest = hashlib.sha256()
         for folder in sorted(out.glob("cache/**/last") if (out / "run" / "cells").exists() else out.glob("*/**/last")):
-            owner = storage.read_json(next(folder.glob("step_*/files.json")))["owner"]
+            owner = storage.read_json(next(folder.glob("step_*/manifest.json")))["fingerprint"]
             with Checkpoints(folder, owner) as checkpoints:
                 tree = checkpoints.restore_as_saved()
             digest.update(f"{folder.relative_to(out).parts[-3:]} {checkpoints.newest()}".encode())

@@ -10,6 +10,7 @@ DIR/damage.jsonl and prints a table.
 
 import argparse
 import collections
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -22,10 +23,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cnn2gnn_jax import pipeline, teacher_logits
-from cnn2gnn_jax.data import cache
+from cnn2gnn_jax import pipeline
+from cnn2gnn_jax import run as runs
+from cnn2gnn_jax.data import cache, teacher_logits
 from cnn2gnn_jax.evaluation import scoring
-from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import bundle, trained
 from cnn2gnn_jax.training.checkpoint import Checkpoints
@@ -62,18 +64,16 @@ def kinds(cache_dir: pathlib.Path, workdir: pathlib.Path, others: tuple[pathlib.
         return read
 
     def evaluation(folder: pathlib.Path) -> Any:
-        path, expected = folder / f"{student}.json", storage.read_json(workdir / "evaluations" / f"{student}.json")
-        if not scoring.is_evaluated(path, expected["fingerprint"]):
-            raise UserError("evaluated anew")
-        return storage.read_json(path)
+        expected = storage.read_json(workdir / "evaluations" / student / artifact.MANIFEST)
+        return artifact.read(folder / student, scoring.KIND, expected["fingerprint"])
 
     pairs = [(cache_dir, workdir), *([others] if others else [])]
     of_logits = storage.read_json(next(cache_dir.glob("teachers/*/teacher_logits/manifest.json")))
-    rows = {name: array["shape"][0] for name, array in of_logits["arrays"].items()}
+    rows = {name.removesuffix(".npy"): array["shape"][0] for name, array in of_logits["files"].items()}
     student = next(workdir.glob("checkpoints/*")).name
-    owner = f"{storage.read_json(workdir / 'config.json')['fingerprint']}/{student}"
+    owner = f"{runs.read(workdir).fingerprint}/{student}"
     return {
-        "data cache": kind("datasets/*/", lambda folder: cache.read(folder), 0),
+        "data cache": kind("datasets/*/", lambda folder: dataclasses.asdict(cache.read(folder)), 0),
         "logits": kind("teachers/*/teacher_logits", logits, 0),
         "teacher checkpoint": kind("teachers/*/checkpoints/train/last", checkpoint(of_logits["fingerprint"]), 0),
         "student checkpoint": kind("checkpoints/*/train/last", checkpoint(owner)),
@@ -85,7 +85,10 @@ def kinds(cache_dir: pathlib.Path, workdir: pathlib.Path, others: tuple[pathlib.
 
 
 # Of a folder that holds more. Results are never read again but by people, so that those of another run are not told.
-FILES = {"run": ("config.json", "anchors.npz"), "results": ("results.json",)}
+FILES = {
+    "run": tuple(f"run/{file}" for file in ("manifest.json", "index.npy", "labels.npy", "images.npy")),
+    "results": ("results.json",),
+}
 
 
 def damages(content: bytes, other: bytes | None, ranges: int, rng: random.Random) -> Iterator[tuple[str, bytes | None]]:
@@ -151,7 +154,7 @@ def inject(
             try:
                 outcome = "unchanged" if digest(kind.read(place)) == whole else "used"
                 text = ""
-            except (UserError, cache.Damaged, FileNotFoundError) as error:
+            except (UserError, FileNotFoundError) as error:
                 outcome, text = ("refused", "") if "\n" not in str(error) else ("crashed", str(error))
             except Exception as error:
                 outcome, text = "crashed", f"{type(error).__name__}: {error}"

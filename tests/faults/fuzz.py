@@ -30,11 +30,11 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from cnn2gnn_jax import config, teacher_logits
+from cnn2gnn_jax import config
 from cnn2gnn_jax import run as runs
-from cnn2gnn_jax.data import binary, cache, image_folders, images
+from cnn2gnn_jax.data import binary, cache, image_folders, images, teacher_logits
 from cnn2gnn_jax.data.builders import mini_imagenet
-from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import bundle
 from cnn2gnn_jax.training import checkpoint
@@ -193,6 +193,10 @@ def parsers(place: pathlib.Path) -> dict[str, Parser]:
 
         return write_and_read
 
+    def manifest(folder: str, read: Callable[[pathlib.Path], Any]) -> Parser:
+        name = f"{folder}/{artifact.MANIFEST}"
+        return Parser(sealed(name, read), [storage.read_json(place / name)])
+
     rng = np.random.default_rng(0)
     cifar = np.concatenate([np.full((3, 1), 3), rng.integers(0, 256, (3, 3072))], 1).astype(np.uint8).tobytes()
     cifar100 = np.concatenate([np.full((2, 2), 3), rng.integers(0, 256, (2, 3072))], 1).astype(np.uint8).tobytes()
@@ -204,50 +208,48 @@ def parsers(place: pathlib.Path) -> dict[str, Parser]:
 
     arrays = {"train": logits, "test": logits[:10]}
     teacher_logits.write(place / "logits", "abc", {"train": 100, "test": 10}, [arrays], {"test_accuracy": 50.0})
+
+    def read_logits(path: pathlib.Path) -> Any:
+        return teacher_logits.read(path.parent, "abc", {"train": 100, "test": 10})
+
     split = cache.Examples(4, [(np.full((3, 3, 1), 60 * k, np.uint8), k % 2, str(k)) for k in range(4)])
     cache.write(place / "cache", "x", ("a", "b"), {"train": split, "test": split}, {"key": "0", "path": ""})
-    cached = {
-        key: value
-        for key, value in storage.read_json(place / "cache" / "manifest.json").items()
-        if key != "fingerprint"
-    }
     (place / "bundle").mkdir()
     module = bundle.serialize(lambda images: images[:, 0, :2, 0], (8, 8, 1))
     (place / "bundle" / bundle.MODEL).write_bytes(module)
-    model = {"sha256": storage.sha256(place / "bundle" / bundle.MODEL), "bytes": len(module)}
-    manifest = {"format": bundle.FORMAT, "classes": ["a", "b"], "image_shape": [8, 8, 1], "mean": [0.5], "std": [0.2]}
-    manifest |= {"platforms": ["cpu"], "files": {bundle.MODEL: model}}
+    facts = {"classes": ["a", "b"], "image_shape": [8, 8, 1], "mean": [0.5], "std": [0.2], "platforms": ["cpu"]}
+    artifact.seal(place / "bundle", bundle.KIND, "0" * 16, facts)
     (place / "step" / "state").mkdir(parents=True)
     (place / "step" / "state" / "x").write_bytes(b"x")
-    listed = {"owner": "me", "files": {"state/x": storage.sha256(place / "step" / "state" / "x")}}
+    artifact.seal(place / "step", checkpoint.KIND, "me", {})
 
     smoke = digits.get_config("smoke")
     smoke.method = "gnn"
     complete = config.resolve(smoke).to_dict()
-    (place / "run").mkdir()
-    np.savez(
-        place / "run" / "anchors.npz",
-        index=np.zeros((1, 4), int),
-        labels=np.zeros((1, 4), int),
-        images=np.zeros((1, 4, 8, 8, 1), np.uint8),
-    )
+    anchors = {
+        "index": np.zeros((1, 4), int),
+        "labels": np.zeros((1, 4), int),
+        "images": np.zeros((1, 4, 8, 8, 1), np.uint8),
+    }
     facts = {
-        "format": config.STUDENT_FORMAT,
-        "fingerprint": "0" * 16,
         "teacher_folder": "/nowhere",
         "dataset_fingerprint": "0" * 16,
         "dataset": {"classes": list("ab"), "image_shape": [8, 8, 1], "train_images": 100, "mean": [0.5], "std": [0.2]},
         "config": json.loads(json.dumps(complete)),
-        "anchors_sha256": storage.sha256(place / "run" / "anchors.npz"),
     }
-    anchors = (place / "run" / "anchors.npz").read_bytes()
+    for workdir in ("workdir", "other"):
+        artifact.write(place / workdir / runs.RECORD, runs.KIND, "0" * 16, facts, anchors)
 
     def read_anchors(content: bytes) -> Any:
-        (place / "other").mkdir(exist_ok=True)
-        (place / "other" / "anchors.npz").write_bytes(content)
-        value = {**facts, "anchors_sha256": storage.sha256(place / "other" / "anchors.npz")}
-        (place / "other" / "config.json").write_text(json.dumps(value))
+        record = place / "other" / runs.RECORD
+        (record / "images.npy").write_bytes(content)
+        manifest = storage.read_json(record / artifact.MANIFEST)
+        manifest["files"]["images.npy"]["sha256"] = storage.sha256(record / "images.npy")
+        storage.write_json(record / artifact.MANIFEST, manifest)
         return runs.read(place / "other")
+
+    def read_step(path: pathlib.Path) -> Any:
+        return artifact.read(path.parent, checkpoint.KIND, "me")
 
     def read_lists(content: bytes) -> Any:
         (place / "lists").mkdir(exist_ok=True)
@@ -255,11 +257,6 @@ def parsers(place: pathlib.Path) -> dict[str, Parser]:
         for name in ("val.csv", "test.csv"):
             (place / "lists" / name).write_bytes(b"filename,label\n")
         return mini_imagenet.files_by_class(place / "lists")
-
-    def read_cache(value: Any) -> Any:
-        value = {**value, "fingerprint": storage.fingerprint(value)}
-        (place / "cache" / "manifest.json").write_text(json.dumps(storage.sealed(value)))
-        return cache.read(place / "cache")
 
     def read_folder(name: bytes) -> Any:
         # A folder of images with one class and one file of that name, beside a class z.
@@ -308,19 +305,12 @@ def parsers(place: pathlib.Path) -> dict[str, Parser]:
             in_file("x.npy", lambda path: teacher_logits.given(str(path), labels, 4)),
             [npy(logits), npy(logits.astype(np.float16)), npy(np.array([{}]), allow_pickle=True)],
         ),
-        "logits manifest": Parser(
-            sealed(
-                "logits/manifest.json", lambda path: teacher_logits.read(path.parent, "abc", {"train": 100, "test": 10})
-            ),
-            [storage.read_json(place / "logits" / "manifest.json")],
-        ),
-        "cache manifest": Parser(read_cache, [cached]),
-        "bundle manifest": Parser(sealed("bundle/manifest.json", lambda path: bundle.read(path.parent)), [manifest]),
-        "config.json": Parser(sealed("run/config.json", lambda path: runs.read(path.parent)), [facts]),
-        "anchors.npz": Parser(read_anchors, [anchors]),
-        "checkpoint list": Parser(
-            sealed("step/files.json", lambda path: checkpoint._damage(path.parent, "me")), [listed]
-        ),
+        "logits manifest": manifest("logits", read_logits),
+        "cache manifest": manifest("cache", lambda path: cache.read(path.parent)),
+        "bundle manifest": manifest("bundle", lambda path: bundle.read(path.parent)),
+        "run manifest": manifest("workdir/run", lambda path: runs.read(path.parent.parent)),
+        "anchors .npy": Parser(read_anchors, [npy(anchors["images"])]),
+        "checkpoint manifest": manifest("step", read_step),
         "any JSON": Parser(
             in_file("x.json", storage.read_json), [json.dumps({**facts, "seal": "x"}).encode(), b'{"a": [1, 2.5, "x"]}']
         ),
@@ -335,7 +325,7 @@ def fuzz(
     rng, counts, crashes = random.Random(f"{name} {seed}"), collections.Counter[str](), {}
     taken = 0
     for value in parser.good:
-        with contextlib.suppress(UserError, cache.Damaged):
+        with contextlib.suppress(UserError):
             parser.read(value)
             taken += 1
     assert taken, f"{name}: none of the good inputs is taken"
@@ -346,7 +336,7 @@ def fuzz(
         try:
             parser.read(value)
             counts["taken"] += 1
-        except (UserError, cache.Damaged, OSError) as error:  # of the last `main` makes one line
+        except (UserError, OSError) as error:  # of the last `main` makes one line
             if "\n" in str(error) or not str(error):
                 counts["crashed"] += 1
                 crashes.setdefault(f"refused in several lines: {error}"[:200], value)

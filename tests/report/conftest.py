@@ -38,8 +38,13 @@ def made():
     return methods.tables(observe(records, "methods"))
 
 
+def column(table, name):
+    """The cells of a column by heading."""
+    return {heading: cells[name] for heading, cells in table.rows.items()}
+
+
 def cells(table):
-    return {heading: line[0] for heading, line in table.rows}
+    return column(table, "pair")
 
 
 def graph_record(seed, distinct=(9.0, 9.0), correct=None, training=None):
@@ -68,4 +73,4 @@ def settings(*records):
 
 
 def worth(table):
-    return table.column("the graph is worth, one by one")["stem"]
+    return table.rows["stem"]["the graph is worth, one by one"]

@@ -11,7 +11,7 @@ from tests.report.conftest import graph_record, settings, worth
 
 
 def test_the_formats_hold_the_same_figures(made):
-    table = Table("A_B", ["pair"], [("SP", [Cell("62.00", 62.0, 2.0, n=3, paper=60.5, rank=1, arrow=1)])])
+    table = Table("A_B", {"SP": {"pair": Cell("62.00", 62.0, 2.0, n=3, paper=60.5, rank=1, arrow=1)}})
     assert "| SP | **62.00** ↑ (60.50, +1.50) |" in formats.markdown(table)
     assert r"SP & \textbf{62.00} $\uparrow$ {\scriptsize (60.50, +1.50)} \\" in formats.latex(table)
     [row] = csv.DictReader(io.StringIO(formats.comma_separated(table)))
@@ -28,9 +28,9 @@ def test_the_formats_hold_the_same_figures(made):
     }
     for made_table in made:
         rows = list(csv.DictReader(io.StringIO(formats.comma_separated(made_table))))
-        for values, (heading, line) in zip(rows, made_table.rows, strict=True):
-            assert values[""] == heading and values["pair"] == line[0].text
-            assert float(values["pair: mean"]) == pytest.approx(line[0].value, abs=1e-4)
+        for values, (heading, line) in zip(rows, made_table.rows.items(), strict=True):
+            assert values[""] == heading and values["pair"] == line["pair"].text
+            assert float(values["pair: mean"]) == pytest.approx(line["pair"].value, abs=1e-4)
 
 
 def test_the_csv_says_what_an_interval_is_over():

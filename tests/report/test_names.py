@@ -39,7 +39,7 @@ def with_training_set(record):
 
 def shown(record):
     """All names in the tables and figures of a record, by what shows them."""
-    tables = {table.kind: [*table.columns, *(heading for heading, _ in table.rows)] for table in all_tables([record])}
+    tables = {table.kind: [*table.columns, *table.rows] for table in all_tables([record])}
     figures = {
         "figure of values": plots.values(observe([record], "curve")).axes[0].get_legend_handles_labels()[1],
         "figure of FLOPs": [text.get_text() for text in plots.flops(observe([record], "methods")).axes[0].texts],

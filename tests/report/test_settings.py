@@ -6,7 +6,7 @@ import pytest
 from cnn2gnn_jax.report import notes
 from cnn2gnn_jax.report.observations import difference, observe
 from cnn2gnn_jax.report.settings import DISTINCT_ANCHORS, SELF_WEIGHT, audit
-from tests.report.conftest import graph_record, settings, worth
+from tests.report.conftest import column, graph_record, settings, worth
 
 
 def test_intervals_are_over_seeds_and_images_where_predictions_are_kept_and_a_note_says_so():
@@ -29,7 +29,7 @@ def test_in_a_table_of_both_kinds_the_narrower_intervals_are_marked():
     for one in lacking:
         one["places"] = [{**one["places"][0], "setting": "earlier"}]
     table = settings(*kept, *lacking)
-    first, second = table.column("the graph is worth, one by one").values()
+    first, second = column(table, "the graph is worth, one by one").values()
     assert first.text.endswith("]") and second.text.endswith("] (seeds alone)")
     assert {notes.INTERVALS[kind] for kind in ("seeds and images", "seeds alone")} <= set(table.notes)
 
@@ -42,23 +42,23 @@ def test_images_of_another_data_set_are_not_paired():
 
 
 def test_the_weight_on_self_has_that_of_training_beside_it():
-    [without] = settings(graph_record(0)).column(SELF_WEIGHT).values()
-    [beside] = settings(graph_record(0, training=0.553)).column(SELF_WEIGHT).values()
+    [without] = column(settings(graph_record(0)), SELF_WEIGHT).values()
+    [beside] = column(settings(graph_record(0, training=0.553)), SELF_WEIGHT).values()
     assert (without.text, beside.text) == ("0.67", "0.67 (0.55 in training)")
 
 
 @pytest.mark.parametrize("make", [settings, lambda *records: audit(records)])
 def test_a_graph_with_one_anchor_a_batch_is_named_uniform(make):
     some = make(graph_record(0, (1.0, 9.0)), graph_record(1, (1.4, 1.0)), graph_record(2, (1.6, 9.0)))
-    [cell] = some.column(DISTINCT_ANCHORS).values()
+    [cell] = column(some, DISTINCT_ANCHORS).values()
     assert cell.text == "1.3, uniform in 2 of 3"
     [note] = [note for note in some.notes if note.startswith(notes.UNIFORM)]
     assert "no learned structure" in note and "in shuffled batches" in note and "(2 of 3 students)" in note
     assert "in class-sorted batches" in note and "(1 of 3 students)" in note
-    [every] = make(graph_record(0, (1.0, 9.0))).column(DISTINCT_ANCHORS).values()
+    [every] = column(make(graph_record(0, (1.0, 9.0))), DISTINCT_ANCHORS).values()
     assert every.text == "1.0, uniform"
     none = make(graph_record(0))
-    [cell] = none.column(DISTINCT_ANCHORS).values()
+    [cell] = column(none, DISTINCT_ANCHORS).values()
     assert cell.text == "9.0" and not any(note.startswith("Uniform") for note in none.notes)
 
 

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -70,6 +72,25 @@ def test_damaged_json_is_named(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         storage.read_json(path)
+
+
+def test_a_lock_whose_file_is_not_kept_leaves_none_and_passes_to_who_waits(tmp_path):
+    path, events = tmp_path / ".lock", []
+
+    def wait():
+        with storage.lock(path, wait=True, keep=False):
+            events.append("second")
+            assert path.exists()
+
+    with storage.lock(path, wait=True, keep=False):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        time.sleep(0.2)
+        with pytest.raises(UserError, match="in use by process"), storage.lock(path, wait=False):
+            pass
+        events.append("first")
+    waiting.join(10)
+    assert events == ["first", "second"] and not path.exists()
 
 
 def test_a_lock_refuses_another_process_with_its_owner_and_ends_with_it(tmp_path):

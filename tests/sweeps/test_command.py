@@ -73,6 +73,21 @@ def test_the_command_runs_a_shard_and_lists_it(tmp_path, file, fake_pipeline, mo
     assert command("--cells=1")[0] == "3 of 6 cells done, 0 failed, 3 left"
     assert command("--shard=7/7")[0] == "0 of 0 cells of shard 7/7 done, 0 failed, 0 left"
     assert command()[0] == "6 of 6 cells done, 0 failed, 0 left" and len(fake_pipeline) == 6
+    listed = command("--dry_run", "--config.student.hidden=8", "--config.seeds=2")
+    assert len(listed) == 6 and [line.split("  ")[1] for line in listed] == ["-"] * 6  # fields hold for every cell
+    for wrong, message in (
+        ("--config.student.hiden=8", "there is no field config.student.hiden: did you mean config.student.hidden"),
+        ("--config.sparsity=8", "there is no field config.sparsity: did you mean config.student.sparsity"),
+        ("--config.data.name.first=1", "there is no field config.data.name.first"),
+        ("--config.student=1", "config.student is a section: set one of its fields"),
+        ("--config.student.hidden=many", "--config.student.hidden=many: expected a value of type int"),
+        ("--config.student.hidden=__import__('os')", "expected a value of type int"),
+        ("--config.student.hidden=0", "student.hidden is 0"),
+        ("--minutes=-1", "expected 0, for no limit, or more"),
+    ):
+        with pytest.raises(UserError) as refused:
+            command("--dry_run", wrong)
+        assert message in str(refused.value) and "\n" not in str(refused.value)
     for wrong in ("0/3", "4/3", "a/b"):
         with pytest.raises(UserError, match=f"--shard={wrong}: expected K/N with K from 1 to N"):
             command(f"--shard={wrong}")

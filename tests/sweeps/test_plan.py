@@ -18,13 +18,13 @@ def test_cells_that_compute_the_same_are_one(file):
     # Where things are is not what they are; what they are is.
     moved = cells_of(file, **{"data.manual_dir": "elsewhere", "cache_dir": "elsewhere"})
     assert [cell.name for cell in moved] == [cell.name for cell in cells]
-    wider = cells_of(file, **{"student.hidden": "8"})  # which is no field of a CNN student
+    wider = cells_of(file, **{"student.hidden": 8})  # which is no field of a CNN student
     assert [a.name == b.name for a, b in zip(cells, wider, strict=True)] == [False, True, False] * 2
     for field, value in (
-        ("student.train.epochs", "8"),
-        ("evaluate.anchors", "30"),
-        ("data.limit", "15"),
-        ("seeds", "2"),
+        ("student.train.epochs", 8),
+        ("evaluate.anchors", 30),
+        ("data.limit", 15),
+        ("seeds", 2),
     ):
         assert not {cell.name for cell in cells_of(file, **{field: value})} & {cell.name for cell in cells}, field
 
@@ -32,9 +32,9 @@ def test_cells_that_compute_the_same_are_one(file):
 def test_cells_know_whose_teacher_they_share(file, tmp_path):
     teachers = [cell.teacher for cell in cells_of(file)]
     assert teachers[0] is not None and teachers == [teachers[0], teachers[0], None] * 2
-    for field, value in (("teacher.seed", "1"), ("teacher.network", "resnet20"), ("data.limit", "15")):
+    for field, value in (("teacher.seed", 1), ("teacher.network", "resnet20"), ("data.limit", 15)):
         assert cells_of(file, **{field: value})[0].teacher not in (None, teachers[0]), field
-    for field, value in (("student.train.epochs", "9"), ("data.residency", "host"), ("data.manual_dir", "elsewhere")):
+    for field, value in (("student.train.epochs", 9), ("data.residency", "host"), ("data.manual_dir", "elsewhere")):
         assert cells_of(file, **{field: value})[0].teacher == teachers[0], field
     (tmp_path / "logits.npy").write_bytes(b"")
     file.write_text(SWEEP.replace(', "gnn")', ")"))
@@ -42,23 +42,9 @@ def test_cells_know_whose_teacher_they_share(file, tmp_path):
     assert [cell.teacher for cell in given] == [None] * 4
 
 
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        (
-            {"student.hiden": "8"},
-            "there is no field config.student.hiden: did you mean config.student.hidden",
-        ),
-        ({"sparsity": "8"}, "there is no field config.sparsity: did you mean config.student.sparsity"),
-        ({"data.name.first": "1"}, "there is no field config.data.name.first"),
-        ({"student.hidden": "many"}, "--config.student.hidden=many: expected a value of type int"),
-        ({"student.hidden": "__import__('os')"}, "expected a value of type int"),
-        ({"student.hidden": "0"}, "student.hidden is 0"),
-    ],
-)
-def test_a_wrong_field_is_refused_before_anything_runs(file, settings, message):
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        cells_of(file, **settings)
+def test_a_wrong_value_is_refused_before_anything_runs(file):
+    with pytest.raises(UserError, match="student.hidden is 0: it must be between 1 and 1000000"):
+        cells_of(file, **{"student.hidden": 0})
 
 
 def test_a_wrong_file_is_refused(tmp_path, file):
@@ -88,10 +74,10 @@ def test_the_full_tables_have_every_row_of_every_pair():
 
 
 def test_images_that_a_config_holds_out_are_those_it_chooses_on(tuned_file):
-    cells = cells_of(tuned_file, **{"data.holdout": "0.8"})
+    cells = cells_of(tuned_file, **{"data.holdout": 0.8})
     assert {cell.config.data.holdout for cell in cells} == {0.8}
     # What is set for every cell is not chosen.
-    assert not any(cell.candidates for cell in cells_of(tuned_file, **{"student.train.learning_rate": "0.03"}))
+    assert not any(cell.candidates for cell in cells_of(tuned_file, **{"student.train.learning_rate": 0.03}))
 
 
 def test_a_wrong_choice_is_refused(tuned_file):

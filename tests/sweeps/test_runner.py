@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax import pipeline
-from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.evaluation import summary
+from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import InUse, Stopped, UserError
 from cnn2gnn_jax.sweeps import records, runner, shards
 from tests.conftest import ONE_CPU
@@ -174,11 +175,10 @@ def test_which_images_are_right_is_kept_beside_the_records_and_verified(tmp_path
             "predicted": np.where(right[config.seed], 1, 0)[None].astype(np.uint8),
             "labels": np.ones(10, np.uint8),
         }
-        storage.write_arrays(workdir / "predictions.npz", arrays)
+        artifact.write(workdir / summary.PREDICTIONS, summary.KIND, "abc", {}, arrays)
         storage.write_text(workdir / "metrics.jsonl", "")
-        hashes = {f"{name}_sha256": storage.array_sha256(array) for name, array in arrays.items()}
         accuracy = ACCURACY | {"seed": config.seed, "accuracy": 10.0 * right[config.seed].sum()}
-        return RESULTS | {"method": config.method, "accuracies": [accuracy], "predictions": hashes}
+        return RESULTS | {"method": config.method, "accuracies": [accuracy], "predictions": "abc"}
 
     monkeypatch.setattr(pipeline, "run", run)
     out, cells = tmp_path / "out", cells_of(file)

@@ -48,8 +48,7 @@ def test_each_arm_chooses_on_held_out_images_and_is_tested_once(tmp_path, tuned_
 def test_the_report_pairs_tuned_arms_and_tells_their_choices(tmp_path, tuned_file, tuned_pipeline):
     run_sweep(cells_of(tuned_file), tmp_path / "out")
     settings, audit = all_tables(records.read(tmp_path / "out"))
-    [(heading, line)] = settings.rows
-    row = dict(zip(settings.columns, line, strict=True))
+    [(heading, row)] = settings.rows.items()
     assert heading == "plain"
     assert row["the graph is worth, one by one"].value == 10 and row["the graph is worth, one by one"].n == 2
     assert row["graph off"].value == 60
@@ -57,8 +56,8 @@ def test_the_report_pairs_tuned_arms_and_tells_their_choices(tmp_path, tuned_fil
     assert row["chosen with the graph off"].text == "learning_rate 0.02"
     [choice] = [note for note in settings.notes if "on 10 held-out training images" in note]
     assert "Tried: learning_rate 0.01, 0.02, 0.04." in choice
-    [(heading, line)] = audit.rows
-    assert heading == "Worth, plain (n = 2)" and line[3].value == 10
+    [(heading, row)] = audit.rows.items()
+    assert heading == "Worth, plain (n = 2)" and list(row.values())[3].value == 10
     made = runpy.run_path(str(ROOT / "docs" / "make_results.py"))
     made["section"].__globals__.update(sweeps=lambda: {"tuned": [settings]}, findings=lambda: "")
     shown = made["section"]()

@@ -11,35 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from cnn2gnn_jax.runtime import processes, storage
-from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime import artifact, processes, storage
 from cnn2gnn_jax.runtime.errors import UserError
 
-MANIFEST = "manifest.json"
-FORMAT = 1  # raised when a reader of this version could not use what is written; a manifest without it is of format 1
+KIND = artifact.Kind("outputs of a teacher", format=2, remake="run the same command again")
 
 Blocks = Iterable[Mapping[str, np.ndarray]]
-
-
-class Damaged(UserError):
-    """Arrays that are not what was written."""
-
-
-class Outdated(UserError):
-    """Arrays that another version of this program wrote, in another format."""
 
 
 def write(
     folder: pathlib.Path, fingerprint: str, rows: Mapping[str, int], blocks: Blocks, facts: Mapping[str, Any]
 ) -> None:
-    """Writes arrays as `<name>.npy` with a manifest of shapes, dtypes, hashes; the whole folder or nothing.
+    """Writes arrays as a verified folder, the whole or nothing.
 
     Args:
       folder: where to.
       fingerprint: of the teacher; `read` refuses arrays of another.
       rows: the images of the arrays whose name is the key or begins with `<key>_`.
       blocks: rows of the arrays by name, (b, ...) each, one block after the other in the order of the data set.
-      facts: JSON values to keep in the manifest.
+      facts: JSON values to keep beside them.
 
     Raises:
       UserError: a number is not finite.
@@ -59,17 +49,10 @@ def write(
                     arrays[name] = storage.new_array(beside / f"{name}.npy", part.dtype, shape)
                 arrays[name][written[name] : written[name] + len(part)] = part
                 written[name] += len(part)
-        files = {}
         for name, array in arrays.items():
             assert written[name] == len(array), (name, written[name], len(array))
             array.flush()
-            files[name] = {
-                "shape": list(array.shape),
-                "dtype": str(array.dtype),
-                "sha256": storage.sha256(beside / f"{name}.npy"),
-            }
-        manifest = {"format": FORMAT, "fingerprint": fingerprint, "arrays": files, **facts}
-        storage.write_json(beside / MANIFEST, manifest)
+        artifact.seal(beside, KIND, fingerprint, facts)
 
 
 def _count(name: str, rows: Mapping[str, int]) -> int | None:
@@ -79,7 +62,7 @@ def _count(name: str, rows: Mapping[str, int]) -> int | None:
 def read(
     folder: pathlib.Path, fingerprint: str, rows: Mapping[str, int]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a folder, memory-mapped, after each file's hash and shape were checked; and the manifest.
+    """The arrays of a folder, memory-mapped, and the facts beside them, after each file was hashed.
 
     Args:
       folder: as given to `write`.
@@ -87,43 +70,19 @@ def read(
       rows: as given to `write`.
 
     Raises:
-      Damaged: an array is missing or has changed.
-      Outdated: another version wrote them.
-      UserError: they are of another teacher.
+      artifact.Refused: they are missing, damaged, of another version or of another teacher.
     """
-    try:
-        manifest = storage.read_json(folder / MANIFEST)
-    except UserError as error:
-        raise Damaged(str(error)) from None
-    if (written := manifest.get("format", 1)) != FORMAT:
-        raise Outdated(f"{folder} was written by another version of this program (format {written}, expected {FORMAT})")
-    if manifest.get("fingerprint") != fingerprint:
-        raise UserError(
-            f"{folder} holds the logits of teacher {manifest.get('fingerprint')}, expected {fingerprint}: "
-            "delete it and run the same command again"
-        )
-    files = manifest.get("arrays")
-    if not isinstance(files, dict):
-        raise Damaged(f"{folder / MANIFEST} is damaged (no arrays)")
-    arrays = {}
-    for name, facts in files.items():
-        path = folder / f"{pathlib.PurePath(name).name}.npy"
-        try:
-            expected, shape, dtype = facts["sha256"], tuple(facts["shape"]), facts["dtype"]
-        except (KeyError, TypeError):
-            raise Damaged(f"{folder / MANIFEST} is damaged (array {name})") from None
-        if not path.is_file():
-            raise Damaged(f"{path} is missing")
-        if storage.sha256(path) != expected:
-            raise Damaged(f"{path} is damaged (its sha256 is not the manifest's)")
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        count = _count(name, rows)
-        if array.shape != shape or str(array.dtype) != dtype or array.shape[0] != count:
-            raise Damaged(
-                f"{path} holds {array.dtype}{list(array.shape)}, expected {dtype}{list(shape)} for {count} images"
-            )
-        arrays[name] = array
-    return arrays, manifest
+    return _checked(folder, artifact.read(folder, KIND, fingerprint), rows)
+
+
+def _checked(
+    folder: pathlib.Path, kept: artifact.Artifact, rows: Mapping[str, int]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    with artifact.intact(folder, KIND):
+        for name, array in kept.arrays.items():
+            if array.shape[:1] != (count := _count(name, rows),):
+                raise ValueError(f"{name}.npy is {array.dtype}{list(array.shape)}, expected a row for {count} images")
+    return kept.arrays, kept.facts
 
 
 def ensure(
@@ -132,30 +91,21 @@ def ensure(
     rows: Mapping[str, int],
     compute: Callable[[], tuple[Blocks, dict[str, Any]]],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of `read` and the facts beside them, after `compute` and `write` where they are missing, damaged
-    or of another format.
+    """What `read` gives, after `compute` and `write` where it is missing, damaged or of another format.
 
     All processes compute, each its share, and the first one writes.
 
     Raises:
-      UserError: they are of another teacher.
+      artifact.Foreign: they are of another teacher.
     """
-    found: list[tuple[dict[str, np.ndarray], dict[str, Any]]] = []
 
-    def look() -> None:
-        try:
-            if (folder / MANIFEST).exists():
-                found.append(read(folder, fingerprint, rows))
-        except (Damaged, Outdated) as error:
-            say(f"computed anew: {error}")
-
-    processes.on_first(look)
-    if not processes.agreed(bool(found)):
+    def make() -> None:
         blocks, facts = compute()
         if not processes.is_first():
             collections.deque(blocks, 0)  # computed here too, step by step with the first process, which writes them
         processes.on_first(lambda: write(folder, fingerprint, rows, blocks, facts))
-    return found[0] if found else read(folder, fingerprint, rows)
+
+    return _checked(folder, artifact.ensure(folder, KIND, fingerprint, make), rows)
 
 
 def given(path: str, labels: np.ndarray, classes: int) -> tuple[np.ndarray, float]:

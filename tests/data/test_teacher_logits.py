@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cnn2gnn_jax import teacher_logits
-from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.data import teacher_logits
+from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError
 
 ROWS = {"train": 7, "test": 3}
@@ -84,29 +84,31 @@ def test_damage_is_found_and_named(folder, name, damage):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fingerprint": "xyz"}, "teacher xyz, expected abc"),
-        ({"arrays": None}, "damaged"),
-        ({"arrays": {"train": {}}}, "damaged"),
-        ({"arrays": {"train": 3}}, "damaged"),
+        ({"fingerprint": "xyz"}, "outputs of a teacher with the fingerprint xyz, expected abc"),
+        ({"files": None}, "damaged"),
+        ({"files": {"train.npy": {}}}, "damaged"),
+        ({"files": {"train.npy": 3}}, "damaged"),
     ],
 )
 def test_another_manifest_is_refused(folder, change, message):
-    path = folder / teacher_logits.MANIFEST
+    path = folder / artifact.MANIFEST
     storage.write_json(path, storage.read_json(path) | change)
     with pytest.raises(UserError, match=message):
         teacher_logits.read(folder, "abc", ROWS)
 
 
 def test_another_format_is_no_damage_and_computed_anew(folder, capsys):
-    path = folder / teacher_logits.MANIFEST
+    path = folder / artifact.MANIFEST
     storage.write_json(path, storage.read_json(path) | {"format": 0})
-    with pytest.raises(teacher_logits.Outdated, match=r"by another version of this program \(format 0, expected 1\)"):
+    with pytest.raises(
+        artifact.Outdated, match=r"by another version of this program \(.*format 0; this one is .*, format 2\)"
+    ):
         teacher_logits.read(folder, "abc", ROWS)
     arrays = {name: np.ones((rows, 4), np.float32) for name, rows in ROWS.items()}
     found, _ = teacher_logits.ensure(folder, "abc", ROWS, lambda: ([arrays], {}))
     assert found["train"][0, 0] == 1
     said = capsys.readouterr().err
-    assert "computed anew: " in said and "format 0" in said and "damaged" not in said
+    assert "made anew: " in said and "format 0" in said and "damaged" not in said
 
 
 def test_arrays_of_other_data_are_refused(folder):

@@ -1,0 +1,353 @@
+"""A verified folder is read as it was written, or refused with what is wrong; two processes may write it at once."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from cnn2gnn_jax.runtime import artifact, storage
+from cnn2gnn_jax.runtime.errors import UserError
+
+KIND = artifact.Kind("a bank", format=3, remake="bank again")
+ARRAYS = {
+    "keys": np.arange(12.0, dtype=np.float32).reshape(4, 3),
+    "labels": np.array([0, 1, 1, 0], np.int32),
+    "files": np.array(["a/1.png", "b/é.png", "c", ""]),
+    "none": np.zeros((0, 5), np.uint8),
+    "scalar": np.float64(2.5),
+}
+FACTS = {"width": 3, "names": ["é", "x\n"], "rate": 1e-7, "nothing": None}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    artifact.write(tmp_path / "bank", KIND, "abc", FACTS, ARRAYS)
+    return tmp_path / "bank"
+
+
+def manifest_of(folder):
+    return storage.read_json(folder / artifact.MANIFEST)
+
+
+def change(folder, **fields):
+    """Changes a manifest as its writer could have done: under a new seal."""
+    storage.write_json(folder / artifact.MANIFEST, manifest_of(folder) | fields)
+
+
+def test_what_is_written_is_read_from_memory_maps(folder):
+    kept = artifact.read(folder, KIND, "abc")
+    assert kept.fingerprint == "abc" and kept.facts == FACTS and kept.arrays.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        found = kept.arrays[name]
+        assert isinstance(found, np.memmap) and not found.flags.writeable
+        assert found.dtype == array.dtype and found.shape == array.shape
+        np.testing.assert_array_equal(found, array)
+    assert artifact.read(folder, KIND).facts == FACTS  # whatever its fingerprint
+    assert [path.name for path in folder.parent.iterdir()] == ["bank"]
+
+
+def test_the_manifest_tells_what_is_there(folder):
+    manifest = manifest_of(folder)
+    assert {name: manifest[name] for name in ("kind", "format", "fingerprint")} == {
+        "kind": "a bank",
+        "format": 3,
+        "fingerprint": "abc",
+    }
+    assert manifest["program"].startswith("cnn2gnn_jax ")
+    assert manifest["files"]["keys.npy"] == {
+        "sha256": storage.sha256(folder / "keys.npy"),
+        "shape": [4, 3],
+        "dtype": "float32",
+    }
+
+
+def test_files_of_others_are_sealed_where_they_are_and_what_changes_later_is_not_listed(tmp_path):
+    (tmp_path / "step" / "state" / "d").mkdir(parents=True)
+    (tmp_path / "step" / "state" / "d" / "x").write_bytes(b"x")
+    (tmp_path / "step" / "later").write_text("1")
+    artifact.seal(tmp_path / "step", KIND, "abc", {}, unlisted=("later",))
+    (tmp_path / "step" / "later").write_text("2")
+    kept = artifact.read(tmp_path / "step", KIND, "abc")
+    assert kept.files.keys() == {"state/d/x"} and not kept.arrays
+    (tmp_path / "step" / "state" / "d" / "x").write_bytes(b"y")
+    with pytest.raises(artifact.Damaged, match=r"step is damaged \(state/d/x is not what was written\)"):
+        artifact.read(tmp_path / "step", KIND, "abc")
+
+
+def flip(path, place=-1):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def edit(folder, **fields):
+    """Changes a manifest under its old seal."""
+    path = folder / artifact.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def without(folder, name):
+    manifest = manifest_of(folder)
+    del manifest[name]
+    storage.write_json(folder / artifact.MANIFEST, manifest)
+
+
+def without_seal(folder):
+    (folder / artifact.MANIFEST).write_text(json.dumps(manifest_of(folder)))
+
+
+def list_as(folder, name, **facts):
+    files = manifest_of(folder)["files"]
+    change(folder, files=files | {name: files.get(name, {}) | facts})
+
+
+def pickled(folder):
+    np.save(folder / "keys.npy", np.array([{}], object), allow_pickle=True)
+    list_as(folder, "keys.npy", sha256=storage.sha256(folder / "keys.npy"))
+
+
+def another_array(folder):
+    np.save(folder / "keys.npy", ARRAYS["keys"].astype(np.float64))
+    list_as(folder, "keys.npy", sha256=storage.sha256(folder / "keys.npy"))
+
+
+DAMAGE = {
+    "flipped": (lambda folder: flip(folder / "keys.npy"), r"keys\.npy is not what was written"),
+    "flipped header": (lambda folder: flip(folder / "keys.npy", 40), r"keys\.npy"),
+    "truncated": (
+        lambda folder: (folder / "keys.npy").write_bytes((folder / "keys.npy").read_bytes()[:-1]),
+        r"keys\.npy: mmap length is greater than file size",
+    ),
+    "no header": (lambda folder: (folder / "keys.npy").write_bytes(b"\x93NUMPY"), r"keys\.npy: "),
+    "emptied": (lambda folder: (folder / "labels.npy").write_bytes(b""), r"labels\.npy: "),
+    "removed": (lambda folder: (folder / "labels.npy").unlink(), r"labels\.npy is missing"),
+    "swapped": (lambda folder: shutil.copy(folder / "keys.npy", folder / "labels.npy"), r"labels\.npy is not"),
+    "a folder": (lambda folder: ((folder / "keys.npy").unlink(), (folder / "keys.npy").mkdir()), "keys.npy is missing"),
+    "no manifest": (lambda folder: (folder / artifact.MANIFEST).unlink(), r"manifest\.json is missing"),
+    "nothing in it": (lambda folder: (shutil.rmtree(folder), folder.mkdir()), r"manifest\.json is missing"),
+    "no JSON": (lambda folder: (folder / artifact.MANIFEST).write_bytes(b"\xff{"), r"manifest\.json: "),
+    "half a manifest": (
+        lambda folder: (folder / artifact.MANIFEST).write_text((folder / artifact.MANIFEST).read_text()[:-9]),
+        r"manifest\.json: ",
+    ),
+    "deep": (lambda folder: (folder / artifact.MANIFEST).write_text("[" * 100_000), r"manifest\.json: "),
+    "a list": (lambda folder: (folder / artifact.MANIFEST).write_text("[]"), "no JSON object"),
+    "not a number": (lambda folder: edit(folder, facts={"width": float("nan")}), r"manifest\.json: "),
+    "other facts": (lambda folder: edit(folder, facts={"width": 4}), "it is not what was written"),
+    "other hash": (lambda folder: edit(folder, files={}), "it is not what was written"),
+    "other format": (lambda folder: edit(folder, format=4), "it is not what was written"),
+    "no seal": (without_seal, "it has no seal"),
+    "no files": (lambda folder: without(folder, "files"), r"manifest\.json lacks 'files'"),
+    "no facts": (lambda folder: change(folder, facts=[1]), "no facts or files"),
+    "no fingerprint": (lambda folder: without(folder, "fingerprint"), "lacks 'fingerprint'"),
+    "no hash": (lambda folder: change(folder, files={"keys.npy": {}}), "lacks 'sha256'"),
+    "a number for a file": (lambda folder: change(folder, files={"keys.npy": 3}), "is damaged"),
+    "another shape": (
+        lambda folder: list_as(folder, "keys.npy", shape=[3, 4]),
+        r"keys\.npy is float32\[4, 3\], unlike",
+    ),
+    "another dtype": (
+        lambda folder: list_as(folder, "keys.npy", dtype="int32"),
+        r"keys\.npy is float32\[4, 3\], unlike",
+    ),
+    "another array": (another_array, r"keys\.npy is float64\[4, 3\], unlike"),
+    "a pickle": (pickled, "Python objects"),
+    "no array": (lambda folder: list_as(folder, "x", sha256=storage.sha256(folder / "keys.npy")), "x is missing"),
+    "a file outside": (
+        lambda folder: list_as(folder, "../x", sha256=storage.sha256(folder / "keys.npy")),
+        r"\.\./x is missing",
+    ),
+    "a file elsewhere": (lambda folder: list_as(folder, "/etc/passwd", sha256=""), "/etc/passwd is missing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_found_and_named_with_what_to_do(folder, damage):
+    action, message = DAMAGE[damage]
+    shutil.copy(folder / "keys.npy", folder.parent / "x")  # outside of it
+    action(folder)
+    with pytest.raises(artifact.Damaged, match=message) as raised:
+        artifact.read(folder, KIND, "abc")
+    text = str(raised.value)
+    assert text.startswith(f"{folder} is damaged (") and text.endswith("): delete it and bank again")
+    assert "\n" not in text and isinstance(raised.value, UserError)
+
+
+def test_every_byte_of_the_manifest_counts(folder):
+    path = folder / artifact.MANIFEST
+    content = path.read_bytes()
+    for place in range(0, len(content) - 1, 7):  # the last byte is the end of the line
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            kept = artifact.read(folder, KIND, "abc")
+        except artifact.Refused:
+            continue
+        # White space for other white space, or a number written in another way.
+        assert kept.facts == FACTS and kept.fingerprint == "abc"
+
+
+def test_nothing_is_unpickled(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        artifact.write(tmp_path / "bank", KIND, "abc", {}, {"keys": np.array([Trap()], object)})
+    assert not list(tmp_path.iterdir())
+    artifact.write(tmp_path / "bank", KIND, "abc", {}, ARRAYS)
+    for content in (pickle.dumps(Trap()), None):
+        if content is None:
+            np.save(tmp_path / "bank" / "keys.npy", np.array([Trap()], object), allow_pickle=True)
+        else:
+            (tmp_path / "bank" / "keys.npy").write_bytes(content)
+        list_as(tmp_path / "bank", "keys.npy", sha256=storage.sha256(tmp_path / "bank" / "keys.npy"))
+        with pytest.raises(artifact.Damaged):
+            artifact.read(tmp_path / "bank", KIND, "abc")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_what_is_not_there_is_missing(tmp_path):
+    with pytest.raises(artifact.Missing, match="bank is missing: bank again"):
+        artifact.read(tmp_path / "bank", KIND, "abc")
+
+
+def test_another_format_is_no_damage_and_named_with_both_versions(folder):
+    change(folder, format=2, program="cnn2gnn_jax 0.0.9")
+    flip(folder / "keys.npy")  # which is not even looked at
+    with pytest.raises(
+        artifact.Outdated,
+        match=r"bank was written by another version of this program \(cnn2gnn_jax 0.0.9, format 2; this one is "
+        r"cnn2gnn_jax .*, format 3\): delete it and bank again",
+    ):
+        artifact.read(folder, KIND, "abc")
+    storage.write_json(folder / artifact.MANIFEST, {"version": 1, "arrays": {}})  # of one without these fields
+    with pytest.raises(artifact.Outdated, match=r"\(format None; this one"):
+        artifact.read(folder, KIND, "abc")
+
+
+def test_another_fingerprint_or_kind_is_refused(folder):
+    with pytest.raises(
+        artifact.Foreign, match="holds a bank with the fingerprint abc, expected xyz: delete it and bank"
+    ):
+        artifact.read(folder, KIND, "xyz")
+    with pytest.raises(artifact.Foreign, match="holds a bank, expected a data set"):
+        artifact.read(folder, KIND._replace(name="a data set"), "abc")
+    assert artifact.read(folder, KIND, "abc")
+
+
+def test_a_manifest_is_read_without_its_files(folder):
+    (folder / "keys.npy").unlink()
+    assert artifact.read_manifest(folder, KIND, "abc")["facts"] == FACTS
+    with pytest.raises(artifact.Foreign) as raised:
+        artifact.read_manifest(folder, KIND, "xyz")
+    assert raised.value.manifest["facts"] == FACTS
+
+
+def test_facts_of_another_type_are_damage_and_errors_of_the_machine_are_not(folder):
+    for wrong in (
+        lambda: FACTS["no such fact"],
+        lambda: FACTS["width"]["x"],
+        lambda: int("x"),
+        lambda: os.stat("/nowhere"),
+    ):
+        with pytest.raises(artifact.Damaged), artifact.intact(folder, KIND):
+            wrong()
+    for error in (UserError("x"), PermissionError(13, "x"), MemoryError()):
+        with pytest.raises(type(error)), artifact.intact(folder, KIND):
+            raise error
+
+
+def test_what_breaks_off_leaves_what_was_there(folder):
+    class Breaks:
+        def items(self):
+            yield "keys", np.zeros(3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        artifact.write(folder, KIND, "abc", {}, Breaks())
+    with pytest.raises(ValueError, match="Out of range float values"):
+        artifact.write(folder, KIND, "abc", {"loss": float("nan")}, {})
+    assert artifact.read(folder, KIND, "abc").facts == FACTS
+    assert [path.name for path in folder.parent.iterdir()] == ["bank"]
+
+
+def test_it_is_made_once_and_anew_where_it_cannot_be_used(tmp_path, capsys):
+    folder, made = tmp_path / "bank", []
+
+    def ensure(fingerprint="abc", replaces=False):
+        def make():
+            made.append(fingerprint)
+            artifact.write(folder, KIND, fingerprint, FACTS, ARRAYS)
+
+        return artifact.ensure(folder, KIND, fingerprint, make, replaces)
+
+    for _ in range(2):
+        np.testing.assert_array_equal(ensure().arrays["keys"], ARRAYS["keys"])
+    assert len(made) == 1 and capsys.readouterr().err == ""
+    flip(folder / "keys.npy")
+    np.testing.assert_array_equal(ensure().arrays["keys"], ARRAYS["keys"])
+    assert capsys.readouterr().err == f"made anew: {folder} is damaged (keys.npy is not what was written)\n"
+    change(folder, format=2)
+    assert ensure() and "made anew" in (said := capsys.readouterr().err) and "damaged" not in said
+    with pytest.raises(artifact.Foreign):
+        ensure("xyz")
+    assert len(made) == 3
+    assert ensure("xyz", replaces=True).fingerprint == "xyz" and capsys.readouterr().err == ""
+    assert len(made) == 4
+
+
+WRITE = """
+import pathlib, sys, numpy as np
+from cnn2gnn_jax.runtime import artifact
+kind = artifact.Kind("a bank", format=3, remake="bank again")
+for k in range(int(sys.argv[2]), int(sys.argv[2]) + 100_000, 2):
+    artifact.write(pathlib.Path(sys.argv[1]), kind, "abc", {"k": k}, {"keys": np.full(100_000, k)})
+    if k < 2: print(k, flush=True)
+"""
+
+
+def writer(folder, first):
+    """A process that writes the folder again and again, of every second number from `first` on."""
+    command = [sys.executable, "-c", WRITE, str(folder), str(first)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_at_any_moment_it_is_whole_or_absent(tmp_path):
+    folder = tmp_path / "bank"
+    for trial in range(4):
+        process = writer(folder, 0)
+        assert process.stdout.readline()
+        time.sleep(0.005 + 0.013 * trial)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if folder.exists():  # and then nothing of it is half-written
+            kept = artifact.read(folder, KIND, "abc")
+            assert np.all(kept.arrays["keys"] == kept.facts["k"])
+    artifact.write(folder, KIND, "abc", {"k": 0}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["bank"]  # what the killed ones left is removed
+
+
+def test_two_writers_take_turns(tmp_path):
+    folder = tmp_path / "bank"
+    writers = [writer(folder, first) for first in range(2)]
+    assert all(process.stdout.readline() for process in writers)
+    seen, until = set(), time.monotonic() + 60
+    while len(seen) < 2 and time.monotonic() < until:  # both are seen to write
+        try:
+            kept = artifact.read(folder, KIND, "abc")
+        except artifact.Refused:
+            continue  # replaced just now
+        assert np.all(kept.arrays["keys"] == kept.facts["k"])
+        seen.add(kept.facts["k"] % 2)
+    for process in writers:
+        assert process.poll() is None, process.stderr.read()
+        process.kill()
+        process.communicate()
+    assert len(seen) == 2
