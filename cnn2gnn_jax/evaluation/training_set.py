@@ -16,8 +16,16 @@ from cnn2gnn_jax import inference, neighbors
 from cnn2gnn_jax.data import batches
 from cnn2gnn_jax.gnn import GraphStudent
 from cnn2gnn_jax.neighbors import Bank, Settings
+from cnn2gnn_jax.run import Run
+from cnn2gnn_jax.runtime import processes
+from cnn2gnn_jax.runtime.console import say
 from cnn2gnn_jax.runtime.devices import ONE, Devices
+from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.training.bank import BANK, save
 from cnn2gnn_jax.training.model import TrainedModel
+from cnn2gnn_jax.training.state import TrainState, head_rows
+from cnn2gnn_jax.training.task import Task
+from cnn2gnn_jax.training.tasks import student_name
 
 _BATCH = 500
 
@@ -44,11 +52,14 @@ class Grid(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The settings that have most held-out images right, and the percentages of them: with the graph and without."""
+    """The settings that have most held-out images right, and the percentages of them: with the graph and without.
+
+    The percentages are None where the settings were given.
+    """
 
     settings: Settings
-    accuracy: float
-    accuracy_alone: float
+    accuracy: float | None
+    accuracy_alone: float | None
 
 
 def embed(model: TrainedModel, images: np.ndarray, devices: Devices = ONE) -> Embedded:
@@ -76,6 +87,81 @@ def _embed_on(devices: Devices) -> Any:
         return jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny)), features
 
     return devices.batchwise(run)
+
+
+def entry(
+    run: Run,
+    task: Task,
+    state: TrainState,
+    model: TrainedModel,
+    inputs: Mapping[str, np.ndarray],
+    teacher_logits: np.ndarray | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The accuracy of a student with the training-set graph, and how its settings were chosen. Keeps the bank.
+
+    Args:
+      run: with the settings that are tried.
+      task: of the student.
+      state: that its training ended with.
+      model: the student.
+      inputs: its raw inputs by split.
+      teacher_logits: those of the training images, (N, C); None without a teacher.
+    """
+    section, holdout = run.config.evaluate.training_set, run.dataset.holdout
+    train = embed(model, inputs["train"], run.devices)
+    if model.graph == "learned":
+        rows = head_rows(task, state, np.arange(task.rows), run.devices)
+        assert rows is not None
+        train.features["head"] = np.column_stack([rows.kernel, rows.bias])
+    grid = _grid(section, train, teacher_logits)
+    banks = _banks(run, grid, train, teacher_logits)
+    if holdout is None:
+        [settings] = (Settings(*values) for values in itertools.product(*grid))
+        choice = Choice(settings, None, None)
+    else:
+        choice = choose(embed(model, inputs["holdout"], run.devices), holdout.labels, banks, grid)
+    settings = choice.settings
+    say(f"{student_name(task)}: the training-set graph has {settings}")
+    bank = banks[settings.space, settings.signal].replace(settings=settings)
+    if task.seed == run.config.seed:
+        processes.on_first(lambda: save(run.workdir / BANK / student_name(task), bank, run.fingerprint))
+    result = evaluate(bank, embed(model, inputs[run.config.evaluate.split], run.devices), run.evaluated.labels)
+    facts = {"mechanism": "training_set", "batch_order": None, "graph": model.graph}
+    return {**facts, **result}, {
+        "graph": model.graph,
+        "seed": task.seed,
+        **choice._asdict(),
+        "settings": settings._asdict(),
+    }
+
+
+def _grid(section: Any, train: Embedded, teacher_logits: np.ndarray | None) -> Grid:
+    """The settings that are tried, of those which the student has."""
+    spaces = tuple(space for space in section.spaces if space in train.features)
+    signals = tuple(signal for signal in section.signals if signal == "labels" or teacher_logits is not None)
+    for name, left, has in (("spaces", spaces, ", ".join(train.features)), ("signals", signals, "labels")):
+        if not left:
+            tried = ", ".join(section[name])
+            raise UserError(f"evaluate.training_set.{name} is {tried}, but this student has {has}: choose of these")
+    return Grid(spaces, signals, section.sparsities, section.weights, section.epsilons)
+
+
+def _banks(run: Run, grid: Grid, train: Embedded, teacher_logits: np.ndarray | None) -> dict[tuple[str, str], Bank]:
+    """A bank for each space and signal of a grid; the settings of each are still to be chosen."""
+    labels, banks = jnp.asarray(run.dataset.train.labels), {}
+    signals = {"labels": jax.nn.one_hot(labels, len(run.dataset.classes), dtype=bool)}
+    if teacher_logits is not None:
+        signals["teacher"] = jax.nn.softmax(jnp.asarray(teacher_logits, jnp.float32)).astype(jnp.float16)
+    for space in grid.spaces:
+        features, bank = jnp.asarray(train.features[space]), None
+        for signal in grid.signals:
+            settings = Settings(space, signal, 1, 0.0, 1.0)
+            if bank is None:
+                bank = neighbors.make_bank(
+                    features, labels, signals[signal], settings, run.config.evaluate.training_set.keys
+                )
+            banks[space, signal] = bank.replace(signals=signals[signal], settings=settings)
+    return banks
 
 
 def choose(held_out: Embedded, labels: np.ndarray, banks: Mapping[tuple[str, str], Bank], grid: Grid) -> Choice:

@@ -8,6 +8,8 @@
 In Figure 6, s is 50, or half of the batch where that is less.
 """
 
+from ml_collections import ConfigDict
+
 from configs.sweeps import figure4, full, grids, table3
 
 BATCH_SIZES = (20, 50, 100, 200, 500)
@@ -20,7 +22,7 @@ def sweep(add: grids.Add, word: str = "") -> None:
     place = {"panel": grids.title(data, ""), "line": "vgg8, teacher's features"}
     seeds = 1 if on_cpu else 3
 
-    def new_config():
+    def new_config() -> ConfigDict:
         config = full.config(data, on_cpu)
         config.seeds, config.evaluate.graph_off = seeds, False
         return config
