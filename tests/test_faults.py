@@ -16,7 +16,7 @@ from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.runtime import artifact
 from cnn2gnn_jax.runtime.errors import UserError, of_machine
 from cnn2gnn_jax.serving import bundle, trained
-from cnn2gnn_jax.training import fit
+from cnn2gnn_jax.training import saving
 from cnn2gnn_jax.training.checkpoint import Checkpoints, recover
 from configs import digits
 from tests.conftest import ONE_CPU, ROOT
@@ -160,6 +160,6 @@ def test_a_file_size_limit_ends_a_run_in_one_line(tmp_path):
 
 
 def test_a_state_that_is_not_finite_is_known():
-    assert fit._finite({"a": jax.numpy.ones(3), "n": jax.numpy.arange(3)})
+    assert saving._finite({"a": jax.numpy.ones(3), "n": jax.numpy.arange(3)})
     for bad in (np.nan, np.inf):
-        assert not fit._finite({"a": jax.numpy.ones(3), "b": {"c": jax.numpy.array([1.0, bad])}})
+        assert not saving._finite({"a": jax.numpy.ones(3), "b": {"c": jax.numpy.array([1.0, bad])}})

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import data
 from cnn2gnn_jax.data import digits, sources
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
+from configs import base
 from tests.data.conftest import Cifar100
 
 # In a program of its own, what the fixture `published_images` does.
@@ -569,8 +571,10 @@ def test_without_a_test_folder_each_class_is_split_by_a_seed(tmp_path, config, i
     assert pictures(first.train) | pictures(first.test) == everything
     assert not pictures(first.train) & pictures(first.test)
     assert first.fingerprint == again.fingerprint != other.fingerprint
+    full = base.get_config()
+    full.data.test_fraction = 1.0
     with pytest.raises(UserError, match="data.test_fraction"):
-        load(test_fraction=1.0)
+        configs.resolve(full)
     for path in sorted((image_folder / "bee").iterdir())[1:]:
         path.unlink()
     with pytest.raises(UserError, match=r"class bee has 1 image \(.*0.png\)"):

@@ -4,10 +4,11 @@ import types
 
 import pytest
 
-from cnn2gnn_jax import gnn, pipeline
+from cnn2gnn_jax import gnn
 from cnn2gnn_jax.report import names, plots, run_table
 from cnn2gnn_jax.report.observations import observe
 from cnn2gnn_jax.report.tables import all_tables
+from cnn2gnn_jax.training import tasks
 from tests.report.conftest import graph_record
 
 PLACES = [
@@ -90,7 +91,7 @@ def test_a_row_is_named_by_its_method_or_graph():
 def test_a_student_has_the_name_that_the_pipeline_gives_it(graph):
     module = gnn.GraphStudent(num_classes=2, backbone=gnn.Flatten(), graph=graph) if graph else object()
     task = types.SimpleNamespace(module=module, seed=3)
-    assert names.student({"graph": graph, "seed": 3}) == pipeline.student_name(task)
+    assert names.student({"graph": graph, "seed": 3}) == tasks.student_name(task)
 
 
 def test_counts_and_ranges_in_words():
