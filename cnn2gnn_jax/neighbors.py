@@ -172,10 +172,7 @@ def propagate(
     """
     size = keys.shape[0]
     offset = first_row(size)
-    local = neighbors.columns - offset
-    here = (local >= 0) & (local < size)
-    rows = signals[jnp.clip(local, 0, size - 1)].astype(neighbors.weights.dtype)
-    mixed = psum(jnp.einsum("bs,bsf->bf", jnp.where(here, neighbors.weights, 0), rows))
+    mixed = weighted_sum(signals, neighbors)
     least = neighbors.distances[:, :1]
     tied = neighbors.distances[:, -1:] == least
 
@@ -242,6 +239,15 @@ def answer(bank: Bank, logits: jax.Array, features: jax.Array, own: jax.Array | 
     found = search(unit, bank.keys, settings.sparsity, own)
     votes = propagate(unit, bank.keys, bank.signals, found, own)
     return Answer(combine(logits, votes, settings.weight, settings.epsilon), votes, found)
+
+
+def weighted_sum(signals: jax.Array, neighbors: Neighbors) -> jax.Array:
+    """P Y of the columns that `search` lists, (B, F): what `propagate` gives where no more than these are tied."""
+    size = signals.shape[0]
+    local = neighbors.columns - first_row(size)
+    here = (local >= 0) & (local < size)
+    rows = signals[jnp.clip(local, 0, size - 1)].astype(neighbors.weights.dtype)
+    return psum(jnp.einsum("bs,bsf->bf", jnp.where(here, neighbors.weights, 0), rows))
 
 
 def combine(logits: jax.Array, votes: jax.Array, weight: jax.Array | float, epsilon: jax.Array | float) -> jax.Array:

@@ -233,7 +233,7 @@ FIELDS: dict[str, Field] = {
         Range(1e-9, 1e3),
         EVALUATION,
     ),
-    "evaluate.training_set.keys": Field(
+    "evaluate.training_set.key_type": Field(
         "float16", "the type of the stored features", ("float32", "float16", "bfloat16"), EVALUATION
     ),
     #

@@ -5,7 +5,7 @@ Nothing about the held-out images is in the bank, so that they stand to it as te
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from cnn2gnn_jax import inference, neighbors
 from cnn2gnn_jax.data import batches
 from cnn2gnn_jax.gnn import GraphStudent
-from cnn2gnn_jax.neighbors import Bank, Settings
+from cnn2gnn_jax.neighbors import Bank, Neighbors, Settings
 from cnn2gnn_jax.run import Run
 from cnn2gnn_jax.runtime import processes
 from cnn2gnn_jax.runtime.console import say
@@ -158,7 +158,7 @@ def _banks(run: Run, grid: Grid, train: Embedded, teacher_logits: np.ndarray | N
             settings = Settings(space, signal, 1, 0.0, 1.0)
             if bank is None:
                 bank = neighbors.make_bank(
-                    features, labels, signals[signal], settings, run.config.evaluate.training_set.keys
+                    features, labels, signals[signal], settings, run.config.evaluate.training_set.key_type
                 )
             banks[space, signal] = bank.replace(signals=signals[signal], settings=settings)
     return banks
@@ -174,10 +174,12 @@ def choose(held_out: Embedded, labels: np.ndarray, banks: Mapping[tuple[str, str
       grid: what is tried.
     """
     alone = int(np.sum(np.argmax(held_out.logits, -1) == labels))
+    sparsities = [s for s in grid.sparsities if s < len(banks[grid.spaces[0], grid.signals[0]].labels)]
     best, most = None, -1
-    for (space, signal), bank in banks.items():
-        sparsities = [s for s in grid.sparsities if s < len(bank.labels)]
-        for sparsity, votes in _votes(bank, held_out.features[space], sparsities):
+    for space in grid.spaces:
+        found = _search(banks[space, grid.signals[0]], held_out.features[space], max(sparsities))
+        for signal, sparsity in itertools.product(grid.signals, sparsities):
+            votes = _votes(banks[space, signal].signals, found, sparsity)
             right = _right(held_out.logits, votes, labels, np.array(grid.weights), np.array(grid.epsilons))
             for (i, epsilon), (k, weight) in itertools.product(enumerate(grid.epsilons), enumerate(grid.weights)):
                 if right[i, k] > most:
@@ -187,24 +189,18 @@ def choose(held_out: Embedded, labels: np.ndarray, banks: Mapping[tuple[str, str
     return Choice(best, 100 * most / len(labels), 100 * alone / len(labels))
 
 
-def _votes(bank: Bank, features: np.ndarray, sparsities: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """The votes P Y, (M, C), under each sparsity. The neighbours are searched once, for the largest."""
-    parts: dict[int, list[np.ndarray]] = {sparsity: [] for sparsity in sparsities}
-    for start in range(0, len(features), _BATCH):
-        for sparsity, votes in _votes_of(bank, features[start : start + _BATCH], tuple(sparsities)).items():
-            parts[sparsity].append(np.asarray(votes))
-    for sparsity in sparsities:
-        yield sparsity, np.concatenate(parts[sparsity])
+def _search(bank: Bank, features: np.ndarray, sparsity: int) -> Neighbors:
+    """What `neighbors.search` returns for all images, (M, F)."""
+    find = functools.partial(jax.jit(neighbors.search, static_argnames="sparsity"), keys=bank.keys, sparsity=sparsity)
+    queries = neighbors.queries(bank, jnp.asarray(features))
+    parts = [find(queries[start : start + _BATCH]) for start in range(0, len(queries), _BATCH)]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _votes_of(bank: Bank, features: jax.Array, sparsities: tuple[int, ...]) -> dict[int, jax.Array]:
-    queries = neighbors.queries(bank, features)
-    found = neighbors.search(queries, bank.keys, max(sparsities))
-    return {
-        sparsity: neighbors.propagate(queries, bank.keys, bank.signals, neighbors.narrowed(found, sparsity))
-        for sparsity in sparsities
-    }
+def _votes(signals: jax.Array, found: Neighbors, sparsity: int) -> jax.Array:
+    """The votes P Y, (M, C). Ties of more columns than are listed are left to the answer."""
+    return neighbors.weighted_sum(signals, neighbors.narrowed(found, sparsity))
 
 
 @jax.jit
@@ -225,8 +221,8 @@ def evaluate(bank: Bank, images: Embedded, labels: np.ndarray) -> dict[str, Any]
     """What a student answers with a bank for N images: percent right, the classes predicted, and what the graph does.
 
     Returns:
-      `accuracy`, `predicted` (N,), and `diagnostics`: `label_agreement`, the weight on neighbours of the same class;
-      `effective_neighbors`, exp of the entropy of the weights; `accuracy_of_neighbors`, percent right by votes alone.
+      `accuracy`, `predicted` (N,), and `diagnostics` as of `graph.diagnostics`; an image has no weight on itself.
+      `accuracy_of_neighbors` is the percentage that is right by the votes alone.
     """
     predicted, totals = [], np.zeros(3)
     for start in range(0, len(labels), _BATCH):
@@ -237,11 +233,14 @@ def evaluate(bank: Bank, images: Embedded, labels: np.ndarray) -> dict[str, Any]
         totals += np.asarray(facts)
     classes = np.concatenate(predicted)
     agreement, effective, alone = totals / len(labels)
+    counts = np.bincount(np.asarray(bank.labels), minlength=int(labels.max()) + 1)
     return {
         "accuracy": 100 * int(np.sum(classes == labels)) / len(labels),
         "predicted": classes,
         "diagnostics": {
+            "self_weight": 0.0,
             "label_agreement": float(agreement),
+            "label_agreement_chance": float(np.mean(counts[labels]) / len(bank.labels)),
             "effective_neighbors": float(effective),
             "accuracy_of_neighbors": float(100 * alone),
         },
