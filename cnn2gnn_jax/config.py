@@ -58,6 +58,7 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
         _refuse_chosen_images(FrozenConfigDict(config))
     if not config.evaluate.anchors:
         config.evaluate.anchors = config.student.train.batch_size
+    _resolve_training_set(config)
     return FrozenConfigDict(config)
 
 
@@ -70,6 +71,24 @@ def _refuse_chosen_images(config: FrozenConfigDict) -> None:
                 f"evaluate.split is holdout, but {role}.train.epoch is best, which is chosen on the same images, so "
                 "that the accuracy would be too high: set it to last, or evaluate.split to test"
             )
+
+
+def _resolve_training_set(config: ConfigDict) -> None:
+    section = config.evaluate.training_set
+    if not section.enabled:
+        # What is not used is not part of the config, so that it cannot change a fingerprint.
+        del config.evaluate.training_set
+        return
+    tried = {name: section[name] for name in ("spaces", "signals", "sparsities", "weights", "epsilons")}
+    for name, values in tried.items():
+        if not values:
+            raise UserError(f"evaluate.training_set.{name} is empty: give at least one value")
+    several = [name for name, values in tried.items() if len(values) > 1]
+    if several and not config.data.holdout:
+        raise UserError(
+            f"evaluate.training_set.{several[0]} has several values, which are chosen between on held-out images: "
+            "set data.holdout, as 0.1, or give one value"
+        )
 
 
 def _resolve_parallel(config: ConfigDict) -> None:

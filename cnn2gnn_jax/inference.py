@@ -203,6 +203,31 @@ def batch_by_batch(
     return Prediction(logits, _with_loops(module, adjacency), nearest)
 
 
+def features(module: Any, variables: Any, inputs: jax.Array) -> dict[str, jax.Array]:
+    """The features of images by the space in which the training-set graph may measure distances, see `neighbors`.
+
+    Args:
+      module: a graph student or a CNN.
+      variables: its parameters and statistics.
+      inputs: (B, ...).
+
+    Returns:
+      `backbone` (B, F), node features of a graph student or pooled features of a CNN; `logits` (B, C), of a graph
+      student without its graph; of a graph student `hidden` (B, H), the first layer's activations without its graph;
+      of one with a head `head` (B, K + 1), the head's output with a 1 appended, for the bias of its decision layer.
+    """
+    if not isinstance(module, GraphStudent):
+        outputs: Any = module.apply(variables, inputs, train=False)
+        return {"backbone": outputs.pooled, "logits": outputs.logits}
+    nodes = _apply(module, variables, "nodes", inputs)
+    hidden = jax.nn.relu(_apply(module, variables, "project", nodes))
+    spaces = {"backbone": nodes, "hidden": hidden, "logits": _apply(module, variables, "classify", hidden)}
+    if module.graph == "learned":
+        head: Any = module.apply(variables, nodes, method=lambda module, nodes: module.head(nodes))
+        spaces["head"] = jnp.append(head, jnp.ones((len(nodes), 1), head.dtype), axis=-1)
+    return spaces
+
+
 def _apply(module: GraphStudent, variables: Any, method: str, *arguments: Any) -> Any:
     return module.apply(variables, *arguments, method=method)
 

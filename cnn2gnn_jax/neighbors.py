@@ -10,8 +10,9 @@ travels over the edges is a signal of each column: its label, its teacher's prob
 Where the columns are sharded over devices, each searches its own part, and the lists of all devices are merged.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -20,6 +21,56 @@ from cnn2gnn_jax import graph
 from cnn2gnn_jax.runtime.collectives import all_gather_columns, first_row, psum
 
 BLOCK = 8192
+SPACES = ("backbone", "hidden", "logits", "head")
+SIGNALS = ("labels", "teacher")
+
+
+class Settings(NamedTuple):
+    """What the training-set graph is made of, and how its votes are combined with the student's own answer.
+
+    space: of SPACES, the features between which distances are measured.
+    signal: of SIGNALS, what a training image sends: its label, or its teacher's probabilities.
+    sparsity: s of Eq. 3.
+    weight: lambda. With 0 the student answers alone.
+    epsilon: is added to the votes before their logarithm.
+    """
+
+    space: str
+    signal: str
+    sparsity: int
+    weight: float
+    epsilon: float
+
+
+class Bank(flax.struct.PyTreeNode):
+    """The training images as columns of the graph.
+
+    keys: (N, K), of float32 or half precision, see `embed`.
+    labels: (N,), their classes.
+    signals: (N, C), what each sends to its neighbours.
+    mean, scale: (K,), of the training images' features; see `embed`.
+    settings: how the bank is used.
+    """
+
+    keys: Any
+    labels: Any
+    signals: Any
+    mean: Any
+    scale: Any
+    settings: Settings = flax.struct.field(pytree_node=False)
+
+
+class Answer(NamedTuple):
+    """What a student answers with the training-set graph for B images.
+
+    logits: (B, C), of the student and the neighbours together.
+    votes: (B, C), P Y: of the neighbours alone; a row sums to 1.
+    neighbors: who they are.
+    """
+
+    logits: jax.Array
+    votes: jax.Array
+    neighbors: "Neighbors"
 
 
 class Neighbors(NamedTuple):
@@ -95,6 +146,12 @@ def search(
     return Neighbors(graph.sparse_neighbors(d, sparsity), index, d)
 
 
+def narrowed(neighbors: Neighbors, sparsity: int) -> Neighbors:
+    """What `search` returns with a smaller sparsity."""
+    d = neighbors.distances[:, : sparsity + 1]
+    return Neighbors(graph.sparse_neighbors(d, sparsity), neighbors.columns[:, : sparsity + 1], d)
+
+
 def propagate(
     queries: jax.Array,
     keys: jax.Array,
@@ -115,10 +172,7 @@ def propagate(
     """
     size = keys.shape[0]
     offset = first_row(size)
-    local = neighbors.columns - offset
-    here = (local >= 0) & (local < size)
-    rows = signals[jnp.clip(local, 0, size - 1)].astype(neighbors.weights.dtype)
-    mixed = psum(jnp.einsum("bs,bsf->bf", jnp.where(here, neighbors.weights, 0), rows))
+    mixed = weighted_sum(signals, neighbors)
     least = neighbors.distances[:, :1]
     tied = neighbors.distances[:, -1:] == least
 
@@ -141,7 +195,62 @@ def propagate(
     return lax.cond(jnp.any(tied), share_equally, lambda: mixed)
 
 
-def combine(logits: jax.Array, votes: jax.Array, weight: jax.Array | float, epsilon: float) -> jax.Array:
+def embed(features: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
+    """Unit vectors of standardized features, (B, K), as queries or keys: their distance is that of the cosine."""
+    x = (features - mean) / scale
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def make_bank(features: jax.Array, labels: jax.Array, signals: jax.Array, settings: Settings, dtype: Any) -> Bank:
+    """The bank of N training images.
+
+    Args:
+      features: (N, K), in the space that `settings` names. In the space `head` they are the rows of the head's decision
+        layer with their biases, (N, K + 1), and are used as they are.
+      labels: (N,).
+      signals: (N, C).
+      settings: how the bank is used.
+      dtype: of the keys; half precision halves the bank.
+    """
+    if settings.space == "head":
+        mean, scale, keys = jnp.zeros(()), jnp.ones(()), -features
+    else:
+        mean, scale = jnp.mean(features, axis=0), jnp.maximum(jnp.std(features, axis=0), 1e-6)
+        keys = embed(features, mean, scale)
+    return Bank(keys.astype(dtype), labels, signals, mean, scale, settings)
+
+
+def queries(bank: Bank, features: jax.Array) -> jax.Array:
+    """What `search` takes of images with these features in the bank's space, (B, K)."""
+    return features if bank.settings.space == "head" else embed(features, bank.mean, bank.scale)
+
+
+def answer(bank: Bank, logits: jax.Array, features: jax.Array, own: jax.Array | None = None) -> Answer:
+    """The answer of a student with the training-set graph. It depends on no other image of the batch.
+
+    Args:
+      bank: the training images.
+      logits: (B, C), the student's own, up to a constant for each image.
+      features: (B, K), of the images in the bank's space. In the space `head` they are the head's output with a 1
+        appended, (B, K + 1), so that the distance is the output of the image's decision layer.
+      own: (B,), where an image is itself in the bank, its place there, which takes no part; -1 for none.
+    """
+    settings, unit = bank.settings, queries(bank, features)
+    found = search(unit, bank.keys, settings.sparsity, own)
+    votes = propagate(unit, bank.keys, bank.signals, found, own)
+    return Answer(combine(logits, votes, settings.weight, settings.epsilon), votes, found)
+
+
+def weighted_sum(signals: jax.Array, neighbors: Neighbors) -> jax.Array:
+    """P Y of the columns that `search` lists, (B, F): what `propagate` gives where no more than these are tied."""
+    size = signals.shape[0]
+    local = neighbors.columns - first_row(size)
+    here = (local >= 0) & (local < size)
+    rows = signals[jnp.clip(local, 0, size - 1)].astype(neighbors.weights.dtype)
+    return psum(jnp.einsum("bs,bsf->bf", jnp.where(here, neighbors.weights, 0), rows))
+
+
+def combine(logits: jax.Array, votes: jax.Array, weight: jax.Array | float, epsilon: jax.Array | float) -> jax.Array:
     """z + lambda log(P Y + epsilon): logits (B, C) and the neighbours' votes P Y (B, C), of labels or probabilities.
 
     The two are combined as independent evidence: a product of the student's probabilities and the votes to the power

@@ -75,7 +75,8 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
     if last < STAGES.index("evaluate"):
         return None
     inputs = teachers.student_inputs(run, outputs)
-    entries = [scoring.evaluate_student(run, task, load, inputs) for task, load in students]
+    teacher_logits = None if outputs is None else outputs.arrays["logits"]["train"]
+    entries = [scoring.evaluate_student(run, task, load, inputs, teacher_logits) for task, load in students]
     found: dict[str, Any] = {}
 
     def finish() -> None:
@@ -171,6 +172,7 @@ def _results(
         "accuracies": [entry for one in evaluated for entry in one["accuracies"]],
         "inference_seconds": [seconds for one in evaluated for seconds in one["inference_seconds"]],
         "holdout_accuracies": [one["holdout"] for one in evaluated if one["holdout"] is not None],
+        "training_set": [one["training_set"] for one in evaluated if one["training_set"] is not None],
         "examples": evaluated[0]["examples"],
         "seconds": seconds,
         "devices": run.devices.count,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import ml_collections
 
-from cnn2gnn_jax import distillers, gnn, inference, networks
+from cnn2gnn_jax import distillers, gnn, inference, neighbors, networks
 from cnn2gnn_jax.networks.layers import STEMS
 from cnn2gnn_jax.runtime import devices, fields
 from cnn2gnn_jax.runtime.errors import UserError
@@ -200,6 +200,41 @@ FIELDS: dict[str, Field] = {
     ),
     "evaluate.graph_off": Field(
         True, "also train and test the same student with A = I, to tell what the graph is worth", changes=EVALUATION
+    ),
+    #
+    # The graph over the training set (Eq. 4), beside the paper's mechanisms. What has several values here is chosen on
+    # the held-out images of data.holdout, and is then read once on the others.
+    #
+    "evaluate.training_set.enabled": Field(
+        False, "also answer with the graph whose columns are all training images", changes=EVALUATION
+    ),
+    "evaluate.training_set.spaces": Field(
+        ("backbone", "hidden"),
+        "features that distances are measured between: backbone, hidden (the first layer), logits, head (its neurons)",
+        neighbors.SPACES,
+        EVALUATION,
+    ),
+    "evaluate.training_set.signals": Field(
+        ("labels", "teacher"),
+        "what a training image sends to its neighbours: its label, or its teacher's probabilities",
+        neighbors.SIGNALS,
+        EVALUATION,
+    ),
+    "evaluate.training_set.sparsities": Field((1, 3, 5, 10, 20, 30, 50, 100), "s of Eq. 3", Range(1), EVALUATION),
+    "evaluate.training_set.weights": Field(
+        (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0),
+        "lambda: how much the neighbours count beside the student",
+        Range(0, 1e3),
+        EVALUATION,
+    ),
+    "evaluate.training_set.epsilons": Field(
+        (0.003, 0.01, 0.03, 0.1, 0.3),
+        "added to the neighbours' votes before their logarithm",
+        Range(1e-9, 1e3),
+        EVALUATION,
+    ),
+    "evaluate.training_set.key_type": Field(
+        "float16", "the type of the stored features", ("float32", "float16", "bfloat16"), EVALUATION
     ),
     #
     # Where and how a run is computed, which changes no result but for rounding: runs go on under another setting.

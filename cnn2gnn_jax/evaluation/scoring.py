@@ -8,7 +8,7 @@ import numpy as np
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import gnn
 from cnn2gnn_jax.data import batches
-from cnn2gnn_jax.evaluation import protocols
+from cnn2gnn_jax.evaluation import protocols, training_set
 from cnn2gnn_jax.evaluation.outputs import accuracy, network_outputs
 from cnn2gnn_jax.run import Run
 from cnn2gnn_jax.runtime import artifact, processes, storage
@@ -22,7 +22,7 @@ from cnn2gnn_jax.training.tasks import student_name
 
 EXAMPLES = 10  # test images whose neighbours are recorded
 # The format is also raised when other things are recorded.
-KIND = artifact.Kind("an evaluation", format=5, remake="run the same command again")
+KIND = artifact.Kind("an evaluation", format=6, remake="run the same command again")
 
 
 def model_of(run: Run, task: Task, state: TrainState, train_inputs: np.ndarray) -> TrainedModel:
@@ -43,32 +43,39 @@ def held_out_accuracy(run: Run, model: TrainedModel, inputs: np.ndarray) -> floa
     return accuracy(network_outputs(model, inputs, run.devices)[0], labels)
 
 
-def evaluate_student(run: Run, task: Task, load: Load, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+def evaluate_student(
+    run: Run, task: Task, load: Load, inputs: dict[str, np.ndarray], teacher_logits: np.ndarray | None = None
+) -> dict[str, Any]:
     """A student's accuracies under every protocol, computed unless they are on disk under the student's name.
 
-    `inputs` are its raw inputs, by split. Of the result, `predicted` (E, N) are the classes of the N evaluated images
-    under each of the E `accuracies`.
+    `inputs` are its raw inputs by split, `teacher_logits` (N, C) are those of the training images. Of the result,
+    `predicted` (E, N) are the classes of the N evaluated images under each of the E `accuracies`.
     """
     name = student_name(task)
     folder = run.workdir / "evaluations" / name
     fingerprint = storage.fingerprint([run.fingerprint, configs.plain(run.config.evaluate)])
 
     def make() -> None:
-        result, predicted = _evaluated(run, task, load, inputs)
+        result, predicted = _evaluated(run, task, load(), inputs, teacher_logits)
         processes.on_first(lambda: artifact.write(folder, KIND, fingerprint, result, {"predicted": predicted}))
 
     kept = artifact.ensure(folder, KIND, fingerprint, make, replaces=True)
     return {**kept.facts, "predicted": kept.arrays["predicted"]}
 
 
-def _evaluated(run: Run, task: Task, load: Load, inputs: dict[str, np.ndarray]) -> tuple[dict[str, Any], np.ndarray]:
+def _evaluated(
+    run: Run, task: Task, state: TrainState, inputs: dict[str, np.ndarray], teacher_logits: np.ndarray | None
+) -> tuple[dict[str, Any], np.ndarray]:
     """A student's accuracies and what is kept beside them, and its predictions."""
     say(f"evaluating {student_name(task)}")
     start = time.monotonic()
-    model = model_of(run, task, load(), inputs["train"])
+    model = model_of(run, task, state, inputs["train"])
     images = inputs[run.config.evaluate.split]
     entries = _graph_entries(run, task, model, images) if model.is_graph else [_network_entry(run, model, images)]
-    examples = _examples(run, model, images)
+    examples, chosen = _examples(run, model, images), None
+    if "training_set" in run.config.evaluate:
+        entry, chosen = training_set.entry(run, task, state, model, inputs, teacher_logits)
+        entries.append(entry)
     predicted = [entry.pop("predicted") for entry in entries]
     common = {"method": run.config.method, "seed": task.seed, "epoch": task.recipe.epoch}
     seconds, holdout = round(time.monotonic() - start, 3), None
@@ -80,6 +87,7 @@ def _evaluated(run: Run, task: Task, load: Load, inputs: dict[str, np.ndarray]) 
         "inference_seconds": [entry.pop("seconds", None) for entry in entries],
         "accuracies": [{**common, **entry} for entry in entries],
         "holdout": holdout,
+        "training_set": chosen,
         "examples": examples,
         "seconds": seconds,
     }

@@ -58,9 +58,15 @@ BATCH_BY_BATCH = Protocol(
     is_published=True,
 )
 CLASS_SORTED = Protocol("class-sorted", "batch_by_batch", "class_sorted", is_audit=True)
+TRAINING_SET = Protocol(
+    "training set",
+    "training_set",
+    description="Training set links each image to the nearest of all training images, whose labels or teacher's "
+    "probabilities are combined with the student's answer.",
+)
 
 # An entry here is shown by every table, figure and page whose records have its accuracies.
-PROTOCOLS = (ONE_BY_ONE, BATCH_BY_BATCH, CLASS_SORTED)
+PROTOCOLS = (ONE_BY_ONE, BATCH_BY_BATCH, TRAINING_SET, CLASS_SORTED)
 
 
 def recorded_protocols(entries: Iterable[Mapping[str, Any]]) -> list[Protocol]:

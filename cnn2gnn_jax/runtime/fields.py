@@ -52,7 +52,8 @@ class Field(NamedTuple):
 
     default: its value; or its type, for a field that is None until a recipe or a method gives its value.
     meaning: a short text.
-    allowed: the numbers or the words that it may have; None where they are checked elsewhere, or anything will do.
+    allowed: the numbers or the words that it may have, or each element of a tuple; None where they are checked
+      elsewhere, or anything will do.
     changes: `TRAINING`, `EVALUATION` or `NOTHING`.
     """
 
@@ -97,12 +98,12 @@ def check(config: ConfigDict, fields: Mapping[str, Field]) -> None:
         allowed = fields[name].allowed
         if value is None or allowed is None:
             continue
-        if isinstance(allowed, Range):
-            for number in value if isinstance(value, tuple | list) else (value,):
-                if not allowed.holds(number):
-                    raise UserError(f"{name} is {number!r}: it must be {allowed}")
-        elif value not in allowed:
-            raise UserError(f"{name} is {value!r}: choose one of {', '.join(allowed)}")
+        for element in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(allowed, Range):
+                if not allowed.holds(element):
+                    raise UserError(f"{name} is {element!r}: it must be {allowed}")
+            elif element not in allowed:
+                raise UserError(f"{name} is {element!r}: choose one of {', '.join(allowed)}")
 
 
 def select(section: ConfigDict, fields: Mapping[str, Field], changes: str, prefix: str = "") -> dict[str, Any]:

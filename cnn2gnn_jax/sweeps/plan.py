@@ -12,7 +12,7 @@ from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.sweeps import records, tuning
 
-SIZES = ("", "smoke", "digits")
+SIZES = ("", "smoke", "digits")  # unless a sweep file has SIZES of its own
 
 
 class Cell(NamedTuple):
@@ -46,9 +46,11 @@ def load(path: pathlib.Path, size: str, settings: Mapping[str, Any]) -> list[Cel
     """
     if not path.is_file():
         raise UserError(f"{path} is no file: give a sweep, as --sweep=configs/sweeps/table1.py:smoke")
-    if size not in SIZES:
-        raise UserError(f"{size!r} after the colon is no size: choose one of {', '.join(SIZES[1:])}, or none")
-    sweep = runpy.run_path(str(path)).get("sweep")
+    module = runpy.run_path(str(path))
+    sizes = module.get("SIZES", SIZES)
+    if size not in sizes:
+        raise UserError(f"{size!r} after the colon is no size: choose one of {', '.join(sizes[1:])}, or none")
+    sweep = module.get("sweep")
     if sweep is None:
         raise UserError(f"{path} is no sweep: it has no function sweep(add, size)")
     cells: dict[str, Cell] = {}

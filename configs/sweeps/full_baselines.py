@@ -1,0 +1,26 @@
+"""Distillation baselines over all training images: a CNN student of about the cost of the graph student over `stem`.
+
+    python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/full_baselines.py:cifar100 --out=DIR
+    python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/full_baselines.py:mini_imagenet --out=DIR \
+        --config.data.manual_dir=DIR
+
+Teacher and students are trained under the recipe `fast`, three seeds.
+"""
+
+from configs.sweeps import full, grids
+
+METHODS = ("ce", "kd", "dkd", "rkd", "pkt", "crd", "at")
+
+SIZES = ("", *grids.DATA)
+
+
+def sweep(add: grids.Add, word: str = "") -> None:
+    data, _ = full.parse(word)
+    for seed in range(3):
+        for method in METHODS:
+            config = full.config(data, on_cpu=False, backbone="stem")
+            config.method, config.seed = method, seed
+            config.student.network, config.student.train.recipe = "resnet8", "fast"
+            add(
+                config, "methods", f"Baselines over {full.title(data, on_cpu=False)}", row=method, column="vgg8-resnet8"
+            )

@@ -1,0 +1,46 @@
+"""Figures 4 and 6 and Table 3 over all training images, with the teacher's stored features as node features.
+
+    python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/full_figures.py:cifar100 --out=DIR
+    python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/full_figures.py:mini_imagenet --out=DIR \
+        --config.data.manual_dir=DIR
+    python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/full_figures.py:cifar100-cpu --out=DIR
+
+In Figure 6, s is 50, or half of the batch where that is less.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.sweeps import figure4, full, grids, table3
+
+BATCH_SIZES = (20, 50, 100, 200, 500)
+
+SIZES = full.SIZES
+
+
+def sweep(add: grids.Add, word: str = "") -> None:
+    data, on_cpu = full.parse(word)
+    place = {"panel": grids.title(data, ""), "line": "vgg8, teacher's features"}
+    seeds = 1 if on_cpu else 3
+
+    def new_config() -> ConfigDict:
+        config = full.config(data, on_cpu)
+        config.seeds, config.evaluate.graph_off = seeds, False
+        return config
+
+    for temperature in figure4.TEMPERATURES:
+        config = new_config()
+        config.distill.temperature = float(temperature)
+        add(config, "curve", "Figure 4 at full size, temperature", x=temperature, **place)
+    for sparsity in figure4.SPARSITIES:
+        config = new_config()
+        config.student.sparsity = sparsity
+        add(config, "curve", "Figure 4 at full size, sparsity", x=sparsity, **place)
+    for size in BATCH_SIZES:
+        config = new_config()
+        config.student.train.batch_size = config.evaluate.batch_size = size
+        config.student.sparsity = min(50, size // 2)
+        add(config, "curve", "Figure 6 at full size, batch size", x=size, **place)
+    for graph in table3.GRAPHS:
+        config = new_config()
+        config.student.graph, config.evaluate.graph_off = graph, graph == "learned"
+        add(config, "ablation", f"Table 3 at full size: {full.title(data, on_cpu)}", row=graph, column=place["panel"])

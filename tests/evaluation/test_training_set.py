@@ -1,0 +1,85 @@
+"""The training-set graph as a protocol: its settings are those that NumPy finds best, and its accuracy NumPy's."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnn2gnn_jax import neighbors
+from cnn2gnn_jax.evaluation import training_set
+from cnn2gnn_jax.evaluation.training_set import Embedded, Grid
+from cnn2gnn_jax.neighbors import Settings
+
+COLUMNS, IMAGES, WIDTH, CLASSES = 60, 40, 6, 3
+GRID = Grid(("backbone", "hidden"), ("labels", "teacher"), (1, 3, 8), (0.3, 1.0), (0.01, 0.1))
+
+
+def clusters(rng, labels, noise):
+    """Features around a place of each class."""
+    return (np.eye(WIDTH)[labels] + noise * rng.normal(size=(len(labels), WIDTH))).astype(np.float32)
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    train, test = rng.integers(CLASSES, size=COLUMNS), rng.integers(CLASSES, size=IMAGES)
+    noises = {"backbone": 0.6, "hidden": 0.4}
+    features = {space: clusters(rng, train, noise) for space, noise in noises.items()}
+    logits = np.eye(CLASSES)[test] + rng.normal(size=(IMAGES, CLASSES))
+    images = Embedded(logits.astype(np.float32), {space: clusters(rng, test, noise) for space, noise in noises.items()})
+    signals = {"labels": np.eye(CLASSES)[train], "teacher": rng.dirichlet(np.ones(CLASSES), COLUMNS)}
+    return train, test, features, images, signals
+
+
+def bank_of(data, settings):
+    train, _, features, _, signals = data
+    space = jnp.asarray(features[settings.space])
+    return neighbors.make_bank(space, jnp.asarray(train), jnp.asarray(signals[settings.signal]), settings, jnp.float32)
+
+
+def right(data, settings):
+    """How many images are right, in NumPy from the formulas."""
+    _, test, features, images, signals = data
+    keys, queries = features[settings.space], images.features[settings.space]
+    mean, scale = keys.mean(0), keys.std(0)
+    keys, queries = (keys - mean) / scale, (queries - mean) / scale
+    cosine = queries @ keys.T / np.linalg.norm(queries, axis=-1)[:, None] / np.linalg.norm(keys, axis=-1)
+    d = 1 - cosine
+    cut = np.sort(d, axis=-1)[:, settings.sparsity, None]
+    weights = np.maximum(cut - d, 0)
+    votes = weights @ signals[settings.signal] / weights.sum(-1, keepdims=True)
+    answers = np.argmax(images.logits + settings.weight * np.log(votes + settings.epsilon), -1)
+    return int(np.sum(answers == test)), answers
+
+
+def test_the_choice_is_the_best_of_all_settings(data):
+    banks = {
+        (space, signal): bank_of(data, Settings(space, signal, 1, 0.0, 1.0))
+        for space, signal in itertools.product(GRID.spaces, GRID.signals)
+    }
+    choice = training_set.choose(data[3], data[1], banks, GRID)
+    counts = {Settings(*values): right(data, Settings(*values))[0] for values in itertools.product(*GRID)}
+    assert len(set(counts.values())) > 5
+    assert counts[choice.settings] == max(counts.values())
+    assert choice.accuracy == 100 * max(counts.values()) / IMAGES
+    assert choice.accuracy_alone == 100 * np.mean(data[3].logits.argmax(-1) == data[1])
+    assert choice.accuracy > choice.accuracy_alone
+
+
+@pytest.mark.parametrize(
+    "settings", [Settings("hidden", "labels", 3, 1.0, 0.1), Settings("backbone", "teacher", 8, 0.3, 0.01)]
+)
+def test_the_answers_are_those_of_numpy(data, settings):
+    count, answers = right(data, settings)
+    result = training_set.evaluate(bank_of(data, settings), data[3], data[1])
+    assert np.array_equal(result["predicted"], answers)
+    assert result["accuracy"] == 100 * count / IMAGES
+
+
+def test_a_graph_that_finds_the_class_agrees_with_it(data):
+    result = training_set.evaluate(bank_of(data, Settings("hidden", "labels", 3, 1.0, 0.1)), data[3], data[1])
+    facts = result["diagnostics"]
+    assert facts["label_agreement"] > 1.5 / CLASSES
+    assert 1 <= facts["effective_neighbors"] <= 3
+    assert facts["accuracy_of_neighbors"] > 100 / CLASSES
