@@ -74,15 +74,17 @@ def _refuse_chosen_images(config: FrozenConfigDict) -> None:
 
 
 def _resolve_training_set(config: ConfigDict) -> None:
-    section = config.evaluate.training_set
-    if not section.enabled:
-        # What is not used is not part of the config, so that it cannot change a fingerprint.
-        del config.evaluate.training_set
+    section = config.evaluate.get("training_set")
+    if section is None:  # a config that was resolved before
         return
     tried = {name: section[name] for name in ("spaces", "signals", "sparsities", "weights", "epsilons")}
     for name, values in tried.items():
         if not values:
             raise UserError(f"evaluate.training_set.{name} is empty: give at least one value")
+    if not section.enabled:
+        # What is not used is not part of the config, so that it cannot change a fingerprint.
+        del config.evaluate.training_set
+        return
     several = [name for name, values in tried.items() if len(values) > 1]
     if several and not config.data.holdout:
         raise UserError(

@@ -83,6 +83,12 @@ WORDS = {
     "teacher.stem": ["imagenet", ""],
     "student.head_widths": [(), (0,), (-1,), (10**9,)],
     "student.stem_widths": [(), (0,), (-1,), (10**9,)],
+    "evaluate.training_set.epsilons": [(), (0.0,), (-0.1,), (HUGE,)],
+    "evaluate.training_set.key_type": ["int8", ""],
+    "evaluate.training_set.signals": [(), ("pixels",)],
+    "evaluate.training_set.spaces": [(), ("pixels",)],
+    "evaluate.training_set.sparsities": [(), (0,), (-1,)],
+    "evaluate.training_set.weights": [(), (-0.1,), (HUGE,)],
 }
 for _role in ("teacher", "student"):
     WORDS |= {
@@ -98,7 +104,7 @@ ANYTHING = {  # true or false, and free text; data.name is refused where it is l
     *("compilation_cache", "tensorboard", "evaluate.graph_off", "student.self_loops", "distill.tau_squared"),
     *("parallel.seeds", "parallel.shard_head"),
     *("teacher.train.augment", "student.train.augment", "name", "cache_dir", "data.manual_dir", "data.name"),
-    *("data.skip_unreadable", "teacher.logits_file"),
+    *("data.skip_unreadable", "teacher.logits_file", "evaluate.training_set.enabled"),
 }
 
 METHODS = {  # the fields of `distill` and a method that uses them; the others' is cnn2gnn
@@ -204,10 +210,15 @@ def test_fields_are_what_their_lines_say():
             value = not line.default
         elif FIELDS[field] in (int, float):
             value = line.default + 150  # anchors and batches stay larger than the sparsity
+        elif FIELDS[field] is tuple:
+            value = line.default[:1]
         elif value is None:
-            value = {"evaluate.split": "holdout", "evaluate.reading": "test_rows"}[field]
+            words = {"split": "holdout", "reading": "test_rows", "training_set.key_type": "float32"}
+            value = words[field.removeprefix("evaluate.")]
         changed = base.get_config()
-        changed.data.holdout = 0.1 if field == "evaluate.split" else 0.0
+        of_training_set = field.startswith("evaluate.training_set.")
+        changed.data.holdout = 0.1 if field == "evaluate.split" or of_training_set else 0.0
+        changed.evaluate.training_set.enabled = of_training_set and field != "evaluate.training_set.enabled"
         before = configs.resolve(changed)
         changed.update_from_flattened_dict({field: value})
         after = configs.resolve(changed)
