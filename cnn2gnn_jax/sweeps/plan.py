@@ -12,7 +12,7 @@ from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.sweeps import records, tuning
 
-SIZES = ("", "smoke", "digits")  # unless a sweep file has SIZES of its own
+SIZES = ("", "smoke", "digits")  # the words after the colon, unless a sweep file has WORDS of its own
 
 
 class Cell(NamedTuple):
@@ -47,7 +47,7 @@ def load(path: pathlib.Path, size: str, settings: Mapping[str, Any]) -> list[Cel
     if not path.is_file():
         raise UserError(f"{path} is no file: give a sweep, as --sweep=configs/sweeps/table1.py:smoke")
     module = runpy.run_path(str(path))
-    sizes = module.get("SIZES", SIZES)
+    sizes = module.get("WORDS", SIZES)
     if size not in sizes:
         raise UserError(f"{size!r} after the colon is no size: choose one of {', '.join(sizes[1:])}, or none")
     sweep = module.get("sweep")

@@ -11,16 +11,20 @@ from configs.sweeps import full, grids
 
 METHODS = ("ce", "kd", "dkd", "rkd", "pkt", "crd", "at")
 
-SIZES = ("", *grids.DATA)
+WORDS = ("", *full.SMALL, *grids.DATA)
 
 
 def sweep(add: grids.Add, word: str = "") -> None:
-    data, _ = full.parse(word)
+    data, size = full.parse(word)
     for seed in range(3):
         for method in METHODS:
-            config = full.config(data, on_cpu=False, backbone="stem")
+            config = full.config(data, size, backbone="stem")
             config.method, config.seed = method, seed
             config.student.network, config.student.train.recipe = "resnet8", "fast"
             add(
-                config, "methods", f"Baselines over {full.title(data, on_cpu=False)}", row=method, column="vgg8-resnet8"
+                config,
+                "methods",
+                f"Baselines over {full.title(data, size)}",
+                row=method,
+                column=f"{config.teacher.network}-resnet8",
             )

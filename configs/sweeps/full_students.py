@@ -11,14 +11,15 @@ epochs, see configs/sweeps/full.py. Beside each student with the learned graph s
 
 from configs.sweeps import full, grids
 
-SIZES = full.SIZES
+WORDS = full.WORDS
 
 
 def sweep(add: grids.Add, word: str = "") -> None:
-    data, on_cpu = full.parse(word)
+    data, size = full.parse(word)
     for backbone in ("teacher", "pixels", "stem"):
         for method in ("cnn2gnn", "gnn"):
-            config = full.config(data, on_cpu, backbone)
-            config.method, config.seeds = method, 1 if on_cpu and backbone == "stem" else 3
+            config = full.config(data, size, backbone)
+            config.method, config.seeds = method, 1 if size and backbone == "stem" else 3
             row = method if backbone == "stem" else f"{method}, {backbone}"
-            add(config, "methods", f"Students over {full.title(data, on_cpu)}", row=row, column="vgg8-graph")
+            column = f"{config.teacher.network}-graph"
+            add(config, "methods", f"Students over {full.title(data, size)}", row=row, column=column)

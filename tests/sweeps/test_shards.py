@@ -3,6 +3,7 @@
 import itertools
 import pathlib
 import random
+import runpy
 
 import pytest
 from ml_collections import ConfigDict
@@ -14,6 +15,7 @@ from tests.sweeps.conftest import cells_of
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted(path for path in (ROOT / "configs/sweeps").glob("*.py") if "def sweep(" in path.read_text())
+SWEEPS = [(path, word) for path in FILES for word in runpy.run_path(str(path)).get("WORDS", plan.SIZES)]
 
 
 def check(cells, count):
@@ -36,8 +38,7 @@ def largest_group(cells):
     return max(check(cells, len(cells)))
 
 
-@pytest.mark.parametrize("size", plan.SIZES)
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(("path", "size"), SWEEPS, ids=[f"{path.stem}-{word}" for path, word in SWEEPS])
 def test_the_division_of_a_real_sweep(path, size, monkeypatch):
     monkeypatch.setattr(grids, "seeds", lambda size: range(2))  # ten are more of the same
     cells, again = plan.load(path, size, {}), plan.load(path, size, {"data.manual_dir": "elsewhere"})
