@@ -205,7 +205,7 @@ def diagnostics(
       weights: (B, C), rows of A, self-loops added if the network adds them.
       own: (B,), the column that is the node itself.
       labels: (B,), the true classes.
-      column_labels: (C,), those of the columns.
+      column_labels: (C,), those of the columns; (B, C) where each node has columns of its own.
       mask: (B,), False for padding.
       column_mask: (C,), False for padding.
 
@@ -223,7 +223,7 @@ def diagnostics(
     w = jnp.where(counted, w, 0)
     total = jnp.sum(w, -1, keepdims=True)
     w = w / jnp.where(total > 0, total, 1)
-    same = labels[:, None] == column_labels[None, :]
+    same = labels[:, None] == column_labels
     count = jnp.maximum(jnp.sum(mask), 1)
     others = counted & ~is_own
     entropy = -jnp.sum(jnp.where(w > 0, w * jnp.log(jnp.where(w > 0, w, 1)), 0), -1)

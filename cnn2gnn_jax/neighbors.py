@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cnn2gnn_jax import graph
-from cnn2gnn_jax.runtime.collectives import all_gather_columns, first_row, psum
+from cnn2gnn_jax.runtime.collectives import all_gather, first_row, psum
 
 BLOCK = 8192
 SPACES = ("backbone", "hidden", "logits", "head")
@@ -142,7 +142,7 @@ def search(
     kind = jnp.promote_types(queries.dtype, jnp.float32)
     none = (jnp.full((len(queries), count), jnp.inf, kind), jnp.zeros((len(queries), count), jnp.int32))
     nearest = lax.scan(merge, none, jnp.arange(0, size, block, dtype=jnp.int32))[0]
-    d, index = _nearest((all_gather_columns(nearest[0]), all_gather_columns(nearest[1])), count)
+    d, index = _nearest((all_gather(nearest[0], axis=1), all_gather(nearest[1], axis=1)), count)
     return Neighbors(graph.sparse_neighbors(d, sparsity), index, d)
 
 

@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from cnn2gnn_jax.data import batches
 from cnn2gnn_jax.distillers import maps
-from cnn2gnn_jax.networks import Outputs
 from cnn2gnn_jax.runtime.devices import ONE, Devices
 from cnn2gnn_jax.training.model import TrainedModel
 
@@ -17,7 +17,7 @@ def network_outputs(
     model: TrainedModel, images: np.ndarray, devices: Devices = ONE, batch_size: int = 500
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N, C) and pooled features (N, F), float32, of a CNN for all raw images, in their order."""
-    parts = _by_batches(_logits_and_pooled, model, images, devices, batch_size)
+    parts = by_batches(_logits_and_pooled, model, images, devices, batch_size)
     logits, pooled = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return logits, pooled
 
@@ -26,7 +26,7 @@ def attention_maps(
     model: TrainedModel, images: np.ndarray, devices: Devices = ONE, batch_size: int = 500
 ) -> Iterator[list[np.ndarray]]:
     """`maps.one_channel` of each stage's features, (b, H, W, 1) float32, for all raw images, batch after batch."""
-    return _by_batches(_attention_maps, model, images, devices, batch_size)
+    return by_batches(_attention_maps, model, images, devices, batch_size)
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -34,28 +34,32 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(100 * np.mean(np.argmax(logits, axis=-1) == labels))
 
 
-def _logits_and_pooled(outputs: Outputs) -> list[jax.Array]:
+def _logits_and_pooled(model: TrainedModel, images: jax.Array) -> list[jax.Array]:
+    outputs = model.outputs(images)
     return [outputs.logits, outputs.pooled]
 
 
-def _attention_maps(outputs: Outputs) -> list[jax.Array]:
-    return [maps.one_channel(features) for features in outputs.features[1:]]
+def _attention_maps(model: TrainedModel, images: jax.Array) -> list[jax.Array]:
+    return [maps.one_channel(features) for features in model.outputs(images).features[1:]]
 
 
 @functools.lru_cache(maxsize=8)  # so that each model is compiled once
-def _compiled(take: Callable[[Outputs], list[jax.Array]], devices: Devices) -> Callable:
-    return devices.batchwise(lambda model, images: take(model.outputs(images)))
+def _compiled(function: Callable[[TrainedModel, jax.Array], Any], devices: Devices) -> Callable:
+    return devices.batchwise(function)
 
 
-def _by_batches(
-    take: Callable[[Outputs], list[jax.Array]],
+def by_batches(
+    function: Callable[[TrainedModel, jax.Array], Any],
     model: TrainedModel,
     images: np.ndarray,
-    devices: Devices,
-    batch_size: int,
-) -> Iterator[list[np.ndarray]]:
-    """What `take` takes of a CNN's outputs, float32, for all raw images in their order, `batch_size` at most a time."""
+    devices: Devices = ONE,
+    batch_size: int = 500,
+) -> Iterator[Any]:
+    """The arrays that `function(model, images)` returns, float32, for all raw images in their order.
+
+    A batch has at most `batch_size` images. Each is the tree that `function` returns, with arrays of that many rows.
+    """
     indices, masks = batches.evaluation_batches(len(images), min(batch_size, -(-len(images) // devices.count)))
-    found = _compiled(take, devices)(model, lambda k: images[indices[k]], len(indices))
+    found = _compiled(function, devices)(model, lambda k: images[indices[k]], len(indices))
     for arrays, mask in zip(found, masks, strict=True):
-        yield [np.asarray(array, np.float32)[mask] for array in arrays]
+        yield jax.tree.map(lambda array, mask=mask: np.asarray(array, np.float32)[mask], arrays)

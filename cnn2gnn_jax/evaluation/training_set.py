@@ -3,17 +3,18 @@
 Nothing about the held-out images is in the bank, so that they stand to it as test images do.
 """
 
+import collections
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn2gnn_jax import inference, neighbors
-from cnn2gnn_jax.data import batches
+from cnn2gnn_jax import graph, inference, neighbors
+from cnn2gnn_jax.evaluation.outputs import by_batches
 from cnn2gnn_jax.gnn import GraphStudent
 from cnn2gnn_jax.neighbors import Bank, Neighbors, Settings
 from cnn2gnn_jax.run import Run
@@ -64,29 +65,27 @@ class Choice(NamedTuple):
 
 def embed(model: TrainedModel, images: np.ndarray, devices: Devices = ONE) -> Embedded:
     """What a student makes of raw inputs, (N, ...), in their order."""
-    indices, masks = batches.evaluation_batches(len(images), min(_BATCH, -(-len(images) // devices.count)))
-    answers = _embed_on(devices)(model, lambda k: images[indices[k]], len(indices))
-    parts = [
-        jax.tree.map(lambda leaf, mask=mask: leaf[mask], answer) for answer, mask in zip(answers, masks, strict=True)
+    return Embedded(*_joined(by_batches(_logits_and_features, model, images, devices)))
+
+
+def _joined(batches: Iterable[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
+
+
+def _features(model: TrainedModel, images: jax.Array) -> dict[str, jax.Array]:
+    return inference.features(model.module, model.variables, model.inputs(images))
+
+
+def _logits_and_features(model: TrainedModel, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    features = _features(model, images)
+    if not isinstance(model.module, GraphStudent) or model.graph == "off":
+        return features["logits"], features
+    inputs = model.inputs(images)
+    answers = [
+        inference.one_by_one(model.module, model.variables, anchors.columns, inputs) for anchors in model.anchors
     ]
-    logits, features = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    return Embedded(logits, features)
-
-
-@functools.lru_cache(maxsize=8)  # so that each model is compiled once
-def _embed_on(devices: Devices) -> Any:
-    def run(model: TrainedModel, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        inputs = model.inputs(images)
-        features = inference.features(model.module, model.variables, inputs)
-        if not isinstance(model.module, GraphStudent) or model.graph == "off":
-            return features["logits"], features
-        answers = [
-            inference.one_by_one(model.module, model.variables, anchors.columns, inputs) for anchors in model.anchors
-        ]
-        probabilities = sum(jax.nn.softmax(answer.logits.astype(jnp.float32)) for answer in answers) / len(answers)
-        return jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny)), features
-
-    return devices.batchwise(run)
+    probabilities = sum(jax.nn.softmax(answer.logits.astype(jnp.float32)) for answer in answers) / len(answers)
+    return jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny)), features
 
 
 def entry(
@@ -108,11 +107,12 @@ def entry(
       teacher_logits: those of the training images, (N, C); None without a teacher.
     """
     section, holdout = run.config.evaluate.training_set, run.dataset.holdout
-    train = embed(model, inputs["train"], run.devices)
+    # Without their logits, for which a learned graph would answer one by one.
+    train = _joined(by_batches(_features, model, inputs["train"], run.devices))
     if model.graph == "learned":
         rows = head_rows(task, state, np.arange(task.rows), run.devices)
         assert rows is not None
-        train.features["head"] = np.column_stack([rows.kernel, rows.bias])
+        train["head"] = np.column_stack([rows.kernel, rows.bias])
     grid = _grid(section, train, teacher_logits)
     banks = _banks(run, grid, train, teacher_logits)
     if holdout is None:
@@ -135,32 +135,31 @@ def entry(
     }
 
 
-def _grid(section: Any, train: Embedded, teacher_logits: np.ndarray | None) -> Grid:
+def _grid(section: Any, train: Mapping[str, np.ndarray], teacher_logits: np.ndarray | None) -> Grid:
     """The settings that are tried, of those which the student has."""
-    spaces = tuple(space for space in section.spaces if space in train.features)
+    spaces = tuple(space for space in section.spaces if space in train)
     signals = tuple(signal for signal in section.signals if signal == "labels" or teacher_logits is not None)
-    for name, left, has in (("spaces", spaces, ", ".join(train.features)), ("signals", signals, "labels")):
+    for name, left, has in (("spaces", spaces, ", ".join(train)), ("signals", signals, "labels")):
         if not left:
             tried = ", ".join(section[name])
             raise UserError(f"evaluate.training_set.{name} is {tried}, but this student has {has}: choose of these")
     return Grid(spaces, signals, section.sparsities, section.weights, section.epsilons)
 
 
-def _banks(run: Run, grid: Grid, train: Embedded, teacher_logits: np.ndarray | None) -> dict[tuple[str, str], Bank]:
+def _banks(
+    run: Run, grid: Grid, train: Mapping[str, np.ndarray], teacher_logits: np.ndarray | None
+) -> dict[tuple[str, str], Bank]:
     """A bank for each space and signal of a grid; the settings of each are still to be chosen."""
-    labels, banks = jnp.asarray(run.dataset.train.labels), {}
+    labels = jnp.asarray(run.dataset.train.labels)
+    banks: dict[tuple[str, str], Bank] = {}
     signals = {"labels": jax.nn.one_hot(labels, len(run.dataset.classes), dtype=bool)}
     if teacher_logits is not None:
         signals["teacher"] = jax.nn.softmax(jnp.asarray(teacher_logits, jnp.float32)).astype(jnp.float16)
     for space in grid.spaces:
-        features, bank = jnp.asarray(train.features[space]), None
-        for signal in grid.signals:
-            settings = Settings(space, signal, 1, 0.0, 1.0)
-            if bank is None:
-                bank = neighbors.make_bank(
-                    features, labels, signals[signal], settings, run.config.evaluate.training_set.key_type
-                )
-            banks[space, signal] = bank.replace(signals=signals[signal], settings=settings)
+        unset = Settings(space, "labels", 1, 0.0, 1.0)
+        key_type = run.config.evaluate.training_set.key_type
+        bank = neighbors.make_bank(jnp.asarray(train[space]), labels, signals["labels"], unset, key_type)
+        banks |= {(space, signal): bank.replace(signals=signals[signal]) for signal in grid.signals}
     return banks
 
 
@@ -191,9 +190,8 @@ def choose(held_out: Embedded, labels: np.ndarray, banks: Mapping[tuple[str, str
 
 def _search(bank: Bank, features: np.ndarray, sparsity: int) -> Neighbors:
     """What `neighbors.search` returns for all images, (M, F)."""
-    find = functools.partial(jax.jit(neighbors.search, static_argnames="sparsity"), keys=bank.keys, sparsity=sparsity)
-    queries = neighbors.queries(bank, jnp.asarray(features))
-    parts = [find(queries[start : start + _BATCH]) for start in range(0, len(queries), _BATCH)]
+    find, queries = jax.jit(neighbors.search, static_argnums=2), neighbors.queries(bank, jnp.asarray(features))
+    parts = [find(queries[start : start + _BATCH], bank.keys, sparsity) for start in range(0, len(queries), _BATCH)]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
@@ -224,34 +222,29 @@ def evaluate(bank: Bank, images: Embedded, labels: np.ndarray) -> dict[str, Any]
       `accuracy`, `predicted` (N,), and `diagnostics` as of `graph.diagnostics`; an image has no weight on itself.
       `accuracy_of_neighbors` is the percentage that is right by the votes alone.
     """
-    predicted, totals = [], np.zeros(3)
+    predicted, totals = [], collections.defaultdict[str, float](float)
     for start in range(0, len(labels), _BATCH):
         part = slice(start, start + _BATCH)
         features = images.features[bank.settings.space][part]
         classes, facts = _answers(bank, images.logits[part], features, labels[part])
         predicted.append(np.asarray(classes))
-        totals += np.asarray(facts)
+        for name, value in facts.items():
+            totals[name] += float(value) * len(classes) / len(labels)
     classes = np.concatenate(predicted)
-    agreement, effective, alone = totals / len(labels)
+    # By chance, an image would find its class as often as it is in the bank, not among its neighbours.
     counts = np.bincount(np.asarray(bank.labels), minlength=int(labels.max()) + 1)
-    return {
-        "accuracy": 100 * int(np.sum(classes == labels)) / len(labels),
-        "predicted": classes,
-        "diagnostics": {
-            "self_weight": 0.0,
-            "label_agreement": float(agreement),
-            "label_agreement_chance": float(np.mean(counts[labels]) / len(bank.labels)),
-            "effective_neighbors": float(effective),
-            "accuracy_of_neighbors": float(100 * alone),
-        },
-    }
+    totals["label_agreement_chance"] = float(np.mean(counts[labels]) / len(bank.labels))
+    accuracy = 100 * int(np.sum(classes == labels)) / len(labels)
+    return {"accuracy": accuracy, "predicted": classes, "diagnostics": dict(totals)}
 
 
 @jax.jit
-def _answers(bank: Bank, logits: jax.Array, features: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _answers(
+    bank: Bank, logits: jax.Array, features: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     answer = neighbors.answer(bank, logits, features)
-    weights, same = answer.neighbors.weights, bank.labels[answer.neighbors.columns] == labels[:, None]
-    entropy = -jnp.sum(jnp.where(weights > 0, weights * jnp.log(jnp.where(weights > 0, weights, 1)), 0), -1)
-    alone = jnp.argmax(answer.votes, -1) == labels
-    sums = jnp.stack([jnp.sum(jnp.where(same, weights, 0)), jnp.sum(jnp.exp(entropy)), jnp.sum(alone)])
-    return jnp.argmax(answer.logits, -1), sums
+    nowhere = jnp.full(labels.shape, -1)  # an image is none of its columns
+    column_labels = bank.labels[answer.neighbors.columns]
+    facts = graph.diagnostics(answer.neighbors.weights, nowhere, labels, column_labels)
+    facts["accuracy_of_neighbors"] = 100 * jnp.mean(jnp.argmax(answer.votes, -1) == labels)
+    return jnp.argmax(answer.logits, -1), facts

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from cnn2gnn_jax.distillers import METHODS
+from cnn2gnn_jax.training import tasks
 
 
 class Protocol(NamedTuple):
@@ -101,8 +102,8 @@ def has_graph(entry: Mapping[str, Any]) -> bool:
 
 
 def student(entry: Mapping[str, Any]) -> str:
-    """The name of an accuracy's student in the records of its run, as `pipeline.student_name` gives it."""
-    return f"graph_{entry['graph']}-seed{entry['seed']}" if entry["graph"] else f"cnn-seed{entry['seed']}"
+    """The name of an accuracy's student in the records of its run, as `tasks.student_name` gives it."""
+    return tasks.named(entry["graph"], entry["seed"])
 
 
 def row_title(row: str) -> str:

@@ -21,9 +21,9 @@ def _batch_is_split() -> bool:
     return True
 
 
-def all_gather(part: jax.Array) -> jax.Array:
-    """The global batch, (B, ...), from this device's part of it, (b, ...)."""
-    return lax.all_gather(part, AXIS, tiled=True) if _batch_is_split() else part
+def all_gather(part: jax.Array, axis: int = 0) -> jax.Array:
+    """The global batch, (B, ...), from this device's part of it, (b, ...); `axis` is the one that is split."""
+    return lax.all_gather(part, AXIS, axis=axis, tiled=True) if _batch_is_split() else part
 
 
 def first_row(rows: int) -> jax.Array | int:
@@ -39,8 +39,3 @@ def local_rows(whole: jax.Array, rows: int) -> jax.Array:
 def psum(tree: Any) -> Any:
     """Leaves summed over the devices."""
     return lax.psum(tree, AXIS) if _batch_is_split() else tree
-
-
-def all_gather_columns(part: jax.Array) -> jax.Array:
-    """(B, n * devices) from this device's columns, (B, n), in the order of the devices."""
-    return lax.all_gather(part, AXIS, axis=1, tiled=True) if _batch_is_split() else part

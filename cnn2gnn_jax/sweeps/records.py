@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax.evaluation import summary as run_results
-from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime import fields, storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training.metrics import read_records
 
@@ -64,8 +64,8 @@ def write(
         "cell": cell,
         "config": {
             field: value
-            for field, value in _flat(configs.plain(configs.resolve(config))).items()
-            if not field.startswith(_NOT_THE_RESULT)
+            for field, value in fields.flat(configs.plain(configs.resolve(config))).items()
+            if value is not None and not field.startswith(_NOT_THE_RESULT)
         },
         **{key: results[key] for key in ("method", "teacher", "student", "seconds", "devices", "versions")},
         "dataset": dataset,
@@ -100,13 +100,6 @@ def _path(out: pathlib.Path, cell: str) -> pathlib.Path:
 def load(out: pathlib.Path, cell: str) -> dict[str, Any]:
     """The record of a cell that is done, without its places."""
     return storage.read_json(_path(out, cell))
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return {key: value for key, value in flat.items() if value is not None}
 
 
 def _rounded(value: Any) -> Any:

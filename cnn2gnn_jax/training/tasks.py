@@ -45,8 +45,12 @@ def student_module(config: FrozenConfigDict, classes: int, graph: str) -> nn.Mod
 
 def student_name(task: Task) -> str:
     """The name of a student's folder and records."""
-    kind = f"graph_{task.module.graph}" if isinstance(task.module, gnn.GraphStudent) else "cnn"
-    return f"{kind}-seed{task.seed}"
+    return named(task.module.graph if isinstance(task.module, gnn.GraphStudent) else None, task.seed)
+
+
+def named(graph: str | None, seed: int) -> str:
+    """The name of the student with a graph setting, None for a CNN, and a seed."""
+    return f"graph_{graph}-seed{seed}" if graph else f"cnn-seed{seed}"
 
 
 def takes_features(config: FrozenConfigDict) -> bool:
