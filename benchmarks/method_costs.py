@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks import timing
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import distillers, networks
+from cnn2gnn_jax.configs import cifar100
 from cnn2gnn_jax.data import Dataset, Split
 from cnn2gnn_jax.distillers import maps
 from cnn2gnn_jax.training import tasks
@@ -27,7 +28,6 @@ from cnn2gnn_jax.training.inputs import prepare_plain
 from cnn2gnn_jax.training.state import init_state
 from cnn2gnn_jax.training.step import make_step, teacher_shapes
 from cnn2gnn_jax.training.task import Task, with_stage
-from configs import cifar100
 
 IMAGES, CLASSES, SIDE = 50_000, 100, 32
 REFERENCE = "kd"

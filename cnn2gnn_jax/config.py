@@ -6,12 +6,12 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from cnn2gnn_jax import distillers, gnn, networks
+from cnn2gnn_jax.configs.base import FIELDS
 from cnn2gnn_jax.data import Dataset, batches, teacher_logits
 from cnn2gnn_jax.runtime import fields, storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.runtime.fields import EVALUATION, TRAINING, plain
 from cnn2gnn_jax.training.recipes import RECIPES
-from configs.base import FIELDS
 
 # Raised when the same config gives something else on disk than before.
 TEACHER_FORMAT = 3

@@ -22,10 +22,10 @@ from collections.abc import Sequence
 from absl import flags, logging
 from ml_collections import config_flags
 
+from cnn2gnn_jax.configs import base
 from cnn2gnn_jax.runtime import command_line, config_flag, processes, xla
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.sweeps import plan, records, runner, shards
-from configs import base
 
 
 def _flags() -> flags.FlagValues:

@@ -9,7 +9,7 @@ accelerator; `:smoke` (100 images a class, small networks, few epochs) takes und
 
 import ml_collections
 
-from configs import base
+from cnn2gnn_jax.configs import base
 
 
 def get_config(word: str = "") -> ml_collections.ConfigDict:

@@ -7,7 +7,7 @@ Under 3 minutes on 2 CPU cores. The paper has no figure for this data set.
 
 import ml_collections
 
-from configs import base
+from cnn2gnn_jax.configs import base
 
 
 def get_config(word: str = "") -> ml_collections.ConfigDict:

@@ -9,7 +9,7 @@ python -m cnn2gnn_jax.export --workdir=runs/mine --out=BUNDLE
 
 import ml_collections
 
-from configs import base
+from cnn2gnn_jax.configs import base
 
 
 def get_config(word: str = "") -> ml_collections.ConfigDict:

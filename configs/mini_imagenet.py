@@ -11,7 +11,7 @@ takes under 10 minutes on 2 CPU cores.
 
 import ml_collections
 
-from configs import base
+from cnn2gnn_jax.configs import base
 
 
 def get_config(word: str = "") -> ml_collections.ConfigDict:

@@ -10,7 +10,7 @@ images as published, 96x96. Full size is for an accelerator; `:smoke` takes minu
 
 import ml_collections
 
-from configs import base
+from cnn2gnn_jax.configs import base
 
 
 def get_config(word: str = "") -> ml_collections.ConfigDict:

@@ -66,7 +66,7 @@ def runs() -> str:
     rows, uniform = [], []
     for folder, (title, name, word) in RUNS.items():
         teacher, recipe = results(folder)["teacher"], results(folder)["student"]["recipe"]
-        student = configs.resolve(importlib.import_module(f"configs.{name}").get_config(word)).student
+        student = configs.resolve(importlib.import_module(f"cnn2gnn_jax.configs.{name}").get_config(word)).student
         learned = {protocol: entry(folder, "learned", protocol) for protocol in protocols}
         uniform += [f"{title}, {protocol.name}" for protocol, own in learned.items() if own and is_uniform(own)]
         rows.append(

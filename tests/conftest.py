@@ -9,8 +9,8 @@ import time
 import jax
 import pytest
 
+from cnn2gnn_jax.configs import base
 from cnn2gnn_jax.runtime import xla
-from configs import base
 
 xla.set_cpu_options()
 jax.config.update("jax_num_cpu_devices", 8)
@@ -69,7 +69,7 @@ def killed(tmp_path):
 def finished_run(cache, tmp_path_factory):
     """A finished run of two epochs on digits, not to be changed: its workdir and results."""
     from cnn2gnn_jax import pipeline
-    from configs import digits
+    from cnn2gnn_jax.configs import digits
 
     config = digits.get_config("smoke")
     config.cache_dir, config.tensorboard, config.evaluate.graph_off = str(cache), False, False

@@ -9,7 +9,8 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "cnn2gnn_jax"
 def modules() -> dict[str, pathlib.Path]:
     """The file of each module by its name in the package, as `training.fit`; `data` is data/__init__.py, '' the top."""
     files = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
+    # `rglob` does not follow the link to the configs.
+    for path in sorted({*PACKAGE.rglob("*.py"), *(PACKAGE / "configs").rglob("*.py")}):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return files

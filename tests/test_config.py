@@ -7,11 +7,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from cnn2gnn_jax import config as configs
+from cnn2gnn_jax.configs import base
 from cnn2gnn_jax.data import Dataset, Split
 from cnn2gnn_jax.runtime import fields
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.runtime.fields import EVALUATION, NOTHING, TRAINING
-from configs import base
 
 HUGE_INT, HUGE = 10**15, 1e30
 

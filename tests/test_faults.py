@@ -13,12 +13,12 @@ import pytest
 
 from cnn2gnn_jax import pipeline
 from cnn2gnn_jax import run as runs
+from cnn2gnn_jax.configs import digits
 from cnn2gnn_jax.runtime import artifact
 from cnn2gnn_jax.runtime.errors import UserError, of_machine
 from cnn2gnn_jax.serving import bundle, trained
 from cnn2gnn_jax.training import saving
 from cnn2gnn_jax.training.checkpoint import Checkpoints, recover
-from configs import digits
 from tests.conftest import ONE_CPU, ROOT
 from tests.faults import damage, fuzz
 from tests.faults.runs import without_times

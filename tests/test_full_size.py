@@ -29,7 +29,7 @@ def dataset_of(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_a_full_size_config_takes_steps(name):
-    config = configs.resolve(importlib.import_module(f"configs.{name}").get_config())
+    config = configs.resolve(importlib.import_module(f"cnn2gnn_jax.configs.{name}").get_config())
     dataset = dataset_of(name)
     configs.check_data(config, dataset)
     assert config.teacher.network == "resnet34"

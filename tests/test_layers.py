@@ -18,6 +18,7 @@ LAYERS = (
     ("training",),
     ("run",),  # a config with its data and its places on disk
     ("config",),
+    ("configs",),  # the fields of a config, the built-in configs and sweeps
     ("inference",),  # the method
     ("gnn", "distillers", "neighbors"),
     ("graph", "losses", "networks", "data", "training.recipes"),

@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from cnn2gnn_jax import export, main, predict, sweep
+from cnn2gnn_jax.configs import base
 from cnn2gnn_jax.report import __main__ as report
 from cnn2gnn_jax.runtime import config_flag, fields
 from cnn2gnn_jax.runtime.errors import UserError
-from configs import base
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -132,7 +132,7 @@ def test_fields_are_set_from_text(monkeypatch):
 
 def test_a_config_file_is_any_that_returns_a_config(tmp_path):
     path = tmp_path / "own.py"
-    path.write_text("from configs import base\n\ndef get_config():\n    return base.get_config()\n")
+    path.write_text("from cnn2gnn_jax.configs import base\n\ndef get_config():\n    return base.get_config()\n")
     assert config_flag.load(str(path)).method == "cnn2gnn"
     with pytest.raises(UserError, match="takes no word after a colon: found 'smoke'"):
         config_flag.load(f"{path}:smoke")

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax import distillers, pipeline
+from cnn2gnn_jax.configs import digits
 from cnn2gnn_jax.distillers import maps
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training.checkpoint import Checkpoints
 from cnn2gnn_jax.training.metrics import read_records
-from configs import digits
 
 BASELINES = [name for name, method in distillers.METHODS.items() if method.student == "cnn"]
 IN_THE_SUITE = ("kd", "crd", "ft")

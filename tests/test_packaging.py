@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import json
+import os
 import pathlib
 import re
 import runpy
@@ -24,6 +25,14 @@ def test_the_three_requirements_differ_in_jax_alone():
 
     assert others("requirements.txt") == others("requirements-cpu.txt") == others("requirements-tpu.txt")
     assert "jax[cuda12]" in (ROOT / "requirements.txt").read_text()
+
+
+def test_the_configs_have_one_import_name(monkeypatch):
+    assert os.readlink(ROOT / "cnn2gnn_jax" / "configs") == "../configs"
+    monkeypatch.syspath_prepend(ROOT)
+    for name in ("configs", "configs.base", "configs.sweeps.grids"):
+        with pytest.raises(ImportError, match="write `from cnn2gnn_jax.configs import base` instead"):
+            importlib.import_module(name)
 
 
 def test_the_readmes_example_runs():
@@ -178,7 +187,7 @@ def test_every_method_is_on_the_page_of_methods():
 
 @pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "stl10", "mini_imagenet", "image_folder"])
 def test_every_config_resolves(name):
-    module = importlib.import_module(f"configs.{name}")
+    module = importlib.import_module(f"cnn2gnn_jax.configs.{name}")
     sizes = ["", "smoke"]
     for word in [*sizes, *networks.PAIRS]:
         config = configs.resolve(module.get_config(word))
@@ -190,7 +199,7 @@ def test_every_config_resolves(name):
 
 @pytest.mark.parametrize("method", distillers.METHODS)
 def test_every_method_resolves_and_has_a_fingerprint_of_its_own(method):
-    from configs import cifar100
+    from cnn2gnn_jax.configs import cifar100
 
     def named(method):
         config = cifar100.get_config()
@@ -201,7 +210,7 @@ def test_every_method_resolves_and_has_a_fingerprint_of_its_own(method):
 
 
 def test_fields_that_change_how_fast_keep_the_fingerprint_and_others_do_not():
-    from configs import cifar100
+    from cnn2gnn_jax.configs import cifar100
 
     def named(**fields):
         config = cifar100.get_config()

@@ -11,11 +11,11 @@ import pytest
 
 from cnn2gnn_jax import pipeline
 from cnn2gnn_jax import run as runs
+from cnn2gnn_jax.configs import digits
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training.checkpoint import Checkpoints
 from cnn2gnn_jax.training.metrics import read_records
-from configs import digits
 
 
 def tiny(cache, **fields):

@@ -16,11 +16,11 @@ from PIL import Image
 
 from cnn2gnn_jax import data, export, pipeline, predict
 from cnn2gnn_jax import run as runs
+from cnn2gnn_jax.configs import digits
 from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import bundle, graph_choice, trained
 from cnn2gnn_jax.serving.pictures import Pictures, read_pictures
-from configs import digits
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -7,7 +7,7 @@ and the reading of Mechanism 2. CIFAR-100's first 20 classes, 100 training and 2
 
 from typing import Any
 
-from configs.sweeps import grids
+from cnn2gnn_jax.configs.sweeps import grids
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "default (stem, s = 50, self-loops, tau squared, reading similar)": {},

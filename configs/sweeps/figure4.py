@@ -4,7 +4,7 @@ python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/figure4.py --out=DIR
 python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/figure4.py:digits --out=DIR
 """
 
-from configs.sweeps import grids
+from cnn2gnn_jax.configs.sweeps import grids
 
 TEMPERATURES = (1, 4, 8, 16, 32, 64)
 SPARSITIES = (10, 30, 50, 70, 90)

@@ -6,7 +6,7 @@
 The paper's sizes are in its picture alone; s stays 50.
 """
 
-from configs.sweeps import grids
+from cnn2gnn_jax.configs.sweeps import grids
 
 SIZES = (60, 80, 100, 150, 200)
 

@@ -6,7 +6,7 @@ A word after the colon is a data set, with `-cpu` for the size that 2 CPU cores 
 
 from ml_collections import ConfigDict
 
-from configs.sweeps import grids
+from cnn2gnn_jax.configs.sweeps import grids
 
 SMALL = ("smoke", "digits")
 WORDS = ("", *SMALL, *(f"{data}{size}" for data in grids.DATA for size in ("", "-cpu")))

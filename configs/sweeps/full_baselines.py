@@ -7,7 +7,7 @@
 Teacher and students are trained under the recipe `fast`, three seeds.
 """
 
-from configs.sweeps import full, grids
+from cnn2gnn_jax.configs.sweeps import full, grids
 
 METHODS = ("ce", "kd", "dkd", "rkd", "pkt", "crd", "at")
 

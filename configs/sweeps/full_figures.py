@@ -10,7 +10,7 @@ In Figure 6, s is 50, or half of the batch where that is less.
 
 from ml_collections import ConfigDict
 
-from configs.sweeps import figure4, full, grids, table3
+from cnn2gnn_jax.configs.sweeps import figure4, full, grids, table3
 
 BATCH_SIZES = (20, 50, 100, 200, 500)
 

@@ -9,7 +9,7 @@ The settings are the paper's: batch 100, s = 50, tau = 48, learning rate 0.01, 2
 epochs, see configs/sweeps/full.py. Beside each student with the learned graph stands the same one trained without.
 """
 
-from configs.sweeps import full, grids
+from cnn2gnn_jax.configs.sweeps import full, grids
 
 WORDS = full.WORDS
 

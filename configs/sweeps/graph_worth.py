@@ -14,8 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import cifar100
-from configs.sweeps import grids
+from cnn2gnn_jax.configs import cifar100
+from cnn2gnn_jax.configs.sweeps import grids
 
 HEAD, EUCLIDEAN = "head", "Euclidean"
 LARGE = {"student.train.batch_size": 280, "evaluate.anchors": 280}

@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cnn2gnn_jax import networks
-from configs import cifar10, cifar100, digits, mini_imagenet, stl10
+from cnn2gnn_jax.configs import cifar10, cifar100, digits, mini_imagenet, stl10
 
 Add = Callable[..., None]
 

@@ -7,7 +7,7 @@ It is `configs/cifar100.py:smoke`: 100 training images a class, all test images,
 student, and 6 epochs of the students; `:smoke` is the same, `:digits` the same grid on digits.
 """
 
-from configs.sweeps import grids
+from cnn2gnn_jax.configs.sweeps import grids
 
 
 def sweep(add: grids.Add, size: str = "") -> None:

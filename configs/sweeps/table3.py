@@ -6,7 +6,7 @@
 The paper does not name the pair; VGG13-VGG8's CNN2GNN row in its Tables 1 and 2 is nearest to Table 3's figures.
 """
 
-from configs.sweeps import grids
+from cnn2gnn_jax.configs.sweeps import grids
 
 GRAPHS = ("inner_product", "euclidean", "learned")
 

@@ -8,7 +8,7 @@ Full size is for accelerators. `smoke` (one small pair, 100 images a class, one 
 set, ten seeds) are for a laptop.
 """
 
-from configs.sweeps import grids
+from cnn2gnn_jax.configs.sweeps import grids
 
 
 def sweep(add: grids.Add, size: str = "") -> None:

@@ -13,10 +13,10 @@ from PIL import Image
 
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import data
+from cnn2gnn_jax.configs import base
 from cnn2gnn_jax.data import digits, sources
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
-from configs import base
 from tests.data.conftest import Cifar100
 
 # In a program of its own, what the fixture `published_images` does.

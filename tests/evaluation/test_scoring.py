@@ -7,6 +7,7 @@ import pytest
 
 from cnn2gnn_jax import pipeline, predict
 from cnn2gnn_jax import run as runs
+from cnn2gnn_jax.configs import base, digits
 from cnn2gnn_jax.data import batches
 from cnn2gnn_jax.evaluation import scoring
 from cnn2gnn_jax.evaluation import summary as run_results
@@ -15,7 +16,6 @@ from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import trained
 from cnn2gnn_jax.serving.pictures import Pictures
 from cnn2gnn_jax.training.metrics import last_epoch_mean, read_records
-from configs import base, digits
 
 
 @pytest.fixture(scope="module")

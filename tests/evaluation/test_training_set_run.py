@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax import neighbors, pipeline
+from cnn2gnn_jax.configs import digits
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training import bank as banks
-from configs import digits
 
 
 @pytest.fixture(scope="module")

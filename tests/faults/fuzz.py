@@ -32,6 +32,7 @@ from PIL import Image
 
 from cnn2gnn_jax import config
 from cnn2gnn_jax import run as runs
+from cnn2gnn_jax.configs import digits
 from cnn2gnn_jax.data import binary, cache, image_folders, images, teacher_logits
 from cnn2gnn_jax.data.builders import mini_imagenet
 from cnn2gnn_jax.runtime import artifact, storage
@@ -39,7 +40,6 @@ from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import bundle
 from cnn2gnn_jax.training import checkpoint
 from cnn2gnn_jax.training.metrics import read_records
-from configs import digits
 
 SECONDS = 60  # after which a parser hangs
 WORDS = (

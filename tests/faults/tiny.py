@@ -3,7 +3,7 @@
 After the colon a method: `cnn2gnn`, or `ab`, which trains in two stages.
 """
 
-from configs import digits
+from cnn2gnn_jax.configs import digits
 
 
 def get_config(method="cnn2gnn"):

@@ -32,7 +32,7 @@ assert processes._stop.cache_info().currsize == 0
 assert not processes.must_stop()
 
 from cnn2gnn_jax import run
-from configs import digits
+from cnn2gnn_jax.configs import digits
 config = digits.get_config("smoke")
 config.cache_dir = sys.argv[1]
 run.begin(config, pathlib.Path(sys.argv[1]) / "run")  # as a library does

@@ -12,7 +12,7 @@ from cnn2gnn_jax.runtime.errors import Diverged
 from cnn2gnn_jax.sweeps import plan, records, runner
 
 SWEEP = """
-from configs import digits
+from cnn2gnn_jax.configs import digits
 
 def sweep(add, size=""):
     for seed in range(2):
@@ -105,7 +105,7 @@ def run_sweep(cells, out, shard=None, **options):
 
 
 TUNED = """
-from configs import digits
+from cnn2gnn_jax.configs import digits
 
 def sweep(add, size=""):
     for seed in (4, 5):

@@ -8,9 +8,9 @@ import runpy
 import pytest
 from ml_collections import ConfigDict
 
+from cnn2gnn_jax.configs.sweeps import grids
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.sweeps import plan, shards, tuning
-from configs.sweeps import grids
 from tests.sweeps.conftest import cells_of
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -20,6 +20,7 @@ import pytest
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import distillers, gnn, networks
 from cnn2gnn_jax.config import RECIPES
+from cnn2gnn_jax.configs import digits
 from cnn2gnn_jax.evaluation import protocols
 from cnn2gnn_jax.evaluation.outputs import network_outputs
 from cnn2gnn_jax.runtime import storage
@@ -31,7 +32,6 @@ from cnn2gnn_jax.training.metrics import read_records
 from cnn2gnn_jax.training.model import TrainedModel, trained_model
 from cnn2gnn_jax.training.state import head_rows, init_state, state_axes
 from cnn2gnn_jax.training.task import Task
-from configs import digits
 
 ROOT = pathlib.Path(__file__).parents[2]
 ROWS, BATCH = 50, 10

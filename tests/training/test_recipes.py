@@ -8,11 +8,11 @@ import pytest
 
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import distillers, gnn
+from cnn2gnn_jax.configs import base
 from cnn2gnn_jax.training import loop
 from cnn2gnn_jax.training.recipes import RECIPES
 from cnn2gnn_jax.training.state import init_state
 from cnn2gnn_jax.training.task import Task, learning_rate
-from configs import base
 
 BATCH = 12
 
