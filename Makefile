@@ -9,16 +9,17 @@ VENV ?= .venv
 # The newest of the Pythons at hand that is 3.11 or later; PYTHON=... chooses another.
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-# What fits the machine; REQUIREMENTS=... chooses another.
-REQUIREMENTS ?= $(shell if nvidia-smi -L 2>/dev/null | grep -q GPU; then echo requirements.txt; \
-	elif [ -e /dev/accel0 ] || [ -n "$$TPU_NAME" ]; then echo requirements-tpu.txt; \
-	else echo requirements-cpu.txt; fi)
+# The extras of pyproject.toml that fit the machine; EXTRAS=... chooses others.
+EXTRAS ?= $(shell if nvidia-smi -L 2>/dev/null | grep -q GPU; then echo cuda12,dev; \
+	elif [ -e /dev/accel0 ] || [ -n "$$TPU_NAME" ]; then echo tpu,dev; \
+	else echo dev; fi)
 
 # Tests that run side by side, each with up to 3 GB.
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed-$(REQUIREMENTS)
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
+STAMP := $(VENV)/.installed-$(EXTRAS)
 STAMP_DOCS := $(VENV)/.installed-docs
 
 .PHONY: demo test test-slow coverage lint format docs docs-serve install
@@ -52,14 +53,14 @@ docs-serve: install $(STAMP_DOCS)
 
 install: $(STAMP)
 
-$(STAMP): $(REQUIREMENTS) requirements-dev.txt pyproject.toml
+$(STAMP): pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "No Python of 3.11 or later found: install one, or give PYTHON=..." >&2; exit 1; fi
-	@echo "Setting up $(VENV) with $$($(PYTHON) --version) and $(REQUIREMENTS)"
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version) and the extras $(EXTRAS)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -r $(REQUIREMENTS) -r requirements-dev.txt -e .
+	$(PIP_INSTALL) --upgrade pip
+	$(PIP_INSTALL) -e '.[$(EXTRAS)]'
 	@touch $@
 
-$(STAMP_DOCS): requirements-docs.txt $(STAMP)
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements-docs.txt
+$(STAMP_DOCS): $(STAMP)
+	$(PIP_INSTALL) -e '.[$(EXTRAS),docs]'
 	@touch $@

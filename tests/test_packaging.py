@@ -1,30 +1,70 @@
 """Requirements agree, README and documentation are what code and records say, every config resolves at every size."""
 
+import ast
 import doctest
 import importlib
+import importlib.metadata
 import json
 import os
 import pathlib
 import re
 import runpy
+import sys
+import tomllib
 
 import numpy as np
 import pytest
 from scipy import stats
 
+import cnn2gnn_jax
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import distillers, gnn, graph, inference, losses, networks
 from cnn2gnn_jax.runtime import fields
+from tests.package import parsed
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def test_the_three_requirements_differ_in_jax_alone():
-    def others(name):
-        return [line for line in (ROOT / name).read_text().splitlines() if not re.match(r"jax\b", line)]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# The user's own list of the environment for a GPU.
+LISTED = tuple("jax[cuda12] flax optax orbax-checkpoint tensorflow-datasets ml-collections chex pytest".split())
+# Imported by other packages that do not require them, see pyproject.toml.
+INDIRECT = {"flatbuffers", "importlib-resources", "array-record"}
 
-    assert others("requirements.txt") == others("requirements-cpu.txt") == others("requirements-tpu.txt")
-    assert "jax[cuda12]" in (ROOT / "requirements.txt").read_text()
+
+def distributions(requirements):
+    """The normalised names of the distributions that are required."""
+    return {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in requirements}
+
+
+def test_the_requirements_for_a_gpu_are_the_extras_and_bounds_stand_once():
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    *listed, package = lines
+    assert package == "-e .[cuda12,dev]"
+    assert tuple(line.partition(";")[0] for line in listed) == LISTED  # names alone, without bounds
+    extras = PROJECT["optional-dependencies"]
+    assert listed[0].replace('"', "'") in extras["cuda12"]
+    assert distributions(listed) <= distributions([*PROJECT["dependencies"], *extras["dev"]])
+    everything = [*PROJECT["dependencies"], *(line for each in extras.values() for line in each)]
+    bounded = [line for line in everything if re.search("[<>=]", line.partition(";")[0])]
+    assert len(distributions(bounded)) == len(bounded)
+    assert set(everything) - set(bounded) == {*extras["cuda12"], *extras["tpu"], "setuptools"}
+
+
+def test_the_package_requires_what_it_imports_and_nothing_else():
+    statements = [node for tree in parsed().values() for node in ast.walk(tree)]
+    imported = {alias.name for node in statements if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in statements if isinstance(node, ast.ImportFrom)}
+    others = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"cnn2gnn_jax"}
+    required, providers = distributions(PROJECT["dependencies"]), importlib.metadata.packages_distributions()
+    found = {name: distributions(providers[name]) & required for name in others}
+    assert all(found.values()), found
+    assert set().union(*found.values()) == required - INDIRECT and required >= INDIRECT
+
+
+def test_the_version_is_the_same_everywhere():
+    assert f"version: {cnn2gnn_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"version = {{{cnn2gnn_jax.__version__}}}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_configs_have_one_import_name(monkeypatch):
