@@ -1,6 +1,13 @@
 """A serving bundle of a trained student, and what it costs beside its teacher.
 
 python -m cnn2gnn_jax.export --workdir=DIR --out=BUNDLE [--graph=learned|off|best]
+
+`cnn2gnn-export` is the same command.
+
+Examples:
+
+    cnn2gnn-export --workdir=runs/mine --out=BUNDLE
+    cnn2gnn-export --workdir=runs/mine --out=BUNDLE --graph=best
 """
 
 import pathlib
@@ -106,5 +113,10 @@ def main() -> None:
     say(f"bundle in {values.out}")
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The program: what a user can mend ends in one line, see `command_line.run`."""
     command_line.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,14 +1,17 @@
 """The main job.
 
-python -m cnn2gnn_jax.main --config=configs/digits.py [--workdir=DIR] [--stage=STAGE] [--config.field=value ...]
+python -m cnn2gnn_jax.main --config=CONFIG[:WORD] [--workdir=DIR] [--stage=STAGE] [--config.field=value ...]
+
+CONFIG is a file or the name of a built-in config. `cnn2gnn` is the same command.
 
 Examples:
 
+    cnn2gnn --config=digits
+    cnn2gnn --config=cifar100:resnet50-resnet18 --config.student.sparsity=10
+    cnn2gnn --config=image_folder --config.data.manual_dir=DIR --workdir=runs/mine
     python -m cnn2gnn_jax.main --config=configs/digits.py
-    python -m cnn2gnn_jax.main --config=configs/cifar100.py:resnet50-resnet18 --config.student.sparsity=10
-    python -m cnn2gnn_jax.main --config=configs/image_folder.py --config.data.manual_dir=DIR --workdir=runs/mine
 
-configs/base.py documents every field of a config.
+configs/base.py documents every field of a config, and so does --helpfull.
 
 Exit codes: 0 done, 2 a mistake in what was asked for, 74 the machine refused to read or write (a full disk, no
 permission), 75 stopped by SIGTERM, 76 another process was lost, 130 stopped by Ctrl-C: after the last four the same
@@ -22,6 +25,7 @@ import jax
 from absl import flags, logging
 
 from cnn2gnn_jax import pipeline
+from cnn2gnn_jax.configs import base
 from cnn2gnn_jax.report import run_table
 from cnn2gnn_jax.runtime import command_line, config_flag, processes, xla
 
@@ -51,7 +55,7 @@ def _flags() -> flags.FlagValues:
     )
     flags.DEFINE_integer("processes", None, "how many processes there are", flag_values=values)
     flags.DEFINE_integer("process_id", None, "which one this is, from 0", flag_values=values)
-    command_line.parse(values, __doc__, required=["config"])
+    command_line.parse(values, __doc__, required=["config"], fields=config_flag.meanings(base.FIELDS))
     return values
 
 

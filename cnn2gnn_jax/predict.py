@@ -2,6 +2,13 @@
 
 python -m cnn2gnn_jax.predict --workdir=DIR IMAGE_OR_FOLDER... [--format=table|json|csv]
     [--neighbors=K] [--graph=learned|off|best]
+
+`cnn2gnn-predict` is the same command.
+
+Examples:
+
+    cnn2gnn-predict --workdir=runs/mine picture.jpg --neighbors=3
+    cnn2gnn-predict --bundle=BUNDLE PICTURES --format=csv
 """
 
 import csv
@@ -238,5 +245,10 @@ def main() -> None:
     sys.stdout.write(_WRITERS[values.format](rows) + "\n")
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The program: what a user can mend ends in one line, see `command_line.run`."""
     command_line.run(main)
+
+
+if __name__ == "__main__":
+    run()

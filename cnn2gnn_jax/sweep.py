@@ -1,7 +1,15 @@
 """Sweeps: a grid of configs, run cell by cell, by one process or divided among many.
 
-python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/table1.py[:smoke|:digits] --out=DIR [--shard=K/N] [--minutes=M]
-    [--cells=N] [--config.field=value ...]
+python -m cnn2gnn_jax.sweep --sweep=SWEEP[:smoke|:digits] --out=DIR [--shard=K/N] [--minutes=M] [--cells=N]
+    [--config.field=value ...]
+
+SWEEP is a file or the name of a built-in sweep. `cnn2gnn-sweep` is the same command.
+
+Examples:
+
+    cnn2gnn-sweep --sweep=table1:smoke --out=DIR
+    cnn2gnn-sweep --sweep=figure4:digits --out=DIR --dry_run
+    python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/table1.py --out=DIR --shard=1/4
 
 A sweep file has a function `sweep(add, size)` that calls `add(config, kind, name, **place)` for each cell: `kind` is a
 layout of cnn2gnn_jax/report, `name` what its table or figure is called, `place` where the cell stands in it. With
@@ -23,14 +31,15 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from cnn2gnn_jax.configs import base
-from cnn2gnn_jax.runtime import command_line, config_flag, processes, xla
+from cnn2gnn_jax.runtime import built_in, command_line, config_flag, processes, xla
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.sweeps import plan, records, runner, shards
 
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
-    flags.DEFINE_string("sweep", None, "FILE[:SIZE], as configs/sweeps/table1.py:smoke", flag_values=values)
+    what = f"FILE[:SIZE], as configs/sweeps/table1.py:smoke, or NAME[:SIZE], of {', '.join(built_in.names('sweep'))}"
+    flags.DEFINE_string("sweep", None, what, flag_values=values)
     flags.DEFINE_string("out", None, "the folder where cells, records and failures are kept", flag_values=values)
     config_flag.define_fields(values, base.get_config())
     flags.DEFINE_string("shard", "1/1", "K/N, to run the K-th of N parts of the cells, K from 1", flag_values=values)
@@ -42,7 +51,8 @@ def _flags() -> flags.FlagValues:
         "keep_checkpoints", False, "keep those of the students of cells that are done", flag_values=values
     )
     flags.DEFINE_bool("dry_run", False, "list the cells and what is done", flag_values=values)
-    command_line.parse(values, __doc__, required=["sweep", "out"])
+    meanings = config_flag.meanings(base.FIELDS)
+    command_line.parse(values, __doc__, required=["sweep", "out"], fields=meanings)
     if not math.isfinite(values.minutes) or values.minutes < 0 or values.cells < 0:
         raise UserError(f"--minutes={values.minutes} --cells={values.cells}: expected 0, for no limit, or more")
     return values
@@ -81,5 +91,10 @@ def main() -> None:
         raise UserError(f"{outcome.failed} cells failed, see {out / 'failures'}: the same command tries again")
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The program: what a user can mend ends in one line, see `command_line.run`."""
     command_line.run(main)
+
+
+if __name__ == "__main__":
+    run()

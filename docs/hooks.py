@@ -14,7 +14,7 @@ PACKAGE = ROOT / "cnn2gnn_jax"
 METHOD = ("graph", "gnn", "inference", "losses", "neighbors")
 PAGES = {
     "method": ("The method", "Eq. 2 to 7, the two-layer student, Mechanisms 1 and 2, the graph over a training set."),
-    "commands": ("Commands", "The programs. Each is run as `python -m cnn2gnn_jax.<name>`; `--help` lists its flags."),
+    "commands": ("Commands", "The programs. `--help` lists their flags, `--version` tells the versions."),
     "pipeline": ("The pipeline", "The chain from images to report, what a run is, and its config."),
 }
 ROOMS = {

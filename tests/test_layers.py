@@ -23,6 +23,7 @@ LAYERS = (
     ("gnn", "distillers", "neighbors"),
     ("graph", "losses", "networks", "data", "training.recipes"),
     ("runtime",),
+    ("",),  # the version
 )
 
 

@@ -1,16 +1,19 @@
 """The command line: each mistake and Ctrl-C end in one line, and --help prints the flags."""
 
+import os
 import pathlib
 import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
+import cnn2gnn_jax
 from cnn2gnn_jax import export, main, predict, sweep
-from cnn2gnn_jax.configs import base
+from cnn2gnn_jax.configs import base, digits
 from cnn2gnn_jax.report import __main__ as report
-from cnn2gnn_jax.runtime import config_flag, fields
+from cnn2gnn_jax.runtime import built_in, config_flag, fields
 from cnn2gnn_jax.runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -19,8 +22,10 @@ WRONG = {
     "no config": ([], "no --config"),
     "no such config": (
         ["--config=configs/nothing.py"],
-        "there is no config file configs/nothing.py: give the path of one; the built-in ones are configs/cifar10.py, ",
+        "configs/nothing.py is no file and no built-in config: give the path of a file, or cifar10, cifar100, digits, "
+        "image_folder, mini_imagenet, stl10",
     ),
+    "no such name": (["--config=base:smoke"], "base is no file and no built-in config: give the path of a file, or ci"),
     "no config file": (["--config=configs/sweeps/table1.py"], "it has no function get_config()"),
     "a broken config": (["--config=README.md"], "README.md cannot be loaded (SyntaxError: "),
     "no such field": (
@@ -68,16 +73,43 @@ def test_a_mistake_is_one_line(wrong, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull", "--helpshort"])
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpshort"])
 def test_help_prints_the_flags_of_this_program(flag):
     command = [sys.executable, "-m", "cnn2gnn_jax.main", flag]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == ""
-    usage = "python -m cnn2gnn_jax.main --config=configs/digits.py [--workdir=DIR]"
-    for text in (usage, "--workdir: ", "Examples:", "--config: FILE[:WORD]"):
+    usage = "python -m cnn2gnn_jax.main --config=CONFIG[:WORD] [--workdir=DIR]"
+    for text in (usage, "--workdir: ", "Examples:", "--config: FILE[:WORD]", "cifar10, cifar100, digits,"):
         assert text in done.stdout
     assert "absl" not in done.stdout and "jax_" not in done.stdout
     assert len(done.stdout.splitlines()) < 50
+
+
+@pytest.mark.parametrize("command", [main, sweep])
+def test_helpfull_lists_every_field_of_a_config(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["command", "--helpfull"])
+    with pytest.raises(SystemExit):
+        command.main()
+    shown = capsys.readouterr().out
+    assert "absl" not in shown and all(f"\n  --config.{name}: " in shown for name in base.FIELDS)
+    words = "graph, cnn; default: of the recipe or method"
+    assert words in " ".join(shown.partition("--config.student.kind: ")[2].split("--config")[0].split())
+
+
+@pytest.mark.parametrize("command", [main, sweep, predict, export, report], ids=lambda module: module.__name__)
+def test_every_command_tells_its_version_and_shows_examples(command, monkeypatch, capsys):
+    shown = {}
+    for flag in ("--version", "--help"):
+        monkeypatch.setattr(sys, "argv", ["command", flag])
+        with pytest.raises(SystemExit) as ended:
+            command.run()
+        assert ended.value.code == 0
+        shown[flag] = capsys.readouterr().out
+    assert shown["--version"] == f"cnn2gnn_jax {cnn2gnn_jax.__version__}, JAX {jax.__version__}\n"
+    name = f"cnn2gnn-{command.__name__.split('.')[1]}".removesuffix("-main")
+    text, _, flags = shown["--help"].partition("Flags:")
+    assert f"`{name}` is the same command." in text and f"\n    {name} --" in text.partition("Examples:")[2]
+    assert "--version: " in flags and "absl" not in flags and "jax_" not in flags
 
 
 def test_flags_of_one_command_are_no_flags_of_another(monkeypatch, capsys):
@@ -139,6 +171,41 @@ def test_a_config_file_is_any_that_returns_a_config(tmp_path):
     path.write_text("def get_config():\n    return {}\n")
     with pytest.raises(UserError, match="returns a dict, expected an ml_collections.ConfigDict"):
         config_flag.load(str(path))
+
+
+@pytest.mark.parametrize("name", built_in.names("config"))
+def test_a_built_in_config_is_named_without_its_path(name):
+    for word in ("", ":smoke"):
+        assert config_flag.load(f"{name}{word}") == config_flag.load(f"{ROOT}/configs/{name}.py{word}")
+
+
+def test_a_file_wins_over_the_built_in_config_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stl10").mkdir()
+    assert config_flag.load("stl10").name == "stl10"  # a folder is no file
+    text = "from cnn2gnn_jax.configs import base\n\ndef get_config():\n    return base.get_config()\n"
+    (tmp_path / "digits").write_text(text)
+    assert config_flag.load("digits") == base.get_config() != digits.get_config()
+
+
+def test_a_config_may_import_modules_of_the_working_directory(tmp_path):
+    """Under the console commands too, which do not put it on the path as `python -m` does."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "own_module.py").write_text(
+        "from cnn2gnn_jax.configs import base\n\nget_config = base.get_config\n"
+    )
+    (tmp_path / "own.py").write_text("from own_module import get_config\n")
+    (tmp_path / "command").write_text("from cnn2gnn_jax.main import run\n\nrun()\n")
+    command = [sys.executable, str(tmp_path / "command"), f"--config={tmp_path / 'own.py'}", "--config.seed=many"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path / "work",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "--config.seed=many: expected a value of type int" in done.stderr
 
 
 def tiny(tmp_path):

@@ -1,6 +1,13 @@
 """Tables, figures and a page of what a sweep has recorded.
 
 python -m cnn2gnn_jax.report --out=DIR [--cache_dir=DIR] [--manual_dir=DIR]
+
+`cnn2gnn-report` is the same command.
+
+Examples:
+
+    cnn2gnn-report --out=DIR
+    cnn2gnn-report --out=DIR --manual_dir=IMAGES
 """
 
 import pathlib
@@ -140,5 +147,10 @@ def main() -> None:
     print(write(pathlib.Path(values.out), pathlib.Path(values.cache_dir).expanduser(), values.manual_dir))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The program: what a user can mend ends in one line, see `command_line.run`."""
     command_line.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -6,10 +6,12 @@ shows no flags of libraries.
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import jax
 from absl import flags, logging
 
+from cnn2gnn_jax import __version__
 from cnn2gnn_jax.runtime import errors, xla
 from cnn2gnn_jax.runtime.errors import INTERRUPTED, Interrupted, Stopped, UserError
 
@@ -21,15 +23,20 @@ _AFTER_ERROR = "Event loop is closed"  # as TensorStore's threads print after th
 
 
 def parse(
-    values: flags.FlagValues, description: str | None, required: Sequence[str] = (), positional: str = ""
+    values: flags.FlagValues,
+    description: str | None,
+    required: Sequence[str] = (),
+    positional: str = "",
+    fields: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Reads `sys.argv` into flags; --help prints them and ends the program.
+    """Reads `sys.argv` into flags; --help, which prints them, and --version end the program.
 
     Args:
       values: the flags of the command.
       description: what --help prints above them, the module's docstring.
       required: the names of flags that must be set.
       positional: what the other arguments are; '' for none.
+      fields: further flags that --helpfull lists, and what each means.
 
     Returns:
       The other arguments.
@@ -38,7 +45,10 @@ def parse(
       UserError: a flag is unknown, lacks a value or has one of another type, or a required one is missing.
     """
     if _HELP & set(sys.argv[1:]):
-        print(_help(values, description or ""))
+        print(_help(values, description or "", fields or {}))
+        sys.exit(0)
+    if "--version" in sys.argv[1:]:
+        print(f"cnn2gnn_jax {__version__}, JAX {jax.__version__}")
         sys.exit(0)
     values.set_gnu_getopt(True)  # flags may follow other arguments
     try:
@@ -72,13 +82,19 @@ def _wrong_value(values: flags.FlagValues, error: flags.IllegalFlagValueError) -
     return f"{found}: expected a value of type {kind}" if kind in _TYPES else str(error)
 
 
-def _help(values: flags.FlagValues, description: str) -> str:
-    lines = [description.strip(), "", "Flags:"]
+def _help(values: flags.FlagValues, description: str, fields: Mapping[str, str]) -> str:
+    meanings = {}
     for name in values:
         flag = values[name]
         default = f" (default: {flag.default})" if flag.default and isinstance(flag.default, str | int | float) else ""
-        lines.append(flags.text_wrap(f"--{name}: {flag.help}{default}", 100, "      ", "  "))
-    return "\n".join(lines)
+        meanings[name] = f"{flag.help}{default}"
+    meanings["version"] = "print the versions of this package and of JAX"
+    if "--helpfull" in sys.argv[1:]:
+        meanings |= fields
+    elif fields:
+        meanings["helpfull"] = "print the fields of a config, too"
+    lines = [flags.text_wrap(f"--{name}: {meaning}", 100, "      ", "  ") for name, meaning in meanings.items()]
+    return "\n".join([description.strip(), "", "Flags:", *lines])
 
 
 def run(main: Callable[[], None]) -> None:
@@ -86,6 +102,9 @@ def run(main: Callable[[], None]) -> None:
 
     2 for a mistake, 74 for what the machine refuses, 75 for SIGTERM where it is heeded, 130 for Ctrl-C.
     """
+    if not sys.flags.safe_path:
+        # A config file may import modules of the working directory, which only `python -m` puts on the path.
+        sys.path.append("")
     xla.set_cpu_options()
     _silence_checkpoint_threads()
     try:

@@ -5,25 +5,26 @@ and it takes a value for a whole section. These are therefore checked here, befo
 """
 
 import inspect
-import pathlib
 import re
 import runpy
 import sys
+from collections.abc import Mapping
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cnn2gnn_jax.runtime import fields
+from cnn2gnn_jax.runtime import built_in, fields
 from cnn2gnn_jax.runtime.errors import UserError
 
-_BUILT_IN = pathlib.Path(__file__).parents[2] / "configs"
-_NO_CONFIGS = ("__init__.py", "base.py")
 _FIELD = re.compile(r"--?(?:no)?config\.([^=]*)")
 
 
 def define_file(values: flags.FlagValues) -> None:
-    """Defines `--config=FILE[:WORD]`, whose value is the file's config with the fields that the command line sets."""
-    what = "FILE[:WORD], as configs/digits.py; the file's docstring tells the words; --config.field=value sets a field"
+    """Defines `--config`, of a file or a built-in name: its value is that config with the fields that are set."""
+    what = (
+        f"FILE[:WORD], as configs/digits.py, or NAME[:WORD], of {', '.join(built_in.names('config'))}; "
+        "the file's docstring tells the words; --config.field=value sets a field"
+    )
     config_flags.DEFINE_config_file("config", None, what, flag_values=values)
     values["config"].parser = _FileParser()
 
@@ -39,8 +40,18 @@ def define_fields(values: flags.FlagValues, config: ConfigDict) -> None:
     config_flags.DEFINE_config_dict("config", config, what, flag_values=values)
 
 
+def meanings(described: Mapping[str, fields.Field]) -> dict[str, str]:
+    """What `command_line.parse` lists under --helpfull: each field as a flag, its meaning, values and default."""
+    shown = {}
+    for name, field in described.items():
+        allowed = str(field.allowed) if isinstance(field.allowed, fields.Range) else ", ".join(field.allowed or ())
+        default = "of the recipe or method" if isinstance(field.default, type) else repr(field.default)
+        shown[f"config.{name}"] = "; ".join(filter(None, (field.meaning, allowed, f"default: {default}")))
+    return shown
+
+
 class _FileParser(flags.ArgumentParser):
-    """Reads the config of a file, given as PATH or PATH:WORD."""
+    """Reads the config of a file, given as PATH, PATH:WORD, NAME or NAME:WORD."""
 
     def parse(self, argument: str) -> ConfigDict:
         config = load(argument)
@@ -49,19 +60,13 @@ class _FileParser(flags.ArgumentParser):
 
 
 def load(text: str) -> ConfigDict:
-    """The config of a file, given as PATH or PATH:WORD.
+    """The config of a file, given as PATH or PATH:WORD; a built-in one also as NAME or NAME:WORD.
 
     Raises:
       UserError: there is no such file, it has no `get_config`, or this fails.
     """
     name, colon, word = text.partition(":")
-    path = pathlib.Path(name)
-    if not path.is_file():
-        built_in = sorted(file.name for file in _BUILT_IN.glob("*.py") if file.name not in _NO_CONFIGS)
-        raise UserError(
-            f"there is no config file {name}: give the path of one; "
-            f"the built-in ones are {', '.join(f'configs/{file}' for file in built_in)}"
-        )
+    path = built_in.path_of(name, "config")
     try:
         get_config = runpy.run_path(str(path)).get("get_config")
         if get_config is None:

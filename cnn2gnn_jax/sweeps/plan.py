@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from cnn2gnn_jax import config as configs
-from cnn2gnn_jax.runtime import storage
+from cnn2gnn_jax.runtime import built_in, storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.sweeps import records, tuning
 
@@ -37,15 +37,14 @@ def load(path: pathlib.Path, size: str, settings: Mapping[str, Any]) -> list[Cel
     """The cells of a sweep file, in its order.
 
     Args:
-      path: of the file.
+      path: of the file, or the name of a built-in sweep.
       size: the word after its colon.
       settings: the values of config fields that hold for every cell, by dotted names.
 
     Raises:
       UserError: there is no such file, it is no sweep, or a config makes no sense.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is no file: give a sweep, as --sweep=configs/sweeps/table1.py:smoke")
+    path = built_in.path_of(str(path), "sweep")
     module = runpy.run_path(str(path))
     sizes = module.get("WORDS", SIZES)
     if size not in sizes:

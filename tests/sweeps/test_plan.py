@@ -48,8 +48,10 @@ def test_a_wrong_value_is_refused_before_anything_runs(file):
 
 
 def test_a_wrong_file_is_refused(tmp_path, file):
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match=r"none.py is no file and no built-in sweep: .*, or choices, figure4, .*table3"):
         plan.load(tmp_path / "none.py", "", {})
+    with pytest.raises(UserError, match=r"^grids is no file and no built-in sweep"):
+        plan.load(pathlib.Path("grids"), "", {})
     with pytest.raises(UserError, match="'huge' after the colon is no size"):
         plan.load(file, "huge", {})
     (tmp_path / "other.py").write_text("x = 1\n")
@@ -62,7 +64,9 @@ def test_every_sweep_has_a_small_size_whose_cells_are_right(name):
     path = ROOT / "configs/sweeps" / f"{name}.py"
     if "def sweep(" not in path.read_text():
         pytest.skip("no sweep")
-    assert {len(plan.load(path, size, {})) > 0 for size in ("smoke", "digits")} == {True}
+    for size in ("smoke", "digits"):
+        cells = plan.load(path, size, {})
+        assert [cell.name for cell in plan.load(pathlib.Path(name), size, {})] == [cell.name for cell in cells] != []
 
 
 def test_the_full_tables_have_every_row_of_every_pair():
