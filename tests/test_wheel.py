@@ -115,6 +115,7 @@ def test_a_wheels_commands_run_built_in_configs(installed, tmp_path):
     answers = command("cnn2gnn-predict", "--bundle=bundle", "run/report/curves.png", "--format=csv")
     assert answers.startswith("image,class,probability\n")
     sweep = ["--sweep=table3:digits", "--out=sweep", *small, "--config.evaluate.graph_off=False"]
+    sweep += ["--config.teacher.network=resnet8", "--config.teacher.train.epochs=1"]
     assert len(command("cnn2gnn-sweep", *sweep, "--dry_run").splitlines()) > 1
     assert "1 of " in command("cnn2gnn-sweep", *sweep, "--cells=1")
     assert command("cnn2gnn-report", "--out=sweep", "--cache_dir=cache") == "sweep/report/index.html\n"
