@@ -15,11 +15,21 @@ from cnn2gnn_jax.runtime import xla
 xla.set_cpu_options()
 jax.config.update("jax_num_cpu_devices", 8)
 
+ROOT = pathlib.Path(__file__).parent.parent
+# Most of the time of the tests is compilation. What one test has compiled is kept for the others, for the programs that
+# they start, and for the next call of pytest.
+COMPILED = {
+    "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled")),
+    "jax_persistent_cache_min_compile_time_secs": 0.05,
+}
+for name, value in COMPILED.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
+
 # A shell that starts tests in the background has it ignored, and the programs under test would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ROOT = pathlib.Path(__file__).parent.parent
 ONE_CPU = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 

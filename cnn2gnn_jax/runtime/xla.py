@@ -34,8 +34,11 @@ def set_cpu_options() -> None:
 
 
 def keep_programs(config: Any) -> None:
-    """Keeps compiled programs in `<cache_dir>/compilation` if the config's field `compilation_cache` says so."""
-    if config.compilation_cache:
+    """Keeps compiled programs in `<cache_dir>/compilation` if the config's field `compilation_cache` says so.
+
+    Where the user has named a folder for them, as by `JAX_COMPILATION_CACHE_DIR`, they are kept there.
+    """
+    if config.compilation_cache and not jax.config.jax_compilation_cache_dir:
         folder = pathlib.Path(config.cache_dir).expanduser() / "compilation"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # By default JAX keeps only what took a second, and a run compiles dozens of smaller programs.

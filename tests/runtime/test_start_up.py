@@ -46,11 +46,13 @@ def test_a_library_that_imports_everything_and_begins_a_run_keeps_its_own_settin
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize(("keep", "named"), [(True, None), (False, None), (True, "/somewhere")])
 @pytest.mark.parametrize("command", ["main", "sweep"])
-def test_a_command_keeps_compiled_programs_if_the_config_says_so(command, keep, tmp_path, monkeypatch):
+def test_a_command_keeps_compiled_programs_if_the_config_says_so(command, keep, named, tmp_path, monkeypatch):
     settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in settings}
+    of_the_tests = {name: getattr(jax.config, name) for name in settings}
+    before = {settings[0]: named, settings[1]: of_the_tests[settings[1]]}
+    jax.config.update(settings[0], before[settings[0]])
     monkeypatch.setattr(processes, "heed_signals", lambda: None)
     monkeypatch.setattr(pipeline, "run", lambda *arguments: None)
     monkeypatch.setattr(runner, "run", lambda *arguments, **options: runner.Outcome(0, 0, False))
@@ -64,7 +66,7 @@ def test_a_command_keeps_compiled_programs_if_the_config_says_so(command, keep, 
         {"main": main, "sweep": sweep}[command].main()
         changed = {name: getattr(jax.config, name) for name in settings}
         kept = dict(zip(settings, (str(tmp_path / "compilation"), 0.1), strict=True))
-        assert changed == (kept if keep else before)
+        assert changed == (kept if keep and named is None else before)
     finally:
-        for name, value in before.items():
+        for name, value in of_the_tests.items():
             jax.config.update(name, value)
