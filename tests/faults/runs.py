@@ -24,10 +24,11 @@ _WRITERS: dict[int, subprocess.Popen] = {}  # of what a process prints
 
 
 def prepare(out: pathlib.Path) -> None:
-    """Makes this process ready to start runs: on one CPU, with compiled programs kept under `out`."""
+    """Makes this process ready to start runs: on one CPU, with compiled programs kept where JAX is told, or in `out`."""
     out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_compilation_cache_dir", str(out.absolute() / "compiled"))
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(out.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     digits.load()
     font_manager.findfont("sans")
