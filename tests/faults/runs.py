@@ -24,7 +24,7 @@ _WRITERS: dict[int, subprocess.Popen] = {}  # of what a process prints
 
 
 def prepare(out: pathlib.Path) -> None:
-    """Makes this process ready to start runs: on one CPU, with compiled programs kept where JAX is told, or in `out`."""
+    """Prepares this process to start runs on one CPU. Compiled programs are kept where JAX is told to, or in `out`."""
     out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_platforms", "cpu")
     if not jax.config.jax_compilation_cache_dir:
