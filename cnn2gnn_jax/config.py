@@ -15,7 +15,7 @@ from configs.base import FIELDS
 
 # Raised when the same config gives something else on disk than before.
 TEACHER_FORMAT = 3
-STUDENT_FORMAT = 4
+STUDENT_FORMAT = 5
 
 BACKBONES = ("pixels", "stem", "teacher", "pair")
 

@@ -36,8 +36,8 @@ NUMBERS = {
     "student.hidden": ([1, 256], [-1, 0, HUGE_INT]),
     "student.sparsity": ([1, 99], [-1, 0, 100, HUGE_INT]),
     "student.classes_per_batch": ([0, 1, 10], [-1, 11, 101, HUGE_INT]),
-    "student.off_weight": ([0.0, 1.0], [-1.0, HUGE]),
-    "student.threshold": ([0.0, 0.5], [-0.1, HUGE]),
+    "student.graph_off_loss_weight": ([0.0, 1.0], [-1.0, HUGE]),
+    "student.edge_threshold": ([0.0, 0.5], [-0.1, HUGE]),
     "teacher.seed": ([0, 3], [-1, HUGE_INT]),
     "distill.angle_weight": ([0.0, 50.0], [-1.0, HUGE]),
     "distill.beta": ([0.0, 8.0], [-1.0, HUGE]),
@@ -71,7 +71,7 @@ WORDS = {
     "data.residency": ["disk", ""],
     "distill.policy": ["imagenet", ""],
     "evaluate.split": ["train", "", "holdout"],  # the last: nothing is held out
-    "evaluate.reading": ["other", ""],
+    "evaluate.mechanism2_graph": ["other", ""],
     "method": ["svm", ""],
     "parallel.backend": ["mpi", ""],
     "student.backbone": ["resnet7", ""],
@@ -187,12 +187,23 @@ def test_a_field_that_a_config_file_makes_up_is_refused():
         configs.resolve(config)
 
 
+@pytest.mark.parametrize(("old", "new"), fields.RENAMED.items())
+def test_a_renamed_field_in_a_config_file_is_refused_with_its_new_name(old, new):
+    assert old not in base.FIELDS and new in base.FIELDS
+    config = base.get_config()
+    section, _, name = old.rpartition(".")
+    with config.unlocked():
+        setattr(config[section], name, base.FIELDS[new].default)
+    with pytest.raises(UserError, match=f"{old} is now called {new}: use the new name"):
+        configs.resolve(config)
+
+
 def test_fields_are_what_their_lines_say():
     """The type, the default and the fingerprint of a field all follow from its line in configs/base.py."""
     for field, line in base.FIELDS.items():
         of_type = isinstance(line.default, type)
         assert FIELDS[field] is (line.default if of_type else type(line.default)), field
-        assert line.meaning and line.changes in (TRAINING, EVALUATION, NOTHING), field
+        assert line.description and line.changes in (TRAINING, EVALUATION, NOTHING), field
         if not of_type and line.allowed is not None:
             fields.check(fields.to_config({field: line}), base.FIELDS)  # the default is allowed
     other = {
@@ -213,7 +224,7 @@ def test_fields_are_what_their_lines_say():
         elif FIELDS[field] is tuple:
             value = line.default[:1]
         elif value is None:
-            words = {"split": "holdout", "reading": "test_rows", "training_set.key_type": "float32"}
+            words = {"split": "holdout", "mechanism2_graph": "test_rows", "training_set.key_type": "float32"}
             value = words[field.removeprefix("evaluate.")]
         changed = base.get_config()
         of_training_set = field.startswith("evaluate.training_set.")
@@ -231,8 +242,9 @@ def test_fingerprints_stay_what_they_were_so_that_caches_stay_valid(monkeypatch)
     monkeypatch.setattr(configs, "STUDENT_FORMAT", 3)
     monkeypatch.setattr(configs, "TEACHER_FORMAT", 2)
     config = configs.resolve(base.get_config())
-    assert configs.student_fingerprint(config, "data") == "300f6f43aa31357a"
-    assert configs.cell_fingerprint(config) == "effaa3e056884261"
+    assert configs.student_fingerprint(config, "data") == "29028cf4f7511c7a"
+    assert configs.teacher_fingerprint(config, "data") == "347eafe163e31839"
+    assert configs.cell_fingerprint(config) == "0fb05b316b28c7bb"
 
 
 def test_no_field_is_forgotten():
