@@ -52,7 +52,7 @@ def test_stored_attention_maps_teach_as_the_live_teacher_does(cache, tmp_path, m
     config, records = config_of(cache, "at", epochs=1, **{"student.train.learning_rate": 0.01}), {}
     for where in ("disk", "live"):
         if where == "live":  # as where a map of the teacher is larger than the student's
-            monkeypatch.setattr(maps, "none_larger", lambda student, teacher: False)
+            monkeypatch.setattr(maps, "teacher_maps_not_larger", lambda student, teacher: False)
         pipeline.run(config, tmp_path / where, "student")
         records[where] = read_records(tmp_path / where / "metrics.jsonl")
     (folder,) = cache.glob("teachers/*/teacher_attention")

@@ -119,7 +119,7 @@ def stored_outputs(config: FrozenConfigDict, dataset: Dataset) -> tuple[str, ...
         shape, classes = dataset.train.images.shape[1:], len(dataset.classes)
         student = _feature_shapes(student_module(config, classes, ""), shape)
         teacher = _feature_shapes(teacher_module(config, classes), shape)
-        stored |= {"features"} if maps.none_larger(student, teacher) else set()
+        stored |= {"features"} if maps.teacher_maps_not_larger(student, teacher) else set()
     return distiller.teacher if set(distiller.teacher) <= stored else ()
 
 

@@ -216,7 +216,7 @@ def crd(e):
     n, k, t = 33, 9, 0.07
     labels = e.hyper["training_labels"]
     index, own = e.batch["index"], e.batch["label"]
-    times = np.asarray(draw_negatives(jax.random.key(RNG_SEED), index, own, labels, k).times)
+    times = np.asarray(draw_negatives(jax.random.key(RNG_SEED), index, own, labels, k).counts)
     embed = {
         side: unit(p @ np.asarray(e.params[side]["linear"]["kernel"]) + np.asarray(e.params[side]["linear"]["bias"]))
         for side, p in (("student", e.student.pooled), ("teacher", e.teacher.pooled))

@@ -63,9 +63,9 @@ def test_one_channel_has_the_attention_of_the_map():
         ((8, 8, 4), (8, 8, 8, 5), False),
     ],
 )
-def test_none_larger(student, teacher, answer):
+def test_teacher_maps_not_larger(student, teacher, answer):
     sides = (tuple(jnp.zeros((1, side, side, 2)) for side in found) for found in (student, teacher))
-    assert maps.none_larger(*sides) is answer
+    assert maps.teacher_maps_not_larger(*sides) is answer
 
 
 def test_the_last_stages_are_paired():
@@ -100,7 +100,7 @@ def test_doubling_is_the_transposed_convolution():
     class Double(connectors.nn.Module):
         @connectors.nn.compact
         def __call__(self, x):
-            return connectors.double(x, 5, name="conv")
+            return connectors.transposed_conv(x, 5, name="conv")
 
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, 6))
     y, variables = jax.jit(Double().init_with_output)(jax.random.key(1), x)
