@@ -123,7 +123,7 @@ GOOD = np.eye(4)[LABELS] + np.random.default_rng(0).normal(size=(100, 4)) / 2
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
 def test_logits_from_elsewhere_are_read_as_float32(tmp_path, dtype):
     np.save(tmp_path / "x.npy", GOOD.astype(dtype))
-    logits, accuracy = teacher_logits.given(str(tmp_path / "x.npy"), LABELS, 4)
+    logits, accuracy = teacher_logits.read_logits_file(str(tmp_path / "x.npy"), LABELS, 4)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, GOOD, rtol=2e-3, atol=1e-3)
     assert accuracy == 100 * np.mean(GOOD.argmax(1) == LABELS)
@@ -153,7 +153,7 @@ def with_value(value):
 def test_logits_from_elsewhere_that_cannot_be_right_are_refused(tmp_path, array, message):
     np.save(tmp_path / "x.npy", array, allow_pickle=True)
     with pytest.raises(UserError, match=message) as raised:
-        teacher_logits.given(str(tmp_path / "x.npy"), LABELS, 4)
+        teacher_logits.read_logits_file(str(tmp_path / "x.npy"), LABELS, 4)
     assert "\n" not in str(raised.value)
 
 
@@ -161,10 +161,10 @@ def test_logits_from_elsewhere_that_cannot_be_right_are_refused(tmp_path, array,
 def test_a_file_that_is_no_array_is_refused(tmp_path, content):
     (tmp_path / "x.npy").write_bytes(content)
     with pytest.raises(UserError, match="cannot be read"):
-        teacher_logits.given(str(tmp_path / "x.npy"), LABELS, 4)
+        teacher_logits.read_logits_file(str(tmp_path / "x.npy"), LABELS, 4)
 
 
 def test_an_archive_of_arrays_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", GOOD)
     with pytest.raises(UserError, match="holds an archive"):
-        teacher_logits.given(str(tmp_path / "x.npz"), LABELS, 4)
+        teacher_logits.read_logits_file(str(tmp_path / "x.npz"), LABELS, 4)
