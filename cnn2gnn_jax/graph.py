@@ -37,15 +37,12 @@ def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None
     With d_(k) the k-th smallest distance of a row, p_j = max(d_(s+1) - d_j, 0) / sum_{k<=s} (d_(s+1) - d_(k)).
     The weights do not change when a row of distances is shifted or multiplied by a positive number. If the s+1 smallest
     distances are equal, all columns at that distance get the same weight. This is the limit of the quadratic program
-    (Eq. 5) as gamma goes to 0, and the only case in which a row has more than `sparsity` non-zeros. Gradients are
-    finite everywhere.
+    (Eq. 5) as gamma goes to 0, and the only case of more than `sparsity` non-zeros in a row. Gradients are finite.
 
-    Infinite distances are treated as the limit of large ones:
-
-    - Columns at -inf are infinitely near. They share the row equally, whatever the other distances are.
-    - Columns at +inf get no weight unless all columns are at +inf. If the (s+1)-th smallest distance is +inf, the
-      columns at smaller distances share the row equally.
-    - If a row has a NaN in an unmasked column, all its unmasked weights are NaN, so that the loss becomes NaN too.
+    Infinite distances are treated as the limit of large ones. Columns at -inf share the row equally, whatever the other
+    distances are. Columns at +inf get no weight unless all columns are at +inf; if the (s+1)-th smallest distance is
+    +inf, the columns at smaller distances share the row equally. If an unmasked column has a NaN, all unmasked weights
+    of its row are NaN, so that the loss becomes NaN too.
 
     Args:
       distances: (..., B, C), any real numbers.
@@ -73,11 +70,9 @@ def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None
     else:
         threshold = _masked_threshold(d, mask_full, sparsity)
         d = jnp.where(mask_full, d, 0)
-    # `jnp.maximum` would not do: its gradient tests for equality with a value that XLA may recompute and round
-    # differently.
+    # The gradient of `jnp.maximum` would test for equality with a value that XLA may recompute and round differently.
     slack = jnp.where(mask_full & (d < threshold), threshold - d, 0)
-    # Dividing by the largest slack does not change the weights. Without it, the gradient would divide by the square of
-    # the row's sum, which can underflow.
+    # The largest slack is divided out, because the gradient divides by the square of the row's sum and could underflow.
     largest = lax.stop_gradient(jnp.max(slack, axis=-1, keepdims=True))
     all_tied = largest == 0
     slack = slack / jnp.where(all_tied, 1, largest)

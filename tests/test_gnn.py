@@ -145,7 +145,7 @@ def test_student_equals_numpy(name, self_loops):
         close(adjacency, numpy_adjacency(name, variables["params"], nodes, rows))
 
 
-def test_off_is_a_perceptron():
+def test_the_graph_off_equals_a_perceptron():
     module = student("off")
     inputs, _, variables = setting(module, 6)
     first, second = (variables["params"][layer]["Dense_0"]["kernel"] for layer in ("layer1", "layer2"))
@@ -196,7 +196,7 @@ def test_stored_half_precision_features_become_float32():
     assert gnn.Flatten().apply({}, jnp.zeros((2, 3), jnp.bfloat16)).dtype == jnp.float32
 
 
-def test_the_head_is_that_of_the_paper():
+def test_the_head_has_the_shapes_of_the_paper():
     module = GraphStudent(num_classes=10, backbone=gnn.Flatten(), sparsity=2)
     rows = HeadRows(jnp.zeros((3, 256)), jnp.zeros(3))
     params = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((3, 64)), rows)["params"]
@@ -328,7 +328,7 @@ def test_the_order_of_a_batch_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_images_see_each_other_unless_the_graph_is_off(name):
+def test_images_affect_each_other_unless_the_graph_is_off(name):
     module = student(name)
     inputs, rows, variables = setting(module, 8)
     changed = inputs.copy()
@@ -343,7 +343,7 @@ def over(devices, function, in_specs, out_specs):
 
 
 @pytest.mark.parametrize(("name", "devices"), [("learned", 2), *((name, 8) for name in GRAPHS)])
-def test_over_devices_graph_and_gradients_are_those_of_the_global_batch(name, devices):
+def test_graph_and_gradients_over_devices_are_those_of_the_global_batch(name, devices):
     module = student(name, stem())
     inputs, rows, variables = setting(module, SIZE)
     part = P("batch")

@@ -256,7 +256,7 @@ def test_the_order_of_the_images_does_not_matter(name, mechanism2_graph):
 @pytest.mark.parametrize("name", [name for name in GRAPHS if name != "off"])
 @pytest.mark.parametrize("mechanism2_graph", inference.MECHANISM2_GRAPHS)
 @pytest.mark.parametrize("real", [15, 3])  # 3 is fewer than sparsity + 1
-def test_padding_takes_no_part(name, mechanism2_graph, real):
+def test_padding_has_no_effect(name, mechanism2_graph, real):
     setting = Setting(name)
     mask = np.isin(np.arange(20), np.random.default_rng(0).permutation(20)[:real])
     prediction = setting.predict("batch_by_batch", mask=mask, mechanism2_graph=mechanism2_graph)

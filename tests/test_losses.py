@@ -55,7 +55,7 @@ def test_tau_squared_is_the_default_and_keeps_gradients_from_vanishing():
 
 
 @pytest.mark.parametrize("shift", [0.0, 7.0])
-def test_equal_networks_have_no_divergence(shift):
+def test_the_loss_of_equal_logits_is_zero(shift):
     student = np.float32(logits(0))
     np.testing.assert_allclose(losses.distillation(student, student + shift, 4.0), 0, atol=1e-5)
     gradient = jax.grad(lambda s: jnp.sum(losses.distillation(s, student + shift, 4.0)))(student)
@@ -72,7 +72,7 @@ def test_large_logits_stay_finite(tau):
         assert np.isfinite(value) and np.isfinite(gradient).all() and value >= 0
 
 
-def test_batch_mean_leaves_padding_out():
+def test_batch_mean_ignores_padding():
     values, mask = jnp.array([1.0, 2.0, np.nan, 6.0]), jnp.array([True, True, False, True])
     value, gradient = jax.value_and_grad(losses.batch_mean)(values, mask)
     assert value == 3

@@ -65,14 +65,14 @@ def with_ties(queries, keys, signals):
 
 @pytest.mark.parametrize("block", [1, 5, 16, COLUMNS, 1000])
 @pytest.mark.parametrize("ties", [False, True])
-def test_any_block_gives_what_numpy_gives(data, block, ties):
+def test_the_result_equals_numpy_for_any_block_size(data, block, ties):
     queries, keys, signals = with_ties(*data) if ties else data
     close(votes(queries, keys, signals, block=block), oracle(queries, keys, signals))
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
 @pytest.mark.parametrize("ties", [False, True])
-def test_columns_spread_over_devices_give_what_numpy_gives(data, devices, ties):
+def test_the_result_equals_numpy_for_columns_sharded_over_devices(data, devices, ties):
     queries, keys, signals = with_ties(*data) if ties else data
     own = np.array([4, -1, 46, 47, 0, 13, -1])
     mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
@@ -86,7 +86,7 @@ def test_columns_spread_over_devices_give_what_numpy_gives(data, devices, ties):
     close(jax.jit(spread)(queries, keys, signals, own), oracle(queries, keys, signals, own))
 
 
-def test_weights_are_those_of_eq_3_over_all_columns(data):
+def test_weights_equal_eq_3_over_all_columns(data):
     queries, keys, _ = data
     found = neighbors.search(queries, keys, SPARSITY)
     dense = np.asarray(graph.sparse_neighbors(graph.squared_distances(queries, keys), SPARSITY))
@@ -104,7 +104,7 @@ def test_no_image_is_its_own_neighbor(data):
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_the_label_of_a_training_image_does_not_reach_its_own_answer(data, ties):
+def test_the_label_of_a_training_image_does_not_affect_its_own_votes(data, ties):
     _, keys, signals = with_ties(*data) if ties else data
     own = np.arange(COLUMNS)
     answers = votes(keys, keys, signals, own)
@@ -116,7 +116,7 @@ def test_the_label_of_a_training_image_does_not_reach_its_own_answer(data, ties)
         assert np.abs(votes(keys, keys, other)[i] - votes(keys, keys, signals)[i]).max() > 1e-3
 
 
-def test_an_answer_does_not_depend_on_the_other_images(data):
+def test_votes_do_not_depend_on_the_other_images(data):
     queries, keys, signals = with_ties(*data)
     together = votes(queries, keys, signals)
     for i in range(IMAGES):
@@ -124,7 +124,7 @@ def test_an_answer_does_not_depend_on_the_other_images(data):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_keys_of_half_precision_answer_as_the_same_numbers_in_full(data, dtype):
+def test_half_precision_keys_give_the_same_votes_as_their_float64_values(data, dtype):
     queries, keys, signals = data
     halved = jnp.asarray(keys, dtype)
     close(votes(queries, halved, signals), votes(queries, np.asarray(halved, np.float64), signals))
@@ -141,7 +141,7 @@ def test_an_approximate_search_finds_as_many_neighbors(data):
 
 
 @pytest.mark.parametrize("sparsity", [0, COLUMNS])
-def test_a_sparsity_that_does_not_fit_is_refused(data, sparsity):
+def test_an_impossible_sparsity_is_refused(data, sparsity):
     queries, keys, _ = data
     with pytest.raises(ValueError, match=f"sparsity {sparsity} does not fit a graph over {COLUMNS} columns"):
         neighbors.search(queries, keys, sparsity)

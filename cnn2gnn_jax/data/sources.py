@@ -173,7 +173,7 @@ def fetch(name: str, downloads: pathlib.Path) -> Source:
 
 
 def verify(name: str, source: Source) -> None:
-    """Checks an archive, but no folder. Raises UserError if its size or sha256 differs from the published one."""
+    """Checks an archive, but no folder. Raises UserError if its size or sha256 is not the published one."""
     archive = PUBLISHED[name].archive if name in PUBLISHED else None
     if archive and source.path and source.path.is_file():
         download.verify(source.path, archive.size, archive.sha256)
@@ -214,8 +214,8 @@ def missing_message(name: str, manual_dir: str, downloads: pathlib.Path) -> str:
         f"not in {searched}{''.join(incomplete[:1])}" if manual_dir or published.archive else "data.manual_dir is ''"
     )
     return (
-        f"{name}: expected {files}; {problem}: fetch it from {published.page} and set data.manual_dir to the folder that "
-        "holds it"
+        f"{name}: expected {files}; {problem}: fetch it from {published.page} and set data.manual_dir to the folder "
+        "that holds it"
     )
 
 

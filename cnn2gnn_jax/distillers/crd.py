@@ -221,7 +221,7 @@ def _training_labels(hyper: Mapping[str, Any]) -> np.ndarray:
     labels = np.asarray(labels, np.int32)
     if len(np.unique(labels)) < 2:
         raise UserError(
-            "the method crd contrasts images of different classes, but all training images have the same class: choose "
+            "the method crd contrasts images of different classes, but all training images are of one class: choose "
             "another method, or a data set with several classes"
         )
     return labels

@@ -30,8 +30,8 @@ def require_maps(method: str, field: str, student: Outputs, teacher: Outputs | N
         maps = () if outputs is None else getattr(outputs, field)
         if len(maps) < 3:
             raise UserError(
-                f"the method {method} compares the {field} of two CNNs, but the {role} has {len(maps)} of them: choose "
-                "a CNN, or a method that uses only logits or pooled features (kd, dkd, ccd, rkd, pkt, crd)"
+                f"the method {method} compares the {field} of two CNNs, but the {role} gives {len(maps)} such maps: "
+                "choose a CNN, or a method that uses only logits or pooled features (kd, dkd, ccd, rkd, pkt, crd)"
             )
 
 

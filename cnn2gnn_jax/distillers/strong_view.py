@@ -88,8 +88,8 @@ def strong_view(keys_B: jax.Array, images_BxHxWxC: jax.Array, policy: Policy, pr
     """
     if images_BxHxWxC.shape[-1] not in (1, 3):
         raise UserError(
-            f"the method ccd needs images with 1 or 3 channels, but these have {images_BxHxWxC.shape[-1]}: choose "
-            "another method"
+            f"the method ccd needs images of 1 or 3 channels, not of {images_BxHxWxC.shape[-1]} channels: "
+            "choose another method"
         )
     return jax.vmap(functools.partial(_strong_view, policy=policy, probability=probability))(keys_B, images_BxHxWxC)
 

@@ -25,7 +25,7 @@ def views(image: np.ndarray, padding: int) -> dict[bytes, tuple[int, int, bool]]
 
 @pytest.mark.parametrize("padding", [0, 1, 2])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_view_is_a_crop_over_black_and_all_crops_come_up_equally_often(padding, channels):
+def test_views_are_crops_with_black_padding_and_all_crops_are_equally_likely(padding, channels):
     image = images_of_noise(1, channels=channels)[0]
     n = 400 * (2 * padding + 1) ** 2
     batch = jnp.broadcast_to(image, (n, *image.shape))
@@ -38,7 +38,7 @@ def test_every_view_is_a_crop_over_black_and_all_crops_come_up_equally_often(pad
     assert np.all(abs(counts - 200) < 5 * np.sqrt(200))
 
 
-def test_an_images_view_hangs_on_its_own_key_alone():
+def test_the_view_of_an_image_depends_only_on_its_key():
     batch, keys = images_of_noise(8), jax.random.split(jax.random.key(1), 8)
     whole = augment.crop_and_flip(keys, batch)
     np.testing.assert_array_equal(whole[3:5], augment.crop_and_flip(keys[3:5], batch[3:5]))

@@ -53,7 +53,7 @@ CASES = [  # (height, width), kernel, stride, padding
 
 
 @pytest.mark.parametrize(("size", "kernel", "stride", "padding"), CASES)
-def test_output_and_gradients_equal_xlas(size, kernel, stride, padding):
+def test_output_and_gradients_equal_those_of_xla(size, kernel, stride, padding):
     with jax.enable_x64():
         arguments = operands(size, kernel)
         found = with_gradients(convolve, stride, padding)(*arguments)
