@@ -39,9 +39,9 @@ def read_files(path: pathlib.Path, folder: str, names: tuple[str, ...]) -> dict[
                 if name is None or not member.isreg():
                     continue
                 _check_size(member.size, f"{path}: {name}")
-                file = archive.extractfile(member)
-                assert file is not None, member.name
-                contents[name] = file.read()
+                stream = archive.extractfile(member)
+                assert stream is not None, member.name
+                contents[name] = stream.read()
                 if (size := len(contents[name])) != member.size:
                     raise UserError(f"{path}: {name} has {size:,} of {member.size:,} bytes: fetch it again")
                 if len(contents) == len(names):

@@ -14,13 +14,13 @@ def views(image: np.ndarray, padding: int) -> dict[bytes, tuple[int, int, bool]]
     """Every crop and mirrored crop there can be, by its bytes."""
     padded = np.zeros((image.shape[0] + 2 * padding, image.shape[1] + 2 * padding, image.shape[2]), image.dtype)
     padded[padding : padding + image.shape[0], padding : padding + image.shape[1]] = image
-    found = {}
+    views = {}
     for top in range(2 * padding + 1):
         for left in range(2 * padding + 1):
             crop = padded[top : top + image.shape[0], left : left + image.shape[1]]
-            found[crop.tobytes()] = (top, left, False)
-            found[crop[:, ::-1].tobytes()] = (top, left, True)
-    return found
+            views[crop.tobytes()] = (top, left, False)
+            views[crop[:, ::-1].tobytes()] = (top, left, True)
+    return views
 
 
 @pytest.mark.parametrize("padding", [0, 1, 2])

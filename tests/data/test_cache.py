@@ -41,17 +41,17 @@ def folder(tmp_path, arrays):
 
 
 def test_written_arrays_are_read_back(folder, arrays):
-    found = cache.read(folder)
+    loaded = cache.read(folder)
     for split, (images, labels) in arrays.items():
-        np.testing.assert_array_equal(found.images[split], images)
-        np.testing.assert_array_equal(found.labels[split], labels)
-        assert isinstance(found.images[split], np.memmap) and not found.images[split].flags.writeable
-        assert found.labels[split].dtype == np.int32
-        assert found.files[split] == tuple(f"image {i}" for i in range(len(labels)))
-    assert found.facts["classes"] == list(CLASSES)
+        np.testing.assert_array_equal(loaded.images[split], images)
+        np.testing.assert_array_equal(loaded.labels[split], labels)
+        assert isinstance(loaded.images[split], np.memmap) and not loaded.images[split].flags.writeable
+        assert loaded.labels[split].dtype == np.int32
+        assert loaded.files[split] == tuple(f"image {i}" for i in range(len(labels)))
+    assert loaded.facts["classes"] == list(CLASSES)
     pixels = arrays["train"][0] / 255
-    np.testing.assert_allclose(found.facts["mean"], pixels.mean((0, 1, 2)), rtol=1e-12)
-    np.testing.assert_allclose(found.facts["std"], pixels.std((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(loaded.facts["mean"], pixels.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(loaded.facts["std"], pixels.std((0, 1, 2)), rtol=1e-12)
 
 
 def test_an_empty_folder_is_reported_as_missing(tmp_path):

@@ -43,8 +43,8 @@ def test_gray_is_repeated_and_transparency_becomes_white():
     rgba = noise(4, 4, 4)
     np.testing.assert_allclose(images.decode(encoded(rgba), "x"), on_white(rgba[..., :3], rgba[..., 3:]), atol=1)
     grey_and_alpha = noise(4, 4, 2)
-    found = images.decode(encoded(Image.fromarray(grey_and_alpha, "LA")), "x", channels=1)
-    np.testing.assert_allclose(found, on_white(grey_and_alpha[..., :1], grey_and_alpha[..., 1:]), atol=1)
+    decoded = images.decode(encoded(Image.fromarray(grey_and_alpha, "LA")), "x", channels=1)
+    np.testing.assert_allclose(decoded, on_white(grey_and_alpha[..., :1], grey_and_alpha[..., 1:]), atol=1)
 
 
 def test_transparency_of_a_palette_becomes_white():
@@ -53,8 +53,8 @@ def test_transparency_of_a_palette_becomes_white():
     data = encoded(palette, transparency=bytes(range(0, 256)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = images.decode(data, "x")
-    np.testing.assert_allclose(found, on_white(np.asarray(palette.convert("RGB")), alpha), atol=1)
+        decoded = images.decode(data, "x")
+    np.testing.assert_allclose(decoded, on_white(np.asarray(palette.convert("RGB")), alpha), atol=1)
 
 
 def test_sixteen_bits_keep_the_upper_eight():
@@ -78,10 +78,10 @@ def test_many_images_are_decoded_in_order_and_errors_keep_their_position():
     good = [noise(3, 3 + i, 3) for i in range(5)]
     data = [encoded(image) for image in good]
     data[2] = data[2][:40]
-    found = images.decode_all(data, [f"{i}.png" for i in range(5)], 3, 0)
-    assert str(found[2]).startswith("2.png: ")
+    decoded = images.decode_all(data, [f"{i}.png" for i in range(5)], 3, 0)
+    assert str(decoded[2]).startswith("2.png: ")
     for i in (0, 1, 3, 4):
-        np.testing.assert_array_equal(found[i], good[i])
+        np.testing.assert_array_equal(decoded[i], good[i])
 
 
 @pytest.mark.parametrize(

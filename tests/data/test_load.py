@@ -33,11 +33,11 @@ def of_datasets(cache_dir: pathlib.Path) -> pathlib.Path:
 
 def assert_is(dataset: data.Dataset, cifar100) -> None:
     assert dataset.classes == cifar100.classes
-    for split, found in (("train", dataset.train), ("test", dataset.test)):
-        np.testing.assert_array_equal(found.images, cifar100.images[split])
-        np.testing.assert_array_equal(found.labels, cifar100.labels[split])
-        np.testing.assert_array_equal(found.index, np.arange(len(found)))
-        assert (found.images.dtype, found.labels.dtype, found.index.dtype) == (np.uint8, np.int32, np.int32)
+    for split, loaded in (("train", dataset.train), ("test", dataset.test)):
+        np.testing.assert_array_equal(loaded.images, cifar100.images[split])
+        np.testing.assert_array_equal(loaded.labels, cifar100.labels[split])
+        np.testing.assert_array_equal(loaded.index, np.arange(len(loaded)))
+        assert (loaded.images.dtype, loaded.labels.dtype, loaded.index.dtype) == (np.uint8, np.int32, np.int32)
 
 
 def test_cifar100_is_read_exactly_and_in_order_and_then_without_the_originals(tmp_path, config, cifar100):

@@ -28,9 +28,9 @@ def test_arrays_written_in_blocks_are_complete(tmp_path):
     whole = {f"train_{k}": np.random.default_rng(k).normal(size=(7, k, 2)).astype(np.float32) for k in (1, 2)}
     blocks = ({name: array[rows] for name, array in whole.items()} for rows in (slice(0, 3), slice(3, 6), slice(6, 7)))
     teacher_logits.write(tmp_path / "maps", "abc", {"train": 7}, blocks, {})
-    found, _ = teacher_logits.read(tmp_path / "maps", "abc", {"train": 7})
+    loaded, _ = teacher_logits.read(tmp_path / "maps", "abc", {"train": 7})
     for name, array in whole.items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(loaded[name], array)
 
 
 def test_an_error_between_blocks_leaves_nothing(tmp_path):
@@ -105,8 +105,8 @@ def test_outputs_of_another_format_are_computed_again(folder, capsys):
     ):
         teacher_logits.read(folder, "abc", ROWS)
     arrays = {name: np.ones((rows, 4), np.float32) for name, rows in ROWS.items()}
-    found, _ = teacher_logits.ensure(folder, "abc", ROWS, lambda: ([arrays], {}))
-    assert found["train"][0, 0] == 1
+    loaded, _ = teacher_logits.ensure(folder, "abc", ROWS, lambda: ([arrays], {}))
+    assert loaded["train"][0, 0] == 1
     said = capsys.readouterr().err
     assert "made anew: " in said and "format 0" in said and "damaged" not in said
 

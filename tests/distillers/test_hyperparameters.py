@@ -35,9 +35,9 @@ BY_SETTING = {"ft": {"pretrain_learning_rate"}, "ccd": {"policy", "probability"}
 @pytest.mark.parametrize("method", FIXED)
 @pytest.mark.parametrize("pair", networks.PAIRS)
 def test_values_that_hold_for_every_pair(method, pair):
-    found = distillers.hyperparameters(method, *networks.parse_pair(pair))
-    assert {name: value for name, value in found.items() if name not in BY_SETTING.get(method, ())} == FIXED[method]
-    assert set(found) == set(FIXED[method]) | BY_SETTING.get(method, set())
+    hyper = distillers.hyperparameters(method, *networks.parse_pair(pair))
+    assert {name: value for name, value in hyper.items() if name not in BY_SETTING.get(method, ())} == FIXED[method]
+    assert set(hyper) == set(FIXED[method]) | BY_SETTING.get(method, set())
 
 
 def test_every_row_of_the_tables_is_there():
@@ -87,8 +87,8 @@ def test_pretrain_learning_rate_of_ft(student, rate):
     ],
 )
 def test_strong_view_of_ccd(data, policy, probability):
-    found = distillers.hyperparameters("ccd", "vgg13", "vgg8", data)
-    assert (found["policy"], found["probability"]) == (policy, probability)
+    hyper = distillers.hyperparameters("ccd", "vgg13", "vgg8", data)
+    assert (hyper["policy"], hyper["probability"]) == (policy, probability)
 
 
 def test_policies_are_the_published_ones():

@@ -324,8 +324,8 @@ def test_loss_equals_its_formula(example, method, maps, name, bits):
         tolerance = 1e-9 if bits == 64 else 1e-3
         np.testing.assert_allclose(loss, total, rtol=tolerance)
         if extra is not None:
-            found = metrics["reconstruction" if (method, name) == ("ft", "pretrain") else "distillation"]
-            np.testing.assert_allclose(found, extra, rtol=tolerance)
+            metric = metrics["reconstruction" if (method, name) == ("ft", "pretrain") else "distillation"]
+            np.testing.assert_allclose(metric, extra, rtol=tolerance)
 
 
 EXTREMES = {

@@ -40,10 +40,10 @@ def test_rows_are_normalized_and_zero_stays_zero():
 def test_the_compiled_gradient_of_normalized_rows_equals_the_formula():
     x = jax.random.normal(jax.random.key(0), (50, 7))
     weights = jax.random.normal(jax.random.key(1), x.shape)
-    found = jax.jit(jax.grad(lambda x: jnp.sum(weights * maps.normalize_rows(x))))(x)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(weights * maps.normalize_rows(x))))(x)
     length = np.linalg.norm(x, axis=-1, keepdims=True)
     u, w = np.asarray(x) / length, np.asarray(weights)
-    np.testing.assert_allclose(found, (w - u * np.sum(u * w, -1, keepdims=True)) / length, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradient, (w - u * np.sum(u * w, -1, keepdims=True)) / length, rtol=1e-4, atol=1e-6)
 
 
 def test_one_channel_has_the_same_attention():
@@ -64,7 +64,7 @@ def test_one_channel_has_the_same_attention():
     ],
 )
 def test_teacher_maps_not_larger(student, teacher, answer):
-    sides = (tuple(jnp.zeros((1, side, side, 2)) for side in found) for found in (student, teacher))
+    sides = (tuple(jnp.zeros((1, side, side, 2)) for side in sizes) for sizes in (student, teacher))
     assert maps.teacher_maps_not_larger(*sides) is answer
 
 

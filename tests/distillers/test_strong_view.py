@@ -101,10 +101,10 @@ EXACT = {"equalize", "invert", "posterize", "solarize", "brightness", "translate
 @pytest.mark.parametrize("name", VALUES)
 def test_operation_equals_pillow(name, kind):
     batch = images()[kind]
-    for value, found in zip(VALUES[name], by_us(name, batch, VALUES[name]), strict=True):
+    for value, actual in zip(VALUES[name], by_us(name, batch, VALUES[name]), strict=True):
         expected = np.stack([by_pillow(name, image, value) for image in batch]).astype(int)
-        assert found.dtype == jnp.uint8 and found.shape == batch.shape
-        difference = np.abs(np.asarray(found).astype(int) - expected)
+        assert actual.dtype == jnp.uint8 and actual.shape == batch.shape
+        difference = np.abs(np.asarray(actual).astype(int) - expected)
         assert difference.max() <= (0 if name in EXACT else 1), value
         assert np.mean(difference > 0) < 0.02, value  # rounding, now and then
 
@@ -125,8 +125,8 @@ def test_signs_and_units_of_a_policy(policy):
                 "solarize": magnitude,
                 **dict.fromkeys(("autocontrast", "equalize", "invert")),
             }.get(name, 1 + sign * magnitude)
-            found = jax.jit(functools.partial(strong_view.apply, name, magnitude=magnitude))(image, negative=sign < 0)
-            difference = np.asarray(found).astype(int) - by_pillow(name, image, value)
+            actual = jax.jit(functools.partial(strong_view.apply, name, magnitude=magnitude))(image, negative=sign < 0)
+            difference = np.asarray(actual).astype(int) - by_pillow(name, image, value)
             assert np.abs(difference).max() <= 1, (name, sign)
 
 
@@ -177,8 +177,8 @@ def test_the_view_of_an_image_does_not_depend_on_the_batch(policy, kind):
 def test_ccd_uses_the_strong_view():
     hyper = distillers.hyperparameters("ccd", "vgg13", "vgg8", "cifar10")
     batch, keys = images()["digits"], jax.random.split(jax.random.key(1), 10)
-    found = jax.jit(distillers.create("ccd", hyper).second_view)(keys, batch)
-    np.testing.assert_array_equal(found, view(keys, batch, strong_view.POLICIES["cifar10"], 0.5))
+    actual = jax.jit(distillers.create("ccd", hyper).second_view)(keys, batch)
+    np.testing.assert_array_equal(actual, view(keys, batch, strong_view.POLICIES["cifar10"], 0.5))
 
 
 def test_two_channels_are_refused():
