@@ -15,7 +15,7 @@ from cnn2gnn_jax.training.recipes import RECIPES
 
 # Raised when the same config gives something else on disk than before.
 TEACHER_FORMAT = 3
-STUDENT_FORMAT = 4
+STUDENT_FORMAT = 5
 
 BACKBONES = ("pixels", "stem", "teacher", "pair")
 
@@ -202,7 +202,7 @@ def check_data(config: FrozenConfigDict, dataset: Dataset) -> None:
     if config.student.classes_per_batch:
         batches.check_groups(dataset.train.labels, config.student.classes_per_batch, config.student.train.batch_size)
     if config.teacher.logits_file:
-        teacher_logits.given(config.teacher.logits_file, dataset.train.labels, len(dataset.classes))
+        teacher_logits.read_logits_file(config.teacher.logits_file, dataset.train.labels, len(dataset.classes))
     if config.student.kind == "graph":
         try:
             batches.balanced_batch(dataset.train.labels, config.evaluate.anchors, 0)

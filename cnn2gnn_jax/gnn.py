@@ -1,4 +1,4 @@
-"""The graph head (Section 3.2), the graph convolution (Eq. 2) and the two-layer graph student over a backbone."""
+"""The graph head (Section 3.2), the graph convolution (Eq. 2) and the two-layer graph student on top of a backbone."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,25 +14,33 @@ from cnn2gnn_jax.networks.norm import BatchNorm
 from cnn2gnn_jax.runtime.collectives import all_gather, local_rows
 
 GRAPHS = ("learned", "off", "inner_product", "euclidean", "euclidean_sparse")
-SPARSE_GRAPHS = ("learned", "euclidean_sparse")  # those of Eq. 3: each row chooses among columns
+SPARSE_GRAPHS = ("learned", "euclidean_sparse")  # the graphs that Eq. 3 makes from distances
 
 
 class HeadRows(NamedTuple):
-    """Rows of the graph head's decision layer, one for each of C training images."""
+    """Rows of the graph head's decision layer: the neurons of C training images.
 
-    kernel: jax.Array  # (C, K)
-    bias: jax.Array  # (C,)
+    kernel: (C, K), the weights.
+    bias: (C,).
+    """
+
+    kernel: jax.Array
+    bias: jax.Array
 
 
 class Columns(NamedTuple):
-    """The C images that a node may be linked to: their node features, and their head rows where a head is used."""
+    """The C images that a node may be linked to, which are the columns of the distance matrix.
 
-    nodes: jax.Array  # (C, F)
+    nodes: (C, F), their node features.
+    rows: their head rows; None if the graph has no head.
+    """
+
+    nodes: jax.Array
     rows: HeadRows | None
 
 
 class GraphHead(nn.Module):
-    """The deep network under the head's decision layer: fully connected layers with ReLU, (B, F) -> (B, K)."""
+    """The layers of the graph head below its decision layer: fully connected layers with ReLU, (B, F) -> (B, K)."""
 
     widths: Sequence[int] = (512, 256)
 
@@ -44,21 +52,22 @@ class GraphHead(nn.Module):
 
 
 class GraphConvolution(nn.Module):
-    """P X W of Eq. 2, before its activation.
+    """The graph convolution P X W of Eq. 2, without the activation.
 
-    `factor` is this device's rows of the graph factor P, (b, B) or (..., b, B); None stands for the identity.
+    Called on `x`, this device's nodes (..., b, F), and `normalized_adjacency`, this device's rows of P, (..., b, B).
+    None stands for the identity. Returns (..., b, features).
     """
 
     features: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, factor: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, normalized_adjacency: jax.Array | None) -> jax.Array:
         x = nn.Dense(self.features, use_bias=False)(x)
-        return x if factor is None else factor @ all_gather(x)
+        return x if normalized_adjacency is None else normalized_adjacency @ all_gather(x)
 
 
 class Flatten(nn.Module):
-    """The backbone `pixels` (and `teacher`, whose inputs are stored features): (B, ...) -> (B, F)."""
+    """The backbones `pixels` and `teacher`: flattens images, or stored features, (B, ...) -> (B, F)."""
 
     def __call__(self, inputs: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
         del train, mask
@@ -66,7 +75,7 @@ class Flatten(nn.Module):
 
 
 class Stem(nn.Module):
-    """The backbone `stem`: 3x3 convolutions with BatchNorm, ReLU and 2x2 max-pool, flattened to (B, F)."""
+    """The backbone `stem`: 3x3 convolutions, each with BatchNorm, ReLU and 2x2 max-pooling, flattened to (B, F)."""
 
     widths: Sequence[int] = (32, 64, 128)
     dtype: Any = jnp.float32
@@ -82,7 +91,7 @@ class Stem(nn.Module):
 
 
 class Pooled(nn.Module):
-    """A network of the zoo as a backbone: its pooled features, (B, F)."""
+    """A backbone that returns the pooled features (B, F) of a network in `cnn2gnn_jax.networks`."""
 
     network: nn.Module
 
@@ -91,38 +100,39 @@ class Pooled(nn.Module):
 
 
 def create_backbone(name: str, *, stem_widths: Sequence[int], image_stem: str, dtype: Any) -> nn.Module:
-    """The module that turns images, or stored features, into node features.
+    """Creates the module that computes node features from images or from stored features.
 
     Args:
-      name: `pixels`, `teacher` (inputs are the teacher's stored pooled features), `stem`, or a network of the zoo.
-      stem_widths: channels of the `stem` backbone's convolutions.
-      image_stem: `cifar` or `downsample`, the first layers of a zoo network.
-      dtype: of the convolutions.
+      name: `pixels`, `teacher` (the inputs are the teacher's stored pooled features), `stem`, or the name of a network
+        in `cnn2gnn_jax.networks`.
+      stem_widths: channels of the convolutions of the `stem` backbone.
+      image_stem: `cifar` or `downsample`, the first layers of a network; see `networks.create`.
+      dtype: dtype of the convolutions.
 
     Raises:
-      UserError: unknown network.
+      UserError: the network is unknown.
     """
     if name in ("pixels", "teacher"):
         return Flatten()
     if name == "stem":
         return Stem(tuple(stem_widths), dtype=dtype)
-    # The zoo's own classifier stays unused: with one class it costs a handful of numbers.
+    # The network's classifier is not used. With one class it has hardly any parameters.
     return Pooled(networks.create(name, 1, stem=image_stem, dtype=dtype))
 
 
 class GraphStudent(nn.Module):
-    """The two-layer graph network over a backbone, with the graph over the batch that `graph` names.
+    """The graph student: a backbone and two graph convolutions (Eq. 2) on a graph over the batch.
 
     Attributes:
-      num_classes: C of the logits.
-      backbone: images to node features, called as `backbone(inputs, train=, mask=)`.
-      graph: `learned` (the head and Eq. 3), `off` (A = I), `inner_product`, `euclidean` (Table 3's InGNN and EucGNN),
-        `euclidean_sparse` (Eq. 3 on squared Euclidean distances of the node features).
+      num_classes: number of classes C, the width of the logits.
+      backbone: module that computes node features from images, called as `backbone(inputs, train=, mask=)`.
+      graph: how the graph is made: `learned` (the head and Eq. 3), `off` (A = I), `inner_product` (InGNN of Table 3),
+        `euclidean` (EucGNN of Table 3), or `euclidean_sparse` (Eq. 3 on squared Euclidean distances of node features).
       sparsity: s of Eq. 3.
       hidden: width of the first graph convolution.
-      head_widths: the graph head's layers under its decision layer.
-      self_loops: whether I is added to A before normalisation.
-      threshold: smallest weight kept in the `inner_product` and `euclidean` graphs.
+      head_widths: widths of the graph head's layers below its decision layer.
+      self_loops: whether I is added to A before normalization.
+      threshold: weights of the `inner_product` and `euclidean` graphs that are not greater than this are set to 0.
 
     >>> student = GraphStudent(num_classes=3, backbone=Flatten(), sparsity=4)
     >>> images = jax.random.normal(jax.random.key(0), (20, 8, 8, 1))
@@ -153,60 +163,80 @@ class GraphStudent(nn.Module):
     def __call__(
         self, inputs: jax.Array, rows: HeadRows | None, train: bool = False, mask: jax.Array | None = None
     ) -> tuple[networks.Outputs, jax.Array | None]:
-        """Training (Algorithm 1): the graph of the batch over itself.
+        """The forward pass of training (Algorithm 1), on the graph between the images of the batch.
 
         Args:
           inputs: (b, ...), this device's part of the batch.
-          rows: the head rows of the *global* batch, None for the graphs without a head.
-          train: whether BatchNorm uses the batch's statistics.
+          rows: the head rows of the *global* batch; None for graphs without a head.
+          train: whether BatchNorm uses the statistics of the batch.
           mask: (b,), False for padding.
 
         Returns:
-          Outputs with logits (b, C) and the first layer's activations as `pooled`, (b, hidden); and the global
-          adjacency (B, B) before self-loops, None with the graph off.
+          A pair. First, the outputs with logits (b, C) and, as `pooled`, the first layer's activations (b, hidden).
+          Second, the adjacency (B, B) of the global batch without self-loops; None if the graph is off.
         """
         nodes = self.nodes(inputs, train, mask)
-        mask_all = None if mask is None else all_gather(mask)
-        adjacency = self.adjacency(nodes, rows, mask_all)
+        global_mask = None if mask is None else all_gather(mask)
+        adjacency = self.adjacency(nodes, rows, global_mask)
         if adjacency is None:
             return self.propagate(nodes, None), None
-        factor = graph.normalize(adjacency, self.self_loops, mask_all)
-        return self.propagate(nodes, local_rows(factor, nodes.shape[0])), adjacency
+        normalized = graph.normalize(adjacency, self.self_loops, global_mask)
+        return self.propagate(nodes, local_rows(normalized, nodes.shape[0])), adjacency
 
     def nodes(self, inputs: jax.Array, train: bool = False, mask: jax.Array | None = None) -> jax.Array:
-        """Node features (B, F), float32 or wider, of inputs (B, ...)."""
+        """Node features (B, F) of inputs (B, ...), float32 or wider."""
         return self.backbone(inputs, train=train, mask=mask)
 
     def distances(self, nodes: jax.Array, columns: Columns) -> jax.Array:
-        """Distances (B, C) from nodes (B, F) to C columns: the head's outputs, or squared Euclidean distances."""
+        """Distances (B, C) from nodes (B, F) to C columns.
+
+        They are the outputs of the head for the graph `learned`, and squared Euclidean distances for the others.
+        """
         if self.graph == "learned":
             assert columns.rows is not None
-            # Full float32: GPUs would otherwise round to TF32, too coarse to tell near neighbours apart.
+            # In full float32: by default GPUs round to TF32, which cannot distinguish near neighbors.
             product = jnp.matmul(self.head(nodes), columns.rows.kernel.T, precision="highest")
             return product + columns.rows.bias
         return graph.squared_distances(nodes, columns.nodes)
 
     def adjacency(self, nodes: jax.Array, rows: HeadRows | None, mask: jax.Array | None = None) -> jax.Array | None:
-        """Adjacency (B, B) of a (global) batch over itself; None with the graph off."""
+        """Adjacency (B, B) between the images of the global batch, without self-loops.
+
+        Args:
+          nodes: (b, F), this device's node features.
+          rows: the head rows of the global batch; None for graphs without a head.
+          mask: (B,), False for padding.
+
+        Returns:
+          (B, B), or None if the graph is off.
+        """
         if self.graph == "off":
             return None
-        everyone = all_gather(nodes)
+        global_nodes = all_gather(nodes)
         if self.graph == "inner_product":
-            return graph.inner_product_adjacency(everyone, self.threshold)
+            return graph.inner_product_adjacency(global_nodes, self.threshold)
         if self.graph == "euclidean":
-            return graph.euclidean_adjacency(everyone, self.threshold)
-        local = graph.sparse_neighbors(self.distances(nodes, Columns(everyone, rows)), self.sparsity, mask)
-        return graph.symmetrize(all_gather(local))
+            return graph.euclidean_adjacency(global_nodes, self.threshold)
+        local_weights = graph.sparse_neighbors(self.distances(nodes, Columns(global_nodes, rows)), self.sparsity, mask)
+        return graph.symmetrize(all_gather(local_weights))
 
     def project(self, nodes: jax.Array) -> jax.Array:
-        """X W of the first layer, (B, hidden): what the mechanisms share between graphs."""
+        """X W of the first layer, (B, F) -> (B, hidden). Inference computes it once and uses it in many graphs."""
         return self.layer1(nodes, None)
 
     def classify(self, hidden: jax.Array) -> jax.Array:
-        """H W of the second layer, (B, C)."""
+        """H W of the second layer, (B, hidden) -> (B, C)."""
         return self.layer2(hidden, None)
 
-    def propagate(self, nodes: jax.Array, factor: jax.Array | None) -> networks.Outputs:
-        """Both graph convolutions (Eq. 2) with the graph factor (b, B); None stands for the identity."""
-        hidden = nn.relu(self.layer1(nodes, factor))
-        return networks.Outputs(self.layer2(hidden, factor), (), (), hidden)
+    def propagate(self, nodes: jax.Array, normalized_adjacency: jax.Array | None) -> networks.Outputs:
+        """Both graph convolutions (Eq. 2).
+
+        Args:
+          nodes: (b, F), this device's node features.
+          normalized_adjacency: (b, B), this device's rows of P; None stands for the identity.
+
+        Returns:
+          Outputs with logits (b, C) and, as `pooled`, the first layer's activations (b, hidden).
+        """
+        hidden = nn.relu(self.layer1(nodes, normalized_adjacency))
+        return networks.Outputs(self.layer2(hidden, normalized_adjacency), (), (), hidden)

@@ -1,11 +1,12 @@
-"""Graphs over a batch of images: the sparse projection of Eq. 3, normalisation, the ablation's graphs, diagnostics.
+"""Graphs over a batch of images: the sparse projection of Eq. 3, normalization, the ablation's graphs and diagnostics.
 
-Every function is pure, takes any leading batch dimensions, and computes in float32 or wider whatever it is given.
+Every function is pure, accepts any leading batch dimensions (`diagnostics` accepts none), and computes in float32 or
+wider whatever the dtype of its inputs.
 
     d_BxC      distances from B nodes to C columns
-    p_BxC      row-stochastic neighbour weights
+    p_BxC      row-stochastic neighbor weights
     a_BxB      adjacency
-    mask_B     True for real nodes, False for padding, which takes no part
+    mask_B     True for real nodes, False for padding, which the graph ignores
 """
 
 import jax
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 _SMALLEST_NORM = 1e-6
-_ROUNDING = 32  # of squared distances, in units of the last place; under 7 were seen
+# Rounding error of squared distances, in units of the last place. The largest error seen was below 7.
+_ROUNDING = 32
 
 
 def _at_least_f32(x: jax.Array) -> jax.Array:
@@ -21,7 +23,7 @@ def _at_least_f32(x: jax.Array) -> jax.Array:
 
 
 def check_sparsity(sparsity: int, columns: int) -> None:
-    """Raises ValueError unless Eq. 3 is defined: it needs the (s+1)-th smallest of the distances."""
+    """Raises ValueError unless Eq. 3 is defined for this many columns: it needs the (s+1)-th smallest distance."""
     if sparsity < 1 or sparsity + 1 > columns:
         raise ValueError(
             f"sparsity {sparsity} does not fit a graph over {columns} columns: "
@@ -30,25 +32,26 @@ def check_sparsity(sparsity: int, columns: int) -> None:
 
 
 def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None = None) -> jax.Array:
-    """Neighbour weights of Eq. 3 and 4: the sparse closed-form solution of Theorem 1.
+    """Neighbor weights of Eq. 3 and 4: the sparse closed-form solution of Theorem 1.
 
     With d_(k) the k-th smallest distance of a row, p_j = max(d_(s+1) - d_j, 0) / sum_{k<=s} (d_(s+1) - d_(k)).
-    Invariant to a shift and to a positive scale of a row. Where the s+1 smallest distances are equal, all columns
-    at that distance share the row equally, the limit of the quadratic program (Eq. 5) as gamma goes to 0; only then
-    may a row have more than `sparsity` non-zeros. Gradients are finite everywhere.
+    The weights do not change when a row of distances is shifted or multiplied by a positive number. If the s+1 smallest
+    distances are equal, all columns at that distance get the same weight. This is the limit of the quadratic program
+    (Eq. 5) as gamma goes to 0, and the only case of more than `sparsity` non-zeros in a row. Gradients are finite.
 
-    Infinite distances are the limit of large ones. Columns at -inf are infinitely near: they share the row equally,
-    whatever else is in it. Columns at +inf have no weight unless all are; where only they are left to be the (s+1)-th
-    smallest, the columns at less than +inf share the row equally. A row with a NaN among the columns that take part is
-    NaN in all of these, so that the loss shows it.
+    Infinite distances are treated as the limit of large ones. Columns at -inf share the row equally, whatever the other
+    distances are. Columns at +inf get no weight unless all columns are at +inf; if the (s+1)-th smallest distance is
+    +inf, the columns at smaller distances share the row equally. If an unmasked column has a NaN, all unmasked weights
+    of its row are NaN, so that the loss becomes NaN too.
 
     Args:
-      distances: (..., B, C), any numbers.
+      distances: (..., B, C), any real numbers.
       sparsity: s, with s + 1 <= C.
-      mask: (..., C), True for the columns that take part. Where fewer than s + 1 do, s falls to their number less one.
+      mask: (..., C), False for columns to ignore. If fewer than s + 1 columns remain, s is reduced to their number
+        minus one.
 
     Returns:
-      (..., B, C), float32 or wider; rows sum to 1 (to 0 where no column takes part).
+      (..., B, C), float32 or wider. Rows sum to 1, or to 0 if all columns are masked.
 
     Raises:
       ValueError: s + 1 > C or s < 1.
@@ -58,47 +61,49 @@ def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None
     """
     check_sparsity(sparsity, distances.shape[-1])
     d = _at_least_f32(distances)
-    takes_part = jnp.ones_like(d, dtype=bool) if mask is None else jnp.broadcast_to(mask[..., None, :], d.shape)
-    broken = jnp.any(takes_part & jnp.isnan(d), axis=-1, keepdims=True)
-    d = _infinite_as_limit(jnp.where(broken, 0, d), takes_part, sparsity)
+    mask_full = jnp.ones_like(d, dtype=bool) if mask is None else jnp.broadcast_to(mask[..., None, :], d.shape)
+    has_nan = jnp.any(mask_full & jnp.isnan(d), axis=-1, keepdims=True)
+    d = _replace_infinite_distances(jnp.where(has_nan, 0, d), mask_full, sparsity)
     if mask is None:
         smallest = -lax.top_k(-d, sparsity + 1)[0]
         threshold = smallest[..., -1:]
     else:
-        threshold = _masked_threshold(d, takes_part, sparsity)
-        d = jnp.where(takes_part, d, 0)
-    # Selected, not `maximum`, whose gradient compares with a value that may have been computed anew, rounded otherwise.
-    slack = jnp.where(takes_part & (d < threshold), threshold - d, 0)
-    # The weights do not see a row's scale, but their gradient would divide by the square of its sum, which underflows.
+        threshold = _masked_threshold(d, mask_full, sparsity)
+        d = jnp.where(mask_full, d, 0)
+    # The gradient of `jnp.maximum` would test for equality with a value that XLA may recompute and round differently.
+    slack = jnp.where(mask_full & (d < threshold), threshold - d, 0)
+    # The largest slack is divided out, because the gradient divides by the square of the row's sum and could underflow.
     largest = lax.stop_gradient(jnp.max(slack, axis=-1, keepdims=True))
-    tied = largest == 0
-    slack = slack / jnp.where(tied, 1, largest)
+    all_tied = largest == 0
+    slack = slack / jnp.where(all_tied, 1, largest)
     total = jnp.sum(slack, axis=-1, keepdims=True)
-    nearest = jnp.where(takes_part & (d == threshold), 1.0, 0.0).astype(d.dtype)
-    share = nearest / jnp.maximum(jnp.sum(nearest, axis=-1, keepdims=True), 1)
-    weights = jnp.where(tied, share, slack / jnp.where(tied, 1, total))
-    return jnp.where(broken & takes_part, jnp.nan, weights)
+    nearest = jnp.where(mask_full & (d == threshold), 1.0, 0.0).astype(d.dtype)
+    equal_weights = nearest / jnp.maximum(jnp.sum(nearest, axis=-1, keepdims=True), 1)
+    weights = jnp.where(all_tied, equal_weights, slack / jnp.where(all_tied, 1, total))
+    return jnp.where(has_nan & mask_full, jnp.nan, weights)
 
 
-def _masked_threshold(d: jax.Array, takes_part: jax.Array, sparsity: int) -> jax.Array:
-    """The (s+1)-th smallest distance of the columns that take part, or the last of them; 0 where none does."""
-    smallest = -lax.top_k(jnp.where(takes_part, -d, -jnp.inf), sparsity + 1)[0]
-    found = smallest < jnp.inf
-    threshold = jnp.max(jnp.where(found, smallest, -jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(found[..., :1], threshold, 0)  # every weight is masked afterwards
+def _masked_threshold(d: jax.Array, mask: jax.Array, sparsity: int) -> jax.Array:
+    """The (s+1)-th smallest unmasked distance of each row, or the largest if there are fewer; 0 if there are none."""
+    smallest = -lax.top_k(jnp.where(mask, -d, -jnp.inf), sparsity + 1)[0]
+    is_finite = smallest < jnp.inf
+    threshold = jnp.max(jnp.where(is_finite, smallest, -jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(is_finite[..., :1], threshold, 0)  # a row without unmasked columns gets no weight in any case
 
 
-def _infinite_as_limit(d: jax.Array, takes_part: jax.Array, sparsity: int) -> jax.Array:
-    """Distances with the weights that Eq. 3 has in the limit where infinite ones grow; finite rows are unchanged."""
-    near, far = (takes_part & (d == infinity) for infinity in (-jnp.inf, jnp.inf))
-    part = jnp.sum(takes_part, axis=-1, keepdims=True)
-    threshold_is_infinite = part - jnp.sum(far, axis=-1, keepdims=True) < jnp.minimum(sparsity + 1, part)
-    d = jnp.where(threshold_is_infinite, far.astype(d.dtype), d)
-    return jnp.where(jnp.any(near, axis=-1, keepdims=True), jnp.where(near, 0.0, 1.0).astype(d.dtype), d)
+def _replace_infinite_distances(d: jax.Array, mask: jax.Array, sparsity: int) -> jax.Array:
+    """Replaces rows with infinite distances by finite ones that give the limit weights; other rows are unchanged."""
+    infinitely_near, infinitely_far = (mask & (d == infinity) for infinity in (-jnp.inf, jnp.inf))
+    columns = jnp.sum(mask, axis=-1, keepdims=True)
+    nearer_columns = columns - jnp.sum(infinitely_far, axis=-1, keepdims=True)
+    threshold_is_infinite = nearer_columns < jnp.minimum(sparsity + 1, columns)
+    d = jnp.where(threshold_is_infinite, infinitely_far.astype(d.dtype), d)
+    any_near = jnp.any(infinitely_near, axis=-1, keepdims=True)
+    return jnp.where(any_near, jnp.where(infinitely_near, 0.0, 1.0).astype(d.dtype), d)
 
 
 def symmetrize(weights: jax.Array) -> jax.Array:
-    """The undirected graph A_ij = (p_ij + p_ji) / 2 of (..., B, B) neighbour weights.
+    """Makes neighbor weights an undirected graph: A_ij = (p_ij + p_ji) / 2, (..., B, B) to (..., B, B).
 
     >>> symmetrize(jnp.array([[1.0, 0.0], [0.5, 0.5]])).tolist()
     [[1.0, 0.25], [0.25, 0.5]]
@@ -107,21 +112,21 @@ def symmetrize(weights: jax.Array) -> jax.Array:
 
 
 def add_self_loops(adjacency: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """A + I; padding gets no loop."""
+    """Returns A + I, (..., B, B). Padding, where `mask` (..., B) is False, gets no self-loop."""
     eye = jnp.eye(adjacency.shape[-1], dtype=adjacency.dtype)
     return adjacency + (eye if mask is None else eye * mask[..., None, :])
 
 
 def normalize(adjacency: jax.Array, self_loops: bool = True, mask: jax.Array | None = None) -> jax.Array:
-    """The graph factor P = D^-1/2 A D^-1/2 of Eq. 2 (Kipf and Welling, 2016), of A + I with `self_loops`.
+    """The normalized adjacency P = D^-1/2 A D^-1/2 of Eq. 2 (Kipf and Welling, 2016).
 
     Args:
       adjacency: (..., B, B), symmetric and non-negative.
-      self_loops: whether I is added first.
-      mask: (..., B), False for padding: its rows and columns become zero.
+      self_loops: whether to add I to the adjacency first.
+      mask: (..., B), False for padding. Rows and columns of padding are set to zero.
 
     Returns:
-      (..., B, B); rows and columns of nodes without any edge are zero.
+      (..., B, B), float32 or wider. Rows and columns of nodes without edges are zero.
 
     >>> normalize(jnp.array([[0.0, 1.0], [1.0, 0.0]])).round(3).tolist()
     [[0.5, 0.5], [0.5, 0.5]]
@@ -131,12 +136,12 @@ def normalize(adjacency: jax.Array, self_loops: bool = True, mask: jax.Array | N
         a = jnp.where(mask[..., None, :] & mask[..., :, None], a, 0)
     if self_loops:
         a = add_self_loops(a, mask)
-    scale = inverse_root(jnp.sum(a, axis=-1))
-    return a * scale[..., None, :] * scale[..., :, None]
+    inverse_sqrt = inverse_sqrt_degree(jnp.sum(a, axis=-1))
+    return a * inverse_sqrt[..., None, :] * inverse_sqrt[..., :, None]
 
 
-def inverse_root(degree: jax.Array) -> jax.Array:
-    """degree^-1/2, 0 for nodes without any edge, NaN where the degree is."""
+def inverse_sqrt_degree(degree: jax.Array) -> jax.Array:
+    """Returns degree^-1/2, element by element: 0 for nodes without edges, NaN where the degree is NaN."""
     isolated = degree <= 0
     return jnp.where(isolated, 0, lax.rsqrt(jnp.where(isolated, 1, degree)))
 
@@ -144,93 +149,94 @@ def inverse_root(degree: jax.Array) -> jax.Array:
 def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
     """Squared Euclidean distances, (..., B, C), between features (..., B, F) and (..., C, F).
 
-    0 where two rows cannot be told apart at this precision: what is left of equal rows is rounding, not distance.
+    A distance that is smaller than the rounding error is set to 0, so that equal rows are at distance 0.
     """
     x, y = _at_least_f32(x), _at_least_f32(y)
-    # About the common mean, so that the differences of large numbers lose less.
-    centre = jnp.mean(y, axis=-2, keepdims=True)
-    x, y = x - centre, y - centre
-    inner = jnp.einsum("...bf,...cf->...bc", x, y, precision=lax.Precision.HIGHEST)
+    # Subtracting the common mean keeps precision where all features are large numbers.
+    center = jnp.mean(y, axis=-2, keepdims=True)
+    x, y = x - center, y - center
+    inner_products = jnp.einsum("...bf,...cf->...bc", x, y, precision=lax.Precision.HIGHEST)
     norms = jnp.sum(x**2, -1)[..., :, None] + jnp.sum(y**2, -1)[..., None, :]
-    d2 = norms - 2 * inner
+    d2 = norms - 2 * inner_products
     return jnp.where(d2 > _ROUNDING * jnp.finfo(d2.dtype).eps * norms, d2, 0)
 
 
 def inner_product_adjacency(features: jax.Array, threshold: float = 0.0) -> jax.Array:
-    """The ablation's InGNN graph: A_ij = max(<x_i, x_j>, 0) of l2-normalised features, 0 where not over `threshold`.
+    """The adjacency of InGNN (Table 3): A_ij = max(<x_i, x_j>, 0) for l2-normalized features x.
 
     Args:
       features: (..., B, F).
-      threshold: the smallest weight that is kept.
+      threshold: weights that are not greater than this are set to 0.
 
     Returns:
-      (..., B, B).
+      (..., B, B), float32 or wider.
     """
     x = _at_least_f32(features)
-    square = jnp.sum(x**2, axis=-1, keepdims=True)
-    x = x * lax.rsqrt(jnp.where(square > _SMALLEST_NORM**2, square, _SMALLEST_NORM**2))
+    squared_norm = jnp.sum(x**2, axis=-1, keepdims=True)
+    x = x * lax.rsqrt(jnp.where(squared_norm > _SMALLEST_NORM**2, squared_norm, _SMALLEST_NORM**2))
     a = jnp.einsum("...bf,...cf->...bc", x, x, precision=lax.Precision.HIGHEST)
     return jnp.where(a > max(threshold, 0.0), a, 0)
 
 
 def euclidean_adjacency(features: jax.Array, threshold: float = 0.0) -> jax.Array:
-    """The ablation's EucGNN graph: A_ij = 1 / norm(x_i - x_j) off the diagonal, 0 on it and where not over `threshold`.
+    """The adjacency of EucGNN (Table 3): A_ij = 1 / norm(x_i - x_j) off the diagonal and 0 on it.
 
-    Identical images have no finite weight: they get 0, as the diagonal does.
+    The weight between identical images would be infinite. It is set to 0.
 
     Args:
       features: (..., B, F).
-      threshold: the smallest weight that is kept.
+      threshold: weights that are not greater than this are set to 0.
 
     Returns:
-      (..., B, B).
+      (..., B, B), float32 or wider.
     """
     d2 = squared_distances(features, features)
-    apart = (d2 > _SMALLEST_NORM**2) & ~jnp.eye(d2.shape[-1], dtype=bool)
-    a = jnp.where(apart, lax.rsqrt(jnp.where(apart, d2, 1)), 0)
+    is_edge = (d2 > _SMALLEST_NORM**2) & ~jnp.eye(d2.shape[-1], dtype=bool)
+    a = jnp.where(is_edge, lax.rsqrt(jnp.where(is_edge, d2, 1)), 0)
     return jnp.where(a > threshold, a, 0)
 
 
 def diagnostics(
     weights: jax.Array,
-    own: jax.Array,
+    self_columns: jax.Array,
     labels: jax.Array,
     column_labels: jax.Array,
     mask: jax.Array | None = None,
     column_mask: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
-    """What a graph does, as means over nodes; each row, scaled to sum to 1, is read as weights.
+    """Statistics that describe a graph. Each row of weights is first scaled to sum to 1.
 
     Args:
-      weights: (B, C), rows of A, self-loops added if the network adds them.
-      own: (B,), the column that is the node itself.
-      labels: (B,), the true classes.
-      column_labels: (C,), those of the columns; (B, C) where each node has columns of its own.
+      weights: (B, C), rows of A, with self-loops if the network adds them.
+      self_columns: (B,), the column of each node itself.
+      labels: (B,), the true classes of the nodes.
+      column_labels: (C,), the classes of the columns, or (B, C) if each node has its own columns.
       mask: (B,), False for padding.
       column_mask: (C,), False for padding.
 
     Returns:
-      self_weight: weight on the node itself; 1 means that the graph has vanished.
-      label_agreement: of the weight on other nodes, the part on nodes of the same class.
-      label_agreement_chance: the same part if all other nodes weighed equally.
-      effective_neighbors: exp of the entropy of the weights; 1 is the node alone, C a uniform graph.
+      A dictionary of scalars:
+        self_weight: the mean weight of a node on itself. If it is 1, the graph has no effect.
+        label_agreement: the share of the weight on other nodes that falls on nodes of the same class.
+        label_agreement_chance: the value that label_agreement has if all other nodes get the same weight.
+        effective_neighbors: the mean exponential of the entropy of a row, from 1 (a single column) to C (uniform).
     """
     w = _at_least_f32(weights)
     mask = jnp.ones(w.shape[0], bool) if mask is None else mask
     column_mask = jnp.ones(w.shape[1], bool) if column_mask is None else column_mask
-    counted = mask[:, None] & column_mask[None, :]
-    is_own = own[:, None] == jnp.arange(w.shape[1])
-    w = jnp.where(counted, w, 0)
+    pair_mask = mask[:, None] & column_mask[None, :]
+    is_self = self_columns[:, None] == jnp.arange(w.shape[1])
+    w = jnp.where(pair_mask, w, 0)
     total = jnp.sum(w, -1, keepdims=True)
     w = w / jnp.where(total > 0, total, 1)
-    same = labels[:, None] == column_labels
+    same_class = labels[:, None] == column_labels
     count = jnp.maximum(jnp.sum(mask), 1)
-    others = counted & ~is_own
+    is_other = pair_mask & ~is_self
     entropy = -jnp.sum(jnp.where(w > 0, w * jnp.log(jnp.where(w > 0, w, 1)), 0), -1)
     return {
-        "self_weight": jnp.sum(jnp.where(is_own, w, 0)) / count,
-        "label_agreement": jnp.sum(jnp.where(others & same, w, 0))
-        / jnp.maximum(jnp.sum(jnp.where(others, w, 0)), 1e-12),
-        "label_agreement_chance": jnp.sum(others & same) / jnp.maximum(jnp.sum(others), 1),
+        "self_weight": jnp.sum(jnp.where(is_self, w, 0)) / count,
+        "label_agreement": jnp.sum(jnp.where(is_other & same_class, w, 0))
+        / jnp.maximum(jnp.sum(jnp.where(is_other, w, 0)), 1e-12),
+        "label_agreement_chance": jnp.sum(is_other & same_class) / jnp.maximum(jnp.sum(is_other), 1),
         "effective_neighbors": jnp.sum(jnp.where(mask, jnp.exp(entropy), 0)) / count,
     }

@@ -1,8 +1,8 @@
 """Inductive inference (Section 3.2): Mechanism 1, one by one, and Mechanism 2, batch by batch.
 
-Both take `anchors`, a batch of training images. The head has neurons for training images alone, so an unseen image
-has distances *to* anchors, and no anchor has a distance to it. The graphs without a head have every distance: they are
-built over the nodes at hand as in training.
+Both use `anchors`, a batch of training images. The head has neurons for training images only, so it gives distances
+from an unseen image to the anchors, but none from an anchor to an unseen image. Graphs without a head are computed from
+the features of all nodes, as in training.
 
 >>> from cnn2gnn_jax import gnn
 >>> student = gnn.GraphStudent(num_classes=3, backbone=gnn.Flatten(), sparsity=4)
@@ -25,18 +25,18 @@ import jax.numpy as jnp
 from cnn2gnn_jax import graph
 from cnn2gnn_jax.gnn import Columns, GraphStudent, HeadRows
 
-READINGS = ("similar", "test_rows")
-_TOGETHER = 2**25  # weights of cascaded graphs that are held at a time: 128 MiB in float32
+MECHANISM2_GRAPHS = ("similar", "test_rows")
+_MAX_PARALLEL_WEIGHTS = 2**25  # weights of the cascaded graphs in memory at a time: 128 MiB in float32
 
 
 class Prediction(NamedTuple):
-    """What a mechanism answers for B images.
+    """The predictions of a mechanism for B images.
 
     logits: (B, C).
-    adjacency: the graph with self-loops where the student adds them; of Mechanism 2 (B, B), of Mechanism 1 each
-      image's own row (B, A + 1), its last column being the image itself.
-    nearest: (B,), the position of each image's nearest anchor; -1 where anchors are not chosen by distance, as in the
-      graphs without Eq. 3 and in Mechanism 2 without a head.
+    adjacency: the adjacency, with self-loops if the student adds them. For Mechanism 2 it is (B, B). For Mechanism 1 it
+      is (B, A + 1), the row of each image in its own graph; the last column is the image itself.
+    nearest: (B,), the position of the nearest anchor of each image. It is -1 if the mechanism does not choose anchors
+      by distance, as for graphs without Eq. 3 and for Mechanism 2 without a head.
     """
 
     logits: jax.Array
@@ -45,116 +45,133 @@ class Prediction(NamedTuple):
 
 
 def anchors(module: GraphStudent, variables: Any, inputs: jax.Array, rows: HeadRows | None) -> Columns:
-    """The training batch that unseen images are linked to.
+    """Computes the anchors: the training images that unseen images are linked to.
 
     Args:
       module: the student.
-      variables: its parameters and statistics.
-      inputs: (A, ...), prepared as in training without augmentation.
-      rows: the head rows of the same images, None for graphs without a head.
+      variables: its parameters and batch statistics.
+      inputs: (A, ...), training images, prepared as in training but without augmentation.
+      rows: the head rows of the same images; None for graphs without a head.
     """
     return Columns(_apply(module, variables, "nodes", inputs), rows)
 
 
 def one_by_one(module: GraphStudent, variables: Any, anchors: Columns, inputs: jax.Array) -> Prediction:
-    """Mechanism 1: each image is cascaded with the anchors and classified in that graph of A + 1 nodes.
+    """Mechanism 1: adds each image to the graph of the anchors and classifies it in this graph of A + 1 nodes.
 
-    All B images in one call: the anchors' graph is shared, each image adds a row and a column.
-    Its answer depends on no other image. Under the head the anchors' own rows have no column for the image, so
-    p(image | anchor) = 0, nor has the image one for itself. A graph without a head is that of training over the A + 1
-    nodes.
+    One call handles all B images: they share the graph of the anchors, to which each image adds a row and a column.
+    The prediction for an image does not depend on the other images.
+
+    With a head, anchors have no distance to the image, so p(image | anchor) = 0, and the image has no distance to
+    itself. A graph without a head is computed from the features of the A + 1 nodes, as in training.
 
     Args:
       module: the student.
-      variables: its parameters and statistics.
+      variables: its parameters and batch statistics.
       anchors: A training images, A > sparsity.
       inputs: (B, ...), unseen images.
     """
     nodes = _apply(module, variables, "nodes", inputs)
-    count, size = anchors.nodes.shape[0], nodes.shape[0]
-    nearest = jnp.full((size,), -1)
+    anchor_count, batch_size = anchors.nodes.shape[0], nodes.shape[0]
+    nearest = jnp.full((batch_size,), -1)
     projected = _apply(module, variables, "project", nodes)
     if module.graph == "off":
-        alone = jnp.concatenate([jnp.zeros((size, count)), jnp.ones((size, 1))], axis=-1)
-        return Prediction(_apply(module, variables, "classify", jax.nn.relu(projected)), alone, nearest)
-    anchor_projected = _apply(module, variables, "project", anchors.nodes)
+        only_self = jnp.concatenate([jnp.zeros((batch_size, anchor_count)), jnp.ones((batch_size, 1))], axis=-1)
+        return Prediction(_apply(module, variables, "classify", jax.nn.relu(projected)), only_self, nearest)
+    projected_anchors = _apply(module, variables, "project", anchors.nodes)
     if module.graph == "euclidean_sparse":
-        among = _distances(module, variables, anchors.nodes, anchors)
-        to_anchors = _distances(module, variables, nodes, anchors)
-        hidden, adjacency = _cascade_by_distance(module, among, to_anchors, anchor_projected, projected)
+        anchor_distances = _distances(module, variables, anchors.nodes, anchors)
+        distances = _distances(module, variables, nodes, anchors)
+        hidden, adjacency = _cascade_by_distance(module, anchor_distances, distances, projected_anchors, projected)
         logits = _apply(module, variables, "classify", hidden)
-        return Prediction(logits, adjacency, jnp.argmin(to_anchors, axis=-1))
+        return Prediction(logits, adjacency, jnp.argmin(distances, axis=-1))
     if module.graph == "learned":
-        among = graph.symmetrize(
+        anchor_adjacency = graph.symmetrize(
             graph.sparse_neighbors(_distances(module, variables, anchors.nodes, anchors), module.sparsity)
         )
-        to_anchors = _distances(module, variables, nodes, anchors)
-        nearest = jnp.argmin(to_anchors, axis=-1)
-        links = graph.sparse_neighbors(to_anchors, module.sparsity) / 2
-        own = jnp.zeros(size, links.dtype)
+        distances = _distances(module, variables, nodes, anchors)
+        nearest = jnp.argmin(distances, axis=-1)
+        links = graph.sparse_neighbors(distances, module.sparsity) / 2
+        self_weights = jnp.zeros(batch_size, links.dtype)
     else:
-        among = _apply(module, variables, "adjacency", anchors.nodes, None)
-        cascaded = jax.vmap(
+        anchor_adjacency = _apply(module, variables, "adjacency", anchors.nodes, None)
+        image_rows = jax.vmap(
             lambda node: _apply(module, variables, "adjacency", jnp.concatenate([anchors.nodes, node[None]]), None)[-1]
         )(nodes)
-        links, own = cascaded[:, :-1], cascaded[:, -1]
+        links, self_weights = image_rows[:, :-1], image_rows[:, -1]
     if module.self_loops:
-        among, own = graph.add_self_loops(among), own + 1
-    hidden = _cascade(among, links, own, anchor_projected, projected)
-    adjacency = jnp.concatenate([links, own[:, None]], axis=-1)
+        anchor_adjacency, self_weights = graph.add_self_loops(anchor_adjacency), self_weights + 1
+    hidden = _cascade(anchor_adjacency, links, self_weights, projected_anchors, projected)
+    adjacency = jnp.concatenate([links, self_weights[:, None]], axis=-1)
     return Prediction(_apply(module, variables, "classify", hidden), adjacency, nearest)
 
 
-def _cascade(among: jax.Array, links: jax.Array, own: jax.Array, anchors: jax.Array, nodes: jax.Array) -> jax.Array:
-    """What the second layer of Eq. 2 is given for each image cascaded with the anchors, (B, H), before its weights.
+def _cascade(
+    anchor_adjacency: jax.Array,
+    links: jax.Array,
+    self_weights: jax.Array,
+    projected_anchors: jax.Array,
+    projected: jax.Array,
+) -> jax.Array:
+    """The input of the second layer's weights, P H of Eq. 2, (B, H), for each image in its graph with the anchors.
 
-    The image's adjacency (A + 1, A + 1), which all share but for its last row and column, is never formed.
+    The adjacency (A + 1, A + 1) of an image is never formed: the images differ only in its last row and column.
 
     Args:
-      among: (A, A), the anchors' adjacency, self-loops included.
-      links: (B, A), between image and anchors; own: (B,), between image and itself.
-      anchors: (A, H), X W of the first layer; nodes: (B, H), likewise.
+      anchor_adjacency: (A, A), between anchors, self-loops included.
+      links: (B, A), between images and anchors.
+      self_weights: (B,), the weight of each image on itself.
+      projected_anchors: (A, H), X W of the first layer for the anchors.
+      projected: (B, H), X W of the first layer for the images.
     """
-    scale_anchors = graph.inverse_root(jnp.sum(among, axis=-1) + links)
-    scale_own = graph.inverse_root(jnp.sum(links, axis=-1) + own)[:, None]
-    own = own[:, None] * scale_own
-    weights = links * scale_anchors  # (B, A)
-    # One product for all images, (A, A) with (A, B, H): many small ones are slower.
-    scaled = scale_anchors.T[:, :, None] * anchors[:, None, :]
-    gathered = jnp.tensordot(among, scaled, 1) + links.T[:, :, None] * (scale_own * nodes)
-    of_anchors = jax.nn.relu(scale_anchors.T[:, :, None] * gathered)
-    of_image = jax.nn.relu(scale_own * (weights @ anchors + own * nodes))
-    return scale_own * (jnp.einsum("ba,abh->bh", weights, of_anchors) + own * of_image)
+    anchor_scale = graph.inverse_sqrt_degree(jnp.sum(anchor_adjacency, axis=-1) + links)
+    image_scale = graph.inverse_sqrt_degree(jnp.sum(links, axis=-1) + self_weights)[:, None]
+    scaled_self_weights = self_weights[:, None] * image_scale
+    scaled_links = links * anchor_scale  # (B, A)
+    # One matrix product of (A, A) and (A, B, H) for all images is faster than one small product for each image.
+    scaled_anchors = anchor_scale.T[:, :, None] * projected_anchors[:, None, :]
+    gathered = jnp.tensordot(anchor_adjacency, scaled_anchors, 1) + links.T[:, :, None] * (image_scale * projected)
+    hidden_anchors = jax.nn.relu(anchor_scale.T[:, :, None] * gathered)
+    hidden_images = jax.nn.relu(image_scale * (scaled_links @ projected_anchors + scaled_self_weights * projected))
+    return image_scale * (jnp.einsum("ba,abh->bh", scaled_links, hidden_anchors) + scaled_self_weights * hidden_images)
 
 
 def _cascade_by_distance(
-    module: GraphStudent, among: jax.Array, to_anchors: jax.Array, anchors: jax.Array, nodes: jax.Array
+    module: GraphStudent,
+    anchor_distances: jax.Array,
+    distances: jax.Array,
+    projected_anchors: jax.Array,
+    projected: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Eq. 3 on all distances of the A + 1 nodes: each image's input (B, H) of the second layer and row (B, A + 1).
+    """As `_cascade`, for a graph that Eq. 3 makes from the distances between all A + 1 nodes.
 
-    An image may change any row of the anchors, so each has a graph of its own. Where those of all images are more than
-    `_TOGETHER` weights, or B is not known, one image follows the other.
+    An image may change any row of the anchors, so each image needs its own graph. The images are handled in parallel,
+    or one after another if the graphs together have more than `_MAX_PARALLEL_WEIGHTS` weights or B is symbolic.
 
     Args:
       module: the student.
-      among: (A, A), distances between anchors.
-      to_anchors: (B, A), from images to anchors, and back.
-      anchors: (A, H), X W of the first layer; nodes: (B, H), likewise.
+      anchor_distances: (A, A), between anchors.
+      distances: (B, A), between images and anchors.
+      projected_anchors: (A, H), X W of the first layer for the anchors.
+      projected: (B, H), X W of the first layer for the images.
+
+    Returns:
+      The input of the second layer's weights, (B, H), and the row of each image in its adjacency, (B, A + 1).
     """
 
-    def cascade(of_image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        to_anchors, node = of_image
-        own = jnp.zeros((1,), among.dtype)  # an image is at no distance from itself
-        distances = jnp.block([[among, to_anchors[:, None]], [to_anchors, own]])
-        adjacency = graph.symmetrize(graph.sparse_neighbors(distances, module.sparsity))
-        factor = graph.normalize(adjacency, module.self_loops)
-        hidden = jax.nn.relu(factor @ jnp.concatenate([anchors, node[None]]))
-        return factor[-1] @ hidden, _with_loops(module, adjacency)[-1]
+    def cascade(image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        image_distances, image_projected = image
+        self_distance = jnp.zeros((1,), anchor_distances.dtype)
+        all_distances = jnp.block([[anchor_distances, image_distances[:, None]], [image_distances, self_distance]])
+        adjacency = graph.symmetrize(graph.sparse_neighbors(all_distances, module.sparsity))
+        normalized = graph.normalize(adjacency, module.self_loops)
+        hidden = jax.nn.relu(normalized @ jnp.concatenate([projected_anchors, image_projected[None]]))
+        return normalized[-1] @ hidden, _add_self_loops(module, adjacency)[-1]
 
-    size, columns = nodes.shape[0], anchors.shape[0] + 1
-    if isinstance(size, int) and size * columns**2 <= _TOGETHER:
-        return jax.vmap(cascade)((to_anchors, nodes))
-    return jax.lax.map(cascade, (to_anchors, nodes))
+    batch_size, node_count = projected.shape[0], projected_anchors.shape[0] + 1
+    if isinstance(batch_size, int) and batch_size * node_count**2 <= _MAX_PARALLEL_WEIGHTS:
+        return jax.vmap(cascade)((distances, projected))
+    return jax.lax.map(cascade, (distances, projected))
 
 
 def batch_by_batch(
@@ -163,58 +180,66 @@ def batch_by_batch(
     anchors: Columns,
     inputs: jax.Array,
     mask: jax.Array | None = None,
-    reading: str = "similar",
+    mechanism2_graph: str = "similar",
 ) -> Prediction:
-    """Mechanism 2: a batch of unseen images borrows the graph of their nearest anchors.
+    """Mechanism 2: a batch of unseen images takes over the graph between their nearest anchors.
 
-    sim(i) is the anchor with the highest probability for image i. Under `similar` the graph is Eq. 3 on the distances
-    between sim(i) and sim(j); under `test_rows` on those from image i itself to sim(j). The images' own features are
-    propagated over it. Images often share an anchor, so rows have ties (see `graph.sparse_neighbors`). A graph without
-    a head has the distances between the images themselves: it is that of the batch, and uses no anchor.
+    Let sim(i) be the nearest anchor of image i. The graph is Eq. 3 applied to the distances from sim(i) to sim(j) if
+    `mechanism2_graph` is `similar`, or from image i itself to sim(j) if it is `test_rows`. The features of the images
+    are propagated over this graph. Images often share an anchor, so rows have ties; see `graph.sparse_neighbors`.
+
+    A graph without a head is computed from the features of the images, as in training. It uses no anchors.
 
     Args:
       module: the student.
-      variables: its parameters and statistics.
+      variables: its parameters and batch statistics.
       anchors: A training images.
       inputs: (B, ...), unseen images, B > sparsity.
-      mask: (B,), False for padding, which takes no part and whose logits mean nothing.
-      reading: `similar` or `test_rows`, of the graph of the head.
+      mask: (B,), False for padding. Padding does not change the other predictions; its own logits have no meaning.
+      mechanism2_graph: `similar` or `test_rows`.
 
     Raises:
-      ValueError: unknown reading.
+      ValueError: `mechanism2_graph` has another value.
     """
-    if reading not in READINGS:
-        raise ValueError(f"reading {reading!r} is unknown: choose one of {', '.join(READINGS)}")
+    if mechanism2_graph not in MECHANISM2_GRAPHS:
+        raise ValueError(
+            f"mechanism2_graph {mechanism2_graph!r} is unknown: choose one of {', '.join(MECHANISM2_GRAPHS)}"
+        )
     nodes = _apply(module, variables, "nodes", inputs)
     nearest = jnp.full((nodes.shape[0],), -1)
     if module.graph == "off":
         logits = _apply(module, variables, "propagate", nodes, None).logits
         return Prediction(logits, jnp.eye(nodes.shape[0]), nearest)
     if module.graph == "learned":
-        to_anchors = _distances(module, variables, nodes, anchors)
-        nearest = jnp.argmin(to_anchors, axis=-1)
-        # Columns are picked out of distances to all anchors, so that images which share an anchor tie to the bit.
-        d = _distances(module, variables, anchors.nodes[nearest], anchors) if reading == "similar" else to_anchors
-        adjacency = graph.symmetrize(graph.sparse_neighbors(d[:, nearest], module.sparsity, mask))
+        distances = _distances(module, variables, nodes, anchors)
+        nearest = jnp.argmin(distances, axis=-1)
+        # The distances to all anchors are computed first and columns selected afterwards. Thus images that share an
+        # anchor have exactly equal distances, without rounding differences.
+        if mechanism2_graph == "similar":
+            distances = _distances(module, variables, anchors.nodes[nearest], anchors)
+        adjacency = graph.symmetrize(graph.sparse_neighbors(distances[:, nearest], module.sparsity, mask))
     else:
         adjacency = _apply(module, variables, "adjacency", nodes, None, mask)
-    factor = graph.normalize(adjacency, module.self_loops, mask)
-    logits = _apply(module, variables, "propagate", nodes, factor).logits
-    return Prediction(logits, _with_loops(module, adjacency), nearest)
+    normalized = graph.normalize(adjacency, module.self_loops, mask)
+    logits = _apply(module, variables, "propagate", nodes, normalized).logits
+    return Prediction(logits, _add_self_loops(module, adjacency), nearest)
 
 
 def features(module: Any, variables: Any, inputs: jax.Array) -> dict[str, jax.Array]:
-    """The features of images by the space in which the training-set graph may measure distances, see `neighbors`.
+    """The features of images in each space in which the training-set graph can measure distances; see `neighbors`.
 
     Args:
       module: a graph student or a CNN.
-      variables: its parameters and statistics.
+      variables: its parameters and batch statistics.
       inputs: (B, ...).
 
     Returns:
-      `backbone` (B, F), node features of a graph student or pooled features of a CNN; `logits` (B, C), of a graph
-      student without its graph; of a graph student `hidden` (B, H), the first layer's activations without its graph;
-      of one with a head `head` (B, K + 1), the head's output with a 1 appended, for the bias of its decision layer.
+      A dictionary of arrays by the name of the space:
+        backbone: (B, F), the node features of a graph student or the pooled features of a CNN.
+        hidden: (B, H), the activations of a graph student's first layer without its graph; missing for a CNN.
+        logits: (B, C), the logits, of a graph student without its graph.
+        head: (B, K + 1), the output of the head with a 1 appended for the bias of its decision layer; only for a graph
+          student with a head.
     """
     if not isinstance(module, GraphStudent):
         outputs: Any = module.apply(variables, inputs, train=False)
@@ -236,5 +261,6 @@ def _distances(module: GraphStudent, variables: Any, nodes: jax.Array, columns: 
     return _apply(module, variables, "distances", nodes, columns)
 
 
-def _with_loops(module: GraphStudent, adjacency: jax.Array) -> jax.Array:
+def _add_self_loops(module: GraphStudent, adjacency: jax.Array) -> jax.Array:
+    """The adjacency with self-loops if the student adds them."""
     return graph.add_self_loops(adjacency) if module.self_loops or module.graph == "off" else adjacency

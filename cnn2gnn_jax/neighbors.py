@@ -1,13 +1,14 @@
-"""The graph over a whole training set: Eq. 3 and 4 with all training images as columns.
+"""The training-set graph: Eq. 3 and 4 with all training images as columns.
 
-Eq. 4 lets j run over the training indices. There may be a million of them, so a row of distances is never formed
-whole: columns are taken in blocks and a running list keeps the s + 1 nearest, which are all that Eq. 3 needs. What
-travels over the edges is a signal of each column: its label, its teacher's probabilities, or its features.
+In Eq. 4, j runs over all training images. There may be a million of them, so a whole row of distances is never in
+memory. Instead, the columns are processed in blocks while a running list keeps the s + 1 nearest, which are all that
+Eq. 3 needs. Each image then receives the weighted sum of its neighbors' signals. The signal of a training image is its
+label, or the probabilities that the teacher gives it.
 
-    queries_BxK, keys_NxK   the distance of an image to a column is -<query, key>
-    weights_BxS             neighbour weights of Eq. 3, of the S = s + 1 nearest columns
+    queries_BxK, keys_NxK   the distance from an image to a column is -<query, key>
+    weights_BxS             neighbor weights of Eq. 3 for the S = s + 1 nearest columns
 
-Where the columns are sharded over devices, each searches its own part, and the lists of all devices are merged.
+If the columns are sharded over devices, each device searches its own part, and the lists of all devices are merged.
 """
 
 from typing import Any, NamedTuple
@@ -20,19 +21,19 @@ from jax import lax
 from cnn2gnn_jax import graph
 from cnn2gnn_jax.runtime.collectives import all_gather, first_row, psum
 
-BLOCK = 8192
+BLOCK = 8192  # columns whose distances are in memory at a time
 SPACES = ("backbone", "hidden", "logits", "head")
 SIGNALS = ("labels", "teacher")
 
 
 class Settings(NamedTuple):
-    """What the training-set graph is made of, and how its votes are combined with the student's own answer.
+    """How the training-set graph is built, and how its votes are combined with the student's logits.
 
-    space: of SPACES, the features between which distances are measured.
-    signal: of SIGNALS, what a training image sends: its label, or its teacher's probabilities.
+    space: one of SPACES, the features between which distances are measured; see `inference.features`.
+    signal: one of SIGNALS, what the neighbors vote with: their labels, or the teacher's probabilities for them.
     sparsity: s of Eq. 3.
-    weight: lambda. With 0 the student answers alone.
-    epsilon: is added to the votes before their logarithm.
+    weight: lambda, the weight of the votes. If it is 0, the votes have no effect.
+    epsilon: added to the votes before their logarithm is taken.
     """
 
     space: str
@@ -43,13 +44,13 @@ class Settings(NamedTuple):
 
 
 class Bank(flax.struct.PyTreeNode):
-    """The training images as columns of the graph.
+    """The training images, which are the columns of the graph.
 
-    keys: (N, K), of float32 or half precision, see `embed`.
-    labels: (N,), their classes.
-    signals: (N, C), what each sends to its neighbours.
-    mean, scale: (K,), of the training images' features; see `embed`.
-    settings: how the bank is used.
+    keys: (N, K), in float32 or half precision; see `embed`.
+    labels: (N,), the classes.
+    signals: (N, C), what each image sends to its neighbors.
+    mean, scale: (K,), the mean and standard deviation of the training images' features; see `embed`.
+    settings: how the graph is built and used.
     """
 
     keys: Any
@@ -61,11 +62,11 @@ class Bank(flax.struct.PyTreeNode):
 
 
 class Answer(NamedTuple):
-    """What a student answers with the training-set graph for B images.
+    """The predictions for B images with the training-set graph.
 
-    logits: (B, C), of the student and the neighbours together.
-    votes: (B, C), P Y: of the neighbours alone; a row sums to 1.
-    neighbors: who they are.
+    logits: (B, C), the student's logits combined with the votes.
+    votes: (B, C), P Y, the weighted sum of the neighbors' signals. A row sums to 1.
+    neighbors: the nearest columns of each image.
     """
 
     logits: jax.Array
@@ -74,11 +75,12 @@ class Answer(NamedTuple):
 
 
 class Neighbors(NamedTuple):
-    """The nearest columns of B images, nearest first.
+    """The s + 1 nearest columns of each of B images, nearest first.
 
-    weights: (B, s + 1), Eq. 3. A row sums to 1. The last weight is 0 unless all of the row's distances are equal.
-    columns: (B, s + 1), which columns they are.
-    distances: (B, s + 1), ascending; +inf where fewer columns take part.
+    weights: (B, s + 1), the weights of Eq. 3. A row sums to 1. The last weight is 0 unless all distances of the row are
+      equal.
+    columns: (B, s + 1), the indices of the columns.
+    distances: (B, s + 1), in ascending order; +inf if there are fewer columns.
     """
 
     weights: jax.Array
@@ -87,67 +89,68 @@ class Neighbors(NamedTuple):
 
 
 def distances(queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """-<query, key>, (B, N), of queries (B, K) and keys (N, K) of any floating type, float32 or wider.
+    """Distances -<query, key>, (B, N) in float32 or wider, from queries (B, K) to keys (N, K).
 
-    Of unit vectors this is the cosine distance less 1, and half the squared Euclidean distance less 1. Eq. 3 sees
-    neither a shift nor a positive scale of a row, so all three give the same weights.
+    For unit vectors this is the cosine distance minus 1, and also half of the squared Euclidean distance minus 1. Eq. 3
+    does not depend on a shift or a positive scale of a row, so all three distances give the same weights.
     """
-    kind = jnp.promote_types(queries.dtype, jnp.float32)
-    # Full float32: GPUs would otherwise round to TF32, too coarse to tell near neighbours apart.
-    return -jnp.matmul(queries.astype(kind), keys.astype(kind).T, precision="highest")
+    dtype = jnp.promote_types(queries.dtype, jnp.float32)
+    # In full float32: by default GPUs round to TF32, which cannot distinguish near neighbors.
+    return -jnp.matmul(queries.astype(dtype), keys.astype(dtype).T, precision="highest")
 
 
 def search(
     queries: jax.Array,
     keys: jax.Array,
     sparsity: int,
-    own: jax.Array | None = None,
+    self_columns: jax.Array | None = None,
     block: int = BLOCK,
     recall: float = 1.0,
 ) -> Neighbors:
-    """The s + 1 nearest columns of each image and their weights (Eq. 3).
+    """Finds the s + 1 nearest columns of each image and their weights (Eq. 3).
 
-    The result does not depend on `block`, nor on how the columns are sharded.
+    The result depends neither on `block` nor on how the columns are sharded.
 
     Args:
       queries: (B, K).
       keys: (N, K), or this device's part of them; s + 1 <= N.
       sparsity: s of Eq. 3.
-      own: (B,), the column that is the image itself and takes no part; -1 for none.
-      block: how many columns' distances are held at a time.
-      recall: 1 for the exact search. Less allows accelerators the approximate `lax.approx_min_k`.
+      self_columns: (B,), the column of each image itself, which is never its neighbor; -1 for images that are not
+        among the columns.
+      block: how many columns' distances are in memory at a time.
+      recall: 1 for exact search. With a smaller value, accelerators use the approximate `lax.approx_min_k`.
 
     Raises:
       ValueError: s < 1, or a device has fewer than s + 1 columns.
 
     >>> keys = jnp.array([[0.2], [0.9], [0.4]])
-    >>> found = search(jnp.array([[1.0]]), keys, 2)
-    >>> found.columns.tolist(), found.weights.round(3).tolist()
+    >>> nearest = search(jnp.array([[1.0]]), keys, 2)
+    >>> nearest.columns.tolist(), nearest.weights.round(3).tolist()
     ([[1, 2, 0]], [[0.778, 0.222, 0.0]])
     """
     graph.check_sparsity(sparsity, keys.shape[0])
     size, count = keys.shape[0], sparsity + 1
     offset = first_row(size)
     block = min(block, size)
-    own = jnp.full(queries.shape[:1], -1) if own is None else own
+    self_columns = jnp.full(queries.shape[:1], -1) if self_columns is None else self_columns
 
-    def merge(kept: tuple[jax.Array, jax.Array], start: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-        index, columns = _block(keys, start, block)
-        d = distances(queries, columns)
-        d = jnp.where((index >= start) & (index + offset != own[:, None]), d, jnp.inf)
-        nearest, place = _smallest(d, min(count, block), recall)
-        candidates = jnp.append(kept[0], nearest, -1), jnp.append(kept[1], index[place] + offset, -1)
+    def merge(nearest: tuple[jax.Array, jax.Array], start: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        index, block_keys = _block(keys, start, block)
+        d = distances(queries, block_keys)
+        d = jnp.where((index >= start) & (index + offset != self_columns[:, None]), d, jnp.inf)
+        block_distances, position = _smallest(d, min(count, block), recall)
+        candidates = jnp.append(nearest[0], block_distances, -1), jnp.append(nearest[1], index[position] + offset, -1)
         return _nearest(candidates, count), None
 
-    kind = jnp.promote_types(queries.dtype, jnp.float32)
-    none = (jnp.full((len(queries), count), jnp.inf, kind), jnp.zeros((len(queries), count), jnp.int32))
-    nearest = lax.scan(merge, none, jnp.arange(0, size, block, dtype=jnp.int32))[0]
+    dtype = jnp.promote_types(queries.dtype, jnp.float32)
+    empty = (jnp.full((len(queries), count), jnp.inf, dtype), jnp.zeros((len(queries), count), jnp.int32))
+    nearest = lax.scan(merge, empty, jnp.arange(0, size, block, dtype=jnp.int32))[0]
     d, index = _nearest((all_gather(nearest[0], axis=1), all_gather(nearest[1], axis=1)), count)
     return Neighbors(graph.sparse_neighbors(d, sparsity), index, d)
 
 
-def narrowed(neighbors: Neighbors, sparsity: int) -> Neighbors:
-    """What `search` returns with a smaller sparsity."""
+def reduce_sparsity(neighbors: Neighbors, sparsity: int) -> Neighbors:
+    """The neighbors that `search` returns for a smaller sparsity, without another search."""
     d = neighbors.distances[:, : sparsity + 1]
     return Neighbors(graph.sparse_neighbors(d, sparsity), neighbors.columns[:, : sparsity + 1], d)
 
@@ -157,60 +160,66 @@ def propagate(
     keys: jax.Array,
     signals: jax.Array,
     neighbors: Neighbors,
-    own: jax.Array | None = None,
+    self_columns: jax.Array | None = None,
     block: int = BLOCK,
 ) -> jax.Array:
-    """P Y: what the neighbours of each image send it, (B, F).
+    """Computes P Y, the weighted sum of the neighbors' signals, (B, F).
 
-    Where all s + 1 nearest distances of an image are equal, all columns at that distance share its row, however many
-    they are, see `graph.sparse_neighbors`. Only then are the columns looked at again.
+    If the s + 1 smallest distances of an image are equal, all columns at that distance have the same weight; see
+    `graph.sparse_neighbors`. There may be more than s + 1 of them, so that the columns are searched a second time. In
+    all other cases this function equals `weighted_sum`.
 
     Args:
-      queries, keys, own, block: as `search` was given them.
+      queries, keys, self_columns, block: the arguments of `search`.
       signals: (N, F), or this device's part of them.
-      neighbors: what `search` returned.
+      neighbors: the result of `search`.
     """
     size = keys.shape[0]
     offset = first_row(size)
-    mixed = weighted_sum(signals, neighbors)
-    least = neighbors.distances[:, :1]
-    tied = neighbors.distances[:, -1:] == least
+    sums = weighted_sum(signals, neighbors)
+    smallest = neighbors.distances[:, :1]
+    all_tied = neighbors.distances[:, -1:] == smallest
 
-    def share_equally() -> jax.Array:
-        nobody = jnp.full(queries.shape[:1], -1) if own is None else own
+    def mean_over_ties() -> jax.Array:
+        excluded = jnp.full(queries.shape[:1], -1) if self_columns is None else self_columns
 
         def add(total: tuple[jax.Array, jax.Array], start: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-            index, columns = _block(keys, start, min(block, size))
-            at_least = distances(queries, columns) <= least
-            equal = (at_least & (index >= start) & (index + offset != nobody[:, None])).astype(mixed.dtype)
-            values = lax.dynamic_slice_in_dim(signals, index[0], len(index)).astype(mixed.dtype)
-            values = jnp.matmul(equal, values, precision="highest")
-            return (total[0] + values, total[1] + jnp.sum(equal, axis=-1, keepdims=True)), None
+            index, block_keys = _block(keys, start, min(block, size))
+            is_nearest = distances(queries, block_keys) <= smallest
+            is_tied = (is_nearest & (index >= start) & (index + offset != excluded[:, None])).astype(sums.dtype)
+            values = lax.dynamic_slice_in_dim(signals, index[0], len(index)).astype(sums.dtype)
+            values = jnp.matmul(is_tied, values, precision="highest")
+            return (total[0] + values, total[1] + jnp.sum(is_tied, axis=-1, keepdims=True)), None
 
-        none = (jnp.zeros_like(mixed), jnp.zeros_like(least))
-        values, counts = psum(lax.scan(add, none, jnp.arange(0, size, min(block, size), dtype=jnp.int32))[0])
-        # A column's distance may be rounded otherwise here; the list that the search kept then stands.
-        return jnp.where(tied & (counts >= neighbors.columns.shape[1]), values / jnp.maximum(counts, 1), mixed)
+        zeros = (jnp.zeros_like(sums), jnp.zeros_like(smallest))
+        values, counts = psum(lax.scan(add, zeros, jnp.arange(0, size, min(block, size), dtype=jnp.int32))[0])
+        # A distance may be rounded differently here than in the search. If ties are missing, keep the search's result.
+        return jnp.where(all_tied & (counts >= neighbors.columns.shape[1]), values / jnp.maximum(counts, 1), sums)
 
-    return lax.cond(jnp.any(tied), share_equally, lambda: mixed)
+    return lax.cond(jnp.any(all_tied), mean_over_ties, lambda: sums)
 
 
 def embed(features: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
-    """Unit vectors of standardized features, (B, K), as queries or keys: their distance is that of the cosine."""
+    """Standardizes features (B, K) and scales them to unit length, so that `distances` are cosine distances.
+
+    Args:
+      features: (B, K).
+      mean, scale: (K,), the mean and standard deviation to standardize with.
+    """
     x = (features - mean) / scale
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def make_bank(features: jax.Array, labels: jax.Array, signals: jax.Array, settings: Settings, dtype: Any) -> Bank:
-    """The bank of N training images.
+    """Makes the bank of N training images.
 
     Args:
-      features: (N, K), in the space that `settings` names. In the space `head` they are the rows of the head's decision
-        layer with their biases, (N, K + 1), and are used as they are.
-      labels: (N,).
-      signals: (N, C).
-      settings: how the bank is used.
-      dtype: of the keys; half precision halves the bank.
+      features: (N, K), in the space `settings.space`. In the space `head` they are the rows of the head's decision
+        layer with the biases as last column, (N, K + 1), which become keys without being standardized.
+      labels: (N,), the classes.
+      signals: (N, C), what each image sends to its neighbors.
+      settings: how the graph is built and used.
+      dtype: dtype of the keys. Half precision halves the memory of the bank.
     """
     if settings.space == "head":
         mean, scale, keys = jnp.zeros(()), jnp.ones(()), -features
@@ -221,59 +230,65 @@ def make_bank(features: jax.Array, labels: jax.Array, signals: jax.Array, settin
 
 
 def queries(bank: Bank, features: jax.Array) -> jax.Array:
-    """What `search` takes of images with these features in the bank's space, (B, K)."""
+    """The queries (B, K) of images with features (B, K) in the bank's space."""
     return features if bank.settings.space == "head" else embed(features, bank.mean, bank.scale)
 
 
-def answer(bank: Bank, logits: jax.Array, features: jax.Array, own: jax.Array | None = None) -> Answer:
-    """The answer of a student with the training-set graph. It depends on no other image of the batch.
+def answer(bank: Bank, logits: jax.Array, features: jax.Array, self_columns: jax.Array | None = None) -> Answer:
+    """Predicts with the training-set graph. The prediction for an image does not depend on the rest of the batch.
 
     Args:
       bank: the training images.
-      logits: (B, C), the student's own, up to a constant for each image.
-      features: (B, K), of the images in the bank's space. In the space `head` they are the head's output with a 1
-        appended, (B, K + 1), so that the distance is the output of the image's decision layer.
-      own: (B,), where an image is itself in the bank, its place there, which takes no part; -1 for none.
+      logits: (B, C), the student's logits. A constant added to a row has no effect.
+      features: (B, K), the features of the images in the bank's space. In the space `head` they are the head's output
+        with a 1 appended, (B, K + 1), so that the distances are the outputs of the head's decision layer.
+      self_columns: (B,), the position in the bank of each image itself, which is never its neighbor; -1 for images
+        that are not in the bank.
     """
-    settings, unit = bank.settings, queries(bank, features)
-    found = search(unit, bank.keys, settings.sparsity, own)
-    votes = propagate(unit, bank.keys, bank.signals, found, own)
-    return Answer(combine(logits, votes, settings.weight, settings.epsilon), votes, found)
+    settings, image_queries = bank.settings, queries(bank, features)
+    neighbors = search(image_queries, bank.keys, settings.sparsity, self_columns)
+    votes = propagate(image_queries, bank.keys, bank.signals, neighbors, self_columns)
+    return Answer(combine(logits, votes, settings.weight, settings.epsilon), votes, neighbors)
 
 
 def weighted_sum(signals: jax.Array, neighbors: Neighbors) -> jax.Array:
-    """P Y of the columns that `search` lists, (B, F): what `propagate` gives where no more than these are tied."""
+    """P Y over the columns in `neighbors` alone, (B, F). It equals `propagate` unless more than s + 1 columns are tied.
+
+    Args:
+      signals: (N, F), or this device's part of them.
+      neighbors: the result of `search`.
+    """
     size = signals.shape[0]
-    local = neighbors.columns - first_row(size)
-    here = (local >= 0) & (local < size)
-    rows = signals[jnp.clip(local, 0, size - 1)].astype(neighbors.weights.dtype)
-    return psum(jnp.einsum("bs,bsf->bf", jnp.where(here, neighbors.weights, 0), rows))
+    local_columns = neighbors.columns - first_row(size)
+    is_local = (local_columns >= 0) & (local_columns < size)
+    rows = signals[jnp.clip(local_columns, 0, size - 1)].astype(neighbors.weights.dtype)
+    return psum(jnp.einsum("bs,bsf->bf", jnp.where(is_local, neighbors.weights, 0), rows))
 
 
 def combine(logits: jax.Array, votes: jax.Array, weight: jax.Array | float, epsilon: jax.Array | float) -> jax.Array:
-    """z + lambda log(P Y + epsilon): logits (B, C) and the neighbours' votes P Y (B, C), of labels or probabilities.
+    """Combines logits z and votes P Y, both (B, C), to logits z + weight * log(P Y + epsilon), (B, C).
 
-    The two are combined as independent evidence: a product of the student's probabilities and the votes to the power
-    of lambda. Epsilon bounds what no vote at all can say.
+    The resulting probabilities are proportional to the student's probabilities times (P Y + epsilon)^weight, as for two
+    independent pieces of evidence. Epsilon keeps the logarithm finite for classes without any vote.
     """
     return logits + weight * jnp.log(votes + epsilon)
 
 
 def _block(keys: jax.Array, start: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
-    """The indices and keys of a block of columns. The last block is moved back to end with the last column."""
+    """The indices and keys of a block of columns. The last block is shifted so that it ends at the last column."""
     first = jnp.minimum(start, keys.shape[0] - block)
     return first + jnp.arange(block, dtype=jnp.int32), lax.dynamic_slice_in_dim(keys, first, block)
 
 
 def _smallest(numbers: jax.Array, count: int, recall: float = 1.0) -> tuple[jax.Array, jax.Array]:
-    """The `count` smallest numbers of each row, smallest first, and their places."""
+    """The `count` smallest numbers of each row in ascending order, and their positions."""
     if recall < 1:
         return lax.approx_min_k(numbers, count, recall_target=recall)
-    largest, place = lax.top_k(-numbers, count)
-    return -largest, place
+    largest, positions = lax.top_k(-numbers, count)
+    return -largest, positions
 
 
 def _nearest(candidates: tuple[jax.Array, jax.Array], count: int) -> tuple[jax.Array, jax.Array]:
-    """The nearest of candidates, given by distance and index."""
-    nearest, place = _smallest(candidates[0], count)
-    return nearest, jnp.take_along_axis(candidates[1], place, axis=-1)
+    """The distances and indices of the `count` nearest candidates, which are given by distances and indices."""
+    nearest, positions = _smallest(candidates[0], count)
+    return nearest, jnp.take_along_axis(candidates[1], positions, axis=-1)

@@ -1,10 +1,10 @@
-"""CIFAR-10: ResNet34 teaches the graph student; another pair by `:resnet50-resnet18` and the like.
+"""CIFAR-10: the teacher is ResNet34, the student is the graph student. `:resnet50-resnet18` chooses another pair.
 
     python -m cnn2gnn_jax.main --config=configs/cifar10.py
     python -m cnn2gnn_jax.main --config=configs/cifar10.py:smoke
 
-The paper gives its figures in a supplement that is not public. Full size is for an accelerator; `:smoke` takes minutes
-on 2 CPU cores.
+The paper reports CIFAR-10 in a supplement that is not public. The full size needs an accelerator. `:smoke` takes a few
+minutes on 2 CPU cores.
 """
 
 import ml_collections

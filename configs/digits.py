@@ -1,8 +1,8 @@
-"""The demo: 1,797 real 8x8 images that come with scikit-learn; ten classes, no download.
+"""The demo on digits: 1,797 images of 8x8 pixels in ten classes, which are part of scikit-learn. Nothing is downloaded.
 
     python -m cnn2gnn_jax.main --config=configs/digits.py
 
-Under 3 minutes on 2 CPU cores. The paper has no figure for this data set.
+It takes less than 3 minutes on 2 CPU cores. The paper does not use this data set.
 """
 
 import ml_collections
@@ -22,7 +22,7 @@ def get_config(word: str = "") -> ml_collections.ConfigDict:
 
 
 def _smoke(config: ml_collections.ConfigDict) -> None:
-    """Seconds: enough to see that everything runs."""
+    """Reduces a run to seconds, to check that everything works."""
     config.name += "-smoke"
     config.teacher.network = "resnet8"
     config.teacher.train.epochs = config.student.train.epochs = 3

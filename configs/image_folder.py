@@ -1,6 +1,6 @@
 """A folder of your own images: DIR/<class>/<image>, or DIR/train/<class>/<image> and DIR/test/<class>/<image>.
 
-Tiny-ImageNet, as published, is such a folder as well.
+Tiny-ImageNet can be used as published, because it is such a folder.
 
 python -m cnn2gnn_jax.main --config=configs/image_folder.py --config.data.manual_dir=DIR --workdir=runs/mine
 python -m cnn2gnn_jax.predict --workdir=runs/mine IMAGE_OR_FOLDER...
@@ -28,6 +28,6 @@ def get_config(word: str = "") -> ml_collections.ConfigDict:
 
 
 def _smoke(config: ml_collections.ConfigDict) -> None:
-    """Seconds to a minute: enough to see that a folder is as it should be."""
+    """Reduces a run to a minute or less, to check that the folder can be read."""
     config.name += "-smoke"
     config.teacher.train.epochs = config.student.train.epochs = 3

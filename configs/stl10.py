@@ -1,11 +1,12 @@
-"""STL-10 at 32x32 pixels: ResNet34 teaches the graph student; another pair by `:resnet50-resnet18` and the like.
+"""STL-10 at 32x32 pixels: the teacher is ResNet34, the student is the graph student.
 
     python -m cnn2gnn_jax.main --config=configs/stl10.py
     python -m cnn2gnn_jax.main --config=configs/stl10.py:smoke
     python -m cnn2gnn_jax.main --config=configs/stl10.py --config.data.image_size=0 --config.teacher.stem=downsample
 
-The paper gives its figures in a supplement that is not public, and does not say the size; the last line takes the
-images as published, 96x96. Full size is for an accelerator; `:smoke` takes minutes on 2 CPU cores.
+`:resnet50-resnet18` chooses another pair. The paper reports STL-10 in a supplement that is not public, and does not
+state the image size. The last command uses the published size of 96x96 pixels. The full size needs an accelerator.
+`:smoke` takes a few minutes on 2 CPU cores.
 """
 
 import ml_collections

@@ -103,7 +103,7 @@ def title_and_lead(name: str) -> tuple[str, str]:
 def _fields() -> str:
     source = (ROOT / "configs" / "base.py").read_text(encoding="utf-8")
     lead = (
-        "`configs/base.py` holds every field of a config with its meaning and its default. Set a field on the command "
+        "`configs/base.py` has every field of a config with its default and description. Set a field on the command "
         "line as `--config.student.sparsity=10`."
     )
     return f"# Config fields\n\n{lead}\n\n```python\n{source}```\n"

@@ -1,4 +1,4 @@
-"""Every field of configs/base.py refuses, in one line that names it, what makes no sense."""
+"""Every field of configs/base.py refuses invalid values, with an error of one line that names the field."""
 
 import math
 
@@ -15,7 +15,7 @@ from cnn2gnn_jax.runtime.fields import EVALUATION, NOTHING, TRAINING
 
 HUGE_INT, HUGE = 10**15, 1e30
 
-# Each number: values that make sense, and values that do not. Together a negative, zero, and a huge one.
+# Valid and invalid values of each number. Together they include a negative one, zero, and a huge one.
 NUMBERS = {
     "seed": ([0, 7], [-1, HUGE_INT]),
     "seeds": ([1, 10], [-1, 0, HUGE_INT]),
@@ -25,7 +25,7 @@ NUMBERS = {
     "data.split_seed": ([0, 3], [-1, HUGE_INT]),
     "data.test_fraction": ([0.1, 0.5], [-0.1, 0.0, 1.0, HUGE]),
     "data.image_size": ([0, 32], [-1, HUGE_INT]),
-    "data.classes": ([0, 2, HUGE_INT], [-1, 1]),  # too many are refused where it is loaded, see tests/data
+    "data.classes": ([0, 2, HUGE_INT], [-1, 1]),  # `data.load` refuses too many; see tests/data
     "data.limit": ([0, 50, HUGE_INT], [-1]),
     "evaluate.anchor_batches": ([1, 3], [-1, 0, HUGE_INT]),
     "evaluate.anchor_seed": ([0, 3], [-1, HUGE_INT]),
@@ -36,8 +36,8 @@ NUMBERS = {
     "student.hidden": ([1, 256], [-1, 0, HUGE_INT]),
     "student.sparsity": ([1, 99], [-1, 0, 100, HUGE_INT]),
     "student.classes_per_batch": ([0, 1, 10], [-1, 11, 101, HUGE_INT]),
-    "student.off_weight": ([0.0, 1.0], [-1.0, HUGE]),
-    "student.threshold": ([0.0, 0.5], [-0.1, HUGE]),
+    "student.graph_off_loss_weight": ([0.0, 1.0], [-1.0, HUGE]),
+    "student.edge_threshold": ([0.0, 0.5], [-0.1, HUGE]),
     "teacher.seed": ([0, 3], [-1, HUGE_INT]),
     "distill.angle_weight": ([0.0, 50.0], [-1.0, HUGE]),
     "distill.beta": ([0.0, 8.0], [-1.0, HUGE]),
@@ -65,13 +65,13 @@ TRAIN = {
 }
 NUMBERS |= {f"{role}.train.{field}": values for role in ("teacher", "student") for field, values in TRAIN.items()}
 
-# Words that are one of a few, and tuples: what is refused.
+# Invalid values of strings with a few allowed values, and of tuples.
 WORDS = {
     "compute_dtype": ["float16", ""],
     "data.residency": ["disk", ""],
     "distill.policy": ["imagenet", ""],
-    "evaluate.split": ["train", "", "holdout"],  # the last: nothing is held out
-    "evaluate.reading": ["other", ""],
+    "evaluate.split": ["train", "", "holdout"],  # holdout is invalid because nothing is held out
+    "evaluate.mechanism2_graph": ["other", ""],
     "method": ["svm", ""],
     "parallel.backend": ["mpi", ""],
     "student.backbone": ["resnet7", ""],
@@ -100,14 +100,14 @@ for _role in ("teacher", "student"):
         f"{_role}.train.schedule": ["linear", ""],
     }
 
-ANYTHING = {  # true or false, and free text; data.name is refused where it is looked up, see tests/data
+ANYTHING = {  # booleans and free text; tests/data checks that an unknown data.name is refused
     *("compilation_cache", "tensorboard", "evaluate.graph_off", "student.self_loops", "distill.tau_squared"),
     *("parallel.seeds", "parallel.shard_head"),
     *("teacher.train.augment", "student.train.augment", "name", "cache_dir", "data.manual_dir", "data.name"),
     *("data.skip_unreadable", "teacher.logits_file", "evaluate.training_set.enabled"),
 }
 
-METHODS = {  # the fields of `distill` and a method that uses them; the others' is cnn2gnn
+METHODS = {  # fields of `distill` and a method that uses them; cnn2gnn uses the other fields
     "angle_weight": "rkd",
     "beta": "dkd",
     "distance_weight": "rkd",
@@ -172,13 +172,13 @@ def check(config, dataset):
         ("student.graph", "knn", "student.graph is 'knn': choose one of learned, off, inner_product, euclidean, "),
     ],
 )
-def test_an_error_says_what_was_found_and_what_is_allowed(field, value, message):
+def test_an_error_states_the_value_and_the_allowed_ones(field, value, message):
     with pytest.raises(UserError) as refused:
         configs.resolve(config_of(field, value))
     assert str(refused.value).startswith(message)
 
 
-def test_a_field_that_a_config_file_makes_up_is_refused():
+def test_an_unknown_field_in_a_config_file_is_refused():
     config = base.get_config()
     config.student.sparcity = 3
     with pytest.raises(
@@ -187,13 +187,24 @@ def test_a_field_that_a_config_file_makes_up_is_refused():
         configs.resolve(config)
 
 
-def test_fields_are_what_their_lines_say():
+@pytest.mark.parametrize(("old", "new"), fields.RENAMED.items())
+def test_a_renamed_field_in_a_config_file_is_refused_with_its_new_name(old, new):
+    assert old not in base.FIELDS and new in base.FIELDS
+    config = base.get_config()
+    section, _, name = old.rpartition(".")
+    with config.unlocked():
+        setattr(config[section], name, base.FIELDS[new].default)
+    with pytest.raises(UserError, match=f"{old} is now called {new}: use the new name"):
+        configs.resolve(config)
+
+
+def test_a_field_follows_its_line_in_fields():
     """The type, the default and the fingerprint of a field all follow from its line in configs/base.py."""
     for field, line in base.FIELDS.items():
-        of_type = isinstance(line.default, type)
-        assert FIELDS[field] is (line.default if of_type else type(line.default)), field
-        assert line.meaning and line.changes in (TRAINING, EVALUATION, NOTHING), field
-        if not of_type and line.allowed is not None:
+        default_is_type = isinstance(line.default, type)
+        assert FIELDS[field] is (line.default if default_is_type else type(line.default)), field
+        assert line.description and line.changes in (TRAINING, EVALUATION, NOTHING), field
+        if not default_is_type and line.allowed is not None:
             fields.check(fields.to_config({field: line}), base.FIELDS)  # the default is allowed
     other = {
         "name": "x",
@@ -213,7 +224,7 @@ def test_fields_are_what_their_lines_say():
         elif FIELDS[field] is tuple:
             value = line.default[:1]
         elif value is None:
-            words = {"split": "holdout", "reading": "test_rows", "training_set.key_type": "float32"}
+            words = {"split": "holdout", "mechanism2_graph": "test_rows", "training_set.key_type": "float32"}
             value = words[field.removeprefix("evaluate.")]
         changed = base.get_config()
         of_training_set = field.startswith("evaluate.training_set.")
@@ -227,15 +238,16 @@ def test_fields_are_what_their_lines_say():
         assert same == (line.changes == NOTHING), field
 
 
-def test_fingerprints_stay_what_they_were_so_that_caches_stay_valid(monkeypatch):
+def test_fingerprints_do_not_change_so_that_caches_stay_valid(monkeypatch):
     monkeypatch.setattr(configs, "STUDENT_FORMAT", 3)
     monkeypatch.setattr(configs, "TEACHER_FORMAT", 2)
     config = configs.resolve(base.get_config())
-    assert configs.student_fingerprint(config, "data") == "300f6f43aa31357a"
-    assert configs.cell_fingerprint(config) == "effaa3e056884261"
+    assert configs.student_fingerprint(config, "data") == "29028cf4f7511c7a"
+    assert configs.teacher_fingerprint(config, "data") == "347eafe163e31839"
+    assert configs.cell_fingerprint(config) == "0fb05b316b28c7bb"
 
 
-def test_no_field_is_forgotten():
+def test_every_field_has_a_test():
     assert set(NUMBERS) | set(WORDS) | ANYTHING == set(FIELDS)
     assert {field for field, kind in FIELDS.items() if kind in (int, float)} == set(NUMBERS)
     for field, (sense, nonsense) in NUMBERS.items():
@@ -244,7 +256,7 @@ def test_no_field_is_forgotten():
 
 
 @pytest.mark.parametrize(("field", "value"), [(f, value) for f, (sense, _) in NUMBERS.items() for value in sense])
-def test_a_number_that_makes_sense_is_taken(field, value, dataset):
+def test_a_valid_number_is_accepted(field, value, dataset):
     check(config_of(field, value), dataset)
 
 
@@ -254,7 +266,7 @@ BAD += [(f, value) for f, values in WORDS.items() for value in values]
 
 
 @pytest.mark.parametrize(("field", "value"), BAD)
-def test_a_value_that_makes_no_sense_is_refused_in_one_line_that_names_it(field, value, dataset):
+def test_an_invalid_value_is_refused_in_one_line_that_names_the_field(field, value, dataset):
     with pytest.raises(UserError) as refused:
         check(config_of(field, value), dataset)
     message = str(refused.value)

@@ -90,7 +90,7 @@ def numpy_adjacency(name, params, nodes, rows):
     return (p + p.T) / 2
 
 
-def numpy_factor(adjacency, self_loops):
+def numpy_normalized_adjacency(adjacency, self_loops):
     looped = adjacency + self_loops * np.eye(len(adjacency))
     root = np.diag(looped.sum(-1) ** -0.5)
     return root @ looped @ root
@@ -98,9 +98,9 @@ def numpy_factor(adjacency, self_loops):
 
 def numpy_student(name, params, nodes, rows, self_loops):
     """Logits and first activations of Eq. 2 twice."""
-    factor = numpy_factor(numpy_adjacency(name, params, nodes, rows), self_loops)
-    hidden = relu(factor @ nodes @ params["layer1"]["Dense_0"]["kernel"])
-    return factor @ hidden @ params["layer2"]["Dense_0"]["kernel"], hidden
+    normalized = numpy_normalized_adjacency(numpy_adjacency(name, params, nodes, rows), self_loops)
+    hidden = relu(normalized @ nodes @ params["layer1"]["Dense_0"]["kernel"])
+    return normalized @ hidden @ params["layer2"]["Dense_0"]["kernel"], hidden
 
 
 def numpy_stem(params, x, epsilon=1e-5):
@@ -118,14 +118,14 @@ def numpy_stem(params, x, epsilon=1e-5):
 
 @pytest.mark.parametrize("leading", [(), (2,)])
 def test_graph_convolution_is_pxw(leading):
-    x, factor = (
+    x, normalized = (
         np.random.default_rng(0).normal(size=(*leading, 6, 3)),
         np.random.default_rng(1).random((*leading, 6, 6)),
     )
     layer = GraphConvolution(5)
-    variables = layer.init(jax.random.key(0), x, factor)
+    variables = layer.init(jax.random.key(0), x, normalized)
     weight = np.float64(variables["params"]["Dense_0"]["kernel"])
-    close(layer.apply(variables, x, factor), factor @ x @ weight)
+    close(layer.apply(variables, x, normalized), normalized @ x @ weight)
     close(layer.apply(variables, x, None), x @ weight)
 
 
@@ -145,13 +145,13 @@ def test_student_equals_numpy(name, self_loops):
         close(adjacency, numpy_adjacency(name, variables["params"], nodes, rows))
 
 
-def test_off_is_a_perceptron():
+def test_the_graph_off_equals_a_perceptron():
     module = student("off")
     inputs, _, variables = setting(module, 6)
     first, second = (variables["params"][layer]["Dense_0"]["kernel"] for layer in ("layer1", "layer2"))
     expected = relu(inputs.reshape(6, -1) @ first) @ second
     close(module.apply(variables, inputs, None)[0].logits, expected)
-    # No image sees another.
+    # No image affects another.
     close(module.apply(variables, inputs[2:3], None)[0].logits, expected[2:3])
     assert set(variables["params"]) == {"layer1", "layer2"}
 
@@ -160,8 +160,8 @@ def test_stem_equals_numpy():
     module = gnn.Stem((3, 5), dtype=jnp.float64)
     x = images(6)
     variables = random_variables(module, x)
-    found, _ = jax.jit(lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"]))(variables, x)
-    close(found, numpy_stem(variables["params"], x))
+    actual, _ = jax.jit(lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"]))(variables, x)
+    close(actual, numpy_stem(variables["params"], x))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 8)])
@@ -196,7 +196,7 @@ def test_stored_half_precision_features_become_float32():
     assert gnn.Flatten().apply({}, jnp.zeros((2, 3), jnp.bfloat16)).dtype == jnp.float32
 
 
-def test_the_head_is_that_of_the_paper():
+def test_the_head_has_the_shapes_of_the_paper():
     module = GraphStudent(num_classes=10, backbone=gnn.Flatten(), sparsity=2)
     rows = HeadRows(jnp.zeros((3, 256)), jnp.zeros(3))
     params = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((3, 64)), rows)["params"]
@@ -236,11 +236,10 @@ def run_step(*arguments):
     return jax.device_get(step(*arguments))
 
 
-SIZE = 16  # of the batches below
+SIZE = 16  # batch size in the tests below
 LABELS = np.arange(SIZE) % CLASSES
-EVERYONE = np.ones(SIZE, bool)
-PADDED = EVERYONE.copy()
-PADDED[[4, 5, 11]] = False  # over eight devices, one holds padding alone
+PADDED = np.ones(SIZE, bool)
+PADDED[[4, 5, 11]] = False  # with eight devices, one has only padding
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -269,7 +268,7 @@ def test_gradients_are_right_and_reach_every_parameter(name):
     assert abs(slope) > 1e-3
 
 
-# A compiled step may compute a number twice and round it in two ways: no gradient may hang on the two being equal.
+# A compiled step may compute the same number twice and round it differently. Gradients must not depend on equality.
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -280,11 +279,11 @@ def test_compiled_float32_gradients_equal_those_in_float64(name):
     for dtype in (np.float32, np.float64):
         arguments = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), (variables, rows, inputs))
         gradients.append(run_step(module, *arguments, np.arange(100) % CLASSES, np.ones(100, bool))[-1])
-    jax.tree.map(lambda found, e: close(found, e, rtol=0, atol=1e-3 * np.abs(e).max()), *gradients)
+    jax.tree.map(lambda actual, e: close(actual, e, rtol=0, atol=1e-3 * np.abs(e).max()), *gradients)
 
 
 def test_compiled_float32_gradients_of_the_stem_equal_those_in_float64():
-    x = np.random.default_rng(0).normal(size=(100, 2, 2, 3))  # where XLA did round in two ways
+    x = np.random.default_rng(0).normal(size=(100, 2, 2, 3))  # for this shape XLA did round differently
     gradients = []
     for dtype in (np.float32, np.float64):
         module = gnn.Stem((128,), dtype=dtype)
@@ -296,7 +295,7 @@ def test_compiled_float32_gradients_of_the_stem_equal_those_in_float64():
             return jnp.mean(jnp.sin(3 * nodes))
 
         gradients.append(jax.jit(jax.grad(loss))(variables["params"], x.astype(dtype)))
-    jax.tree.map(lambda found, e: close(found, e, rtol=0, atol=1e-3 * np.abs(e).max()), *gradients)
+    jax.tree.map(lambda actual, e: close(actual, e, rtol=0, atol=1e-3 * np.abs(e).max()), *gradients)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -310,8 +309,8 @@ def test_a_padded_batch_equals_the_batch_without_padding(name):
         inputs[~PADDED] = padding * np.random.default_rng(3).normal(size=inputs[~PADDED].shape)
         loss, logits, stats, (params, row_gradients) = run_step(module, variables, rows, inputs, LABELS, PADDED)
         jax.tree.map(close, (loss, logits[keep], stats, params), (*expected[:3], expected[3][0]))
-        jax.tree.map(lambda found, plain: close(found[keep], plain), row_gradients, expected[3][1])
-        jax.tree.map(lambda found: np.testing.assert_array_equal(found[~PADDED], 0), row_gradients)
+        jax.tree.map(lambda actual, plain: close(actual[keep], plain), row_gradients, expected[3][1])
+        jax.tree.map(lambda actual: np.testing.assert_array_equal(actual[~PADDED], 0), row_gradients)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -328,7 +327,7 @@ def test_the_order_of_a_batch_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_images_see_each_other_unless_the_graph_is_off(name):
+def test_images_affect_each_other_unless_the_graph_is_off(name):
     module = student(name)
     inputs, rows, variables = setting(module, 8)
     changed = inputs.copy()
@@ -343,15 +342,15 @@ def over(devices, function, in_specs, out_specs):
 
 
 @pytest.mark.parametrize(("name", "devices"), [("learned", 2), *((name, 8) for name in GRAPHS)])
-def test_over_devices_graph_and_gradients_are_those_of_the_global_batch(name, devices):
+def test_graph_and_gradients_over_devices_are_those_of_the_global_batch(name, devices):
     module = student(name, stem())
     inputs, rows, variables = setting(module, SIZE)
     part = P("batch")
     spread_step = over(devices, functools.partial(step, module), (P(), P(), part, part, part), (P(), part, P(), P()))
-    found = spread_step(variables, rows, inputs, LABELS, PADDED)
+    actual = spread_step(variables, rows, inputs, LABELS, PADDED)
     expected = run_step(module, variables, rows, inputs, LABELS, PADDED)
     assert np.abs(expected[1]).max() > 0.01
-    jax.tree.map(close, found, expected)
+    jax.tree.map(close, actual, expected)
 
 
 def test_the_adjacency_over_devices_is_global():

@@ -18,7 +18,7 @@ def x64():
         yield
 
 
-# Compiled, as in use, and for the sake of time.
+# Compiled, as in training, which is also faster.
 sparse_neighbors = jax.jit(graph.sparse_neighbors, static_argnums=1)
 normalize = jax.jit(graph.normalize, static_argnums=1)
 squared_distances = jax.jit(graph.squared_distances)
@@ -55,7 +55,7 @@ def gamma(distances, sparsity):
 def quadratic_program(distances, gamma):
     """Eq. 5 with the squared l2 distance to the uniform distribution, by sequential quadratic programming."""
     n = len(distances)
-    # Its verdict is not asked: it calls failure a step that rounding allows no more, as at the optimum.
+    # The success flag is ignored: SLSQP reports failure when rounding allows no further step, as at the optimum.
     return scipy.optimize.minimize(
         lambda p: distances @ p + gamma * np.sum((p - 1 / n) ** 2),
         np.full(n, 1 / n),
@@ -107,7 +107,7 @@ def test_ties_are_the_limit_of_the_quadratic_program(x64):
 
 
 @pytest.mark.parametrize("sparsity", [1, 4, 11])
-def test_shift_and_positive_scale_of_a_row_change_nothing(sparsity):
+def test_weights_are_invariant_to_shift_and_positive_scale_of_a_row(sparsity):
     d = distinct_integers(1, 8, 12)
     expected = sparse_neighbors(d, sparsity)
     np.testing.assert_array_equal(sparse_neighbors(d + 1024, sparsity), expected)
@@ -124,7 +124,7 @@ def test_extreme_magnitudes_keep_weights_and_finite_gradients(scale):
     np.testing.assert_allclose(gradient * np.float32(scale), [[0.24, -0.12, 0.04, 0, -0.16]], atol=1e-5)
 
 
-def test_both_zeros_are_one_distance():
+def test_positive_and_negative_zero_are_equal_distances():
     np.testing.assert_array_equal(sparse_neighbors(jnp.array([[0.0, -0.0, 1.0]]), 1), [[0.5, 0.5, 0]])
     np.testing.assert_array_equal(sparse_neighbors(jnp.array([[1.0, -0.0, 0.0]]), 2), [[0, 0.5, 0.5]])
 
@@ -150,7 +150,7 @@ def test_ties(row, sparsity, expected, masked):
 
 
 @pytest.mark.parametrize("sparsity", [1, 4, 8])
-def test_column_order_does_not_matter_with_ties_or_without(sparsity):
+def test_the_order_of_columns_does_not_matter(sparsity):
     rng = np.random.default_rng(0)
     d = np.concatenate([rng.integers(0, k, (40, 9)) for k in (1, 2, 3, 100)]).astype(np.float32)
     order = rng.permutation(9)
@@ -173,7 +173,7 @@ def test_gradients_equal_finite_differences(x64, columns, sparsity):
 
 
 @pytest.mark.parametrize("padding", [0.0, -1e30, np.inf, -np.inf, np.nan])
-def test_masked_columns_take_no_part(padding):
+def test_masked_columns_have_no_effect(padding):
     rng = np.random.default_rng(0)
     keep, sparsity = np.array([0, 2, 3, 5, 6, 8]), 4
     d = np.full((5, 9), padding, np.float32)
@@ -190,14 +190,14 @@ def test_masked_columns_take_no_part(padding):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_nan_among_the_distances_shows_in_the_weights_and_the_factor(masked):
+def test_nan_distances_give_nan_weights_and_nan_normalized_adjacency(masked):
     d = distinct_integers(0, 6, 6)
     d[1, 4] = np.nan
     mask = np.arange(6) != 2 if masked else np.ones(6, bool)
     p, _ = with_gradient(d, 3, np.ones_like(d), mask if masked else None)
     np.testing.assert_array_equal(np.isnan(p), (np.arange(6) == 1)[:, None] & mask)
-    factor = normalize(graph.symmetrize(p), True, mask if masked else None)
-    assert np.isnan(np.sum(factor, -1))[mask].all()
+    normalized = normalize(graph.symmetrize(p), True, mask if masked else None)
+    assert np.isnan(np.sum(normalized, -1))[mask].all()
 
 
 @pytest.mark.parametrize(
@@ -241,16 +241,16 @@ def test_fewer_valid_columns_than_the_sparsity_needs(valid):
     assert np.isfinite(gradient).all()
 
 
-def test_leading_dimensions_vmap_and_jit_change_nothing():
+def test_leading_dimensions_vmap_and_jit_give_the_same_weights():
     d = np.random.default_rng(0).normal(size=(2, 3, 4, 9)).astype(np.float32)
     mask = np.random.default_rng(1).random((2, 3, 9)) < 0.8
     one_by_one = [[sparse_neighbors(d[i, j], 3, mask[i, j]) for j in range(3)] for i in range(2)]
-    for found in (
+    for actual in (
         sparse_neighbors(d, 3, mask),
         graph.sparse_neighbors(d, 3, mask),
         jax.vmap(jax.vmap(lambda d, m: sparse_neighbors(d, 3, m)))(d, mask),
     ):
-        np.testing.assert_allclose(found, one_by_one, atol=1e-6)
+        np.testing.assert_allclose(actual, one_by_one, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -265,7 +265,7 @@ def test_half_precision_distances_give_float32_weights(dtype):
 
 
 @pytest.mark.parametrize("sparsity", [0, -1, 7, 50])
-def test_impossible_sparsity_is_refused_with_the_largest(sparsity):
+def test_impossible_sparsity_is_refused_with_the_largest_possible_one(sparsity):
     with pytest.raises(ValueError, match=f"sparsity {sparsity} .* 7 columns.*<= 6"):
         graph.sparse_neighbors(jnp.zeros((2, 7)), sparsity)
 
@@ -284,37 +284,37 @@ def test_symmetrize():
 
 
 @pytest.mark.parametrize("self_loops", [True, False])
-def test_normalize_is_that_of_kipf_and_welling(self_loops):
+def test_normalize_equals_kipf_and_welling(self_loops):
     a = random_adjacency(0, (3, 8, 8))
-    found = np.asarray(normalize(a, self_loops))
-    for adjacency, factor in zip(a.astype(np.float64), found, strict=True):
+    actual = np.asarray(normalize(a, self_loops))
+    for adjacency, normalized in zip(a.astype(np.float64), actual, strict=True):
         looped = adjacency + self_loops * np.eye(8)
         root = np.diag(looped.sum(-1) ** -0.5)
-        np.testing.assert_allclose(factor, root @ looped @ root, atol=1e-6)
-        np.testing.assert_allclose(factor, factor.T, atol=1e-7)
-        assert np.abs(np.linalg.eigvalsh(factor.astype(np.float64))).max() <= 1 + 1e-6
+        np.testing.assert_allclose(normalized, root @ looped @ root, atol=1e-6)
+        np.testing.assert_allclose(normalized, normalized.T, atol=1e-7)
+        assert np.abs(np.linalg.eigvalsh(normalized.astype(np.float64))).max() <= 1 + 1e-6
 
 
 @pytest.mark.parametrize("self_loops", [True, False])
 def test_normalize_of_isolated_nodes(self_loops):
     a = random_adjacency(0, (5, 5))
     a[2] = a[:, 2] = 0
-    factor = normalize(a, self_loops)
-    np.testing.assert_array_equal(factor[2], [0, 0, self_loops, 0, 0])
+    normalized = normalize(a, self_loops)
+    np.testing.assert_array_equal(normalized[2], [0, 0, self_loops, 0, 0])
     inner = np.ix_([0, 1, 3, 4], [0, 1, 3, 4])
-    np.testing.assert_allclose(factor[inner], normalize(a[inner], self_loops), atol=1e-7)
+    np.testing.assert_allclose(normalized[inner], normalize(a[inner], self_loops), atol=1e-7)
     assert np.isfinite(gradient_of_sum(lambda a: normalize(a, self_loops), a)).all()
 
 
 @pytest.mark.parametrize("self_loops", [True, False])
-def test_normalize_leaves_padding_out(self_loops):
+def test_normalize_ignores_padding(self_loops):
     keep, mask = np.array([0, 1, 4]), np.array([1, 1, 0, 0, 1], bool)
     a = random_adjacency(1, (2, 5, 5))
-    factor = np.array(normalize(a, self_loops, np.stack([mask, mask])))
+    normalized = np.array(normalize(a, self_loops, np.stack([mask, mask])))
     inner = np.ix_([0, 1], keep, keep)
-    np.testing.assert_allclose(factor[inner], normalize(a[inner], self_loops), atol=1e-7)
-    factor[inner] = 0
-    np.testing.assert_array_equal(factor, 0)
+    np.testing.assert_allclose(normalized[inner], normalize(a[inner], self_loops), atol=1e-7)
+    normalized[inner] = 0
+    np.testing.assert_array_equal(normalized, 0)
 
 
 def features(seed=0, offset=0.0):

@@ -1,4 +1,4 @@
-"""Mechanisms 1 and 2 against NumPy, written from the paper's text, and what must not change their answers."""
+"""Mechanisms 1 and 2 against NumPy, written from the paper's text, and what must not change their predictions."""
 
 import functools
 
@@ -24,7 +24,7 @@ def relu(x):
 
 
 def eq3(distances, sparsity=SPARSITY):
-    """Eq. 3 row by row; where the s + 1 smallest are equal, all columns at that distance share the row."""
+    """Eq. 3 row by row. If the s + 1 smallest distances are equal, all columns at that distance share the row."""
     weights = np.zeros_like(distances)
     for row, d in zip(weights, distances, strict=True):
         cut = np.sort(d)[sparsity]
@@ -33,13 +33,13 @@ def eq3(distances, sparsity=SPARSITY):
     return weights
 
 
-def factor(adjacency, self_loops):
+def normalized(adjacency, self_loops):
     looped = adjacency + self_loops * np.eye(len(adjacency))
     root = np.diag(looped.sum(-1) ** -0.5)
     return root @ looped @ root
 
 
-@functools.partial(jax.jit, static_argnames=("mechanism", "module", "reading"))
+@functools.partial(jax.jit, static_argnames=("mechanism", "module", "mechanism2_graph"))
 def predict(mechanism, module, params, columns, images, **arguments):
     return getattr(inference, mechanism)(module, {"params": params}, columns, images, **arguments)
 
@@ -62,7 +62,7 @@ class Setting:
         self.anchors = rng.normal(size=(ANCHORS, WIDTH))
         self.images = rng.normal(size=(count, WIDTH))
         self.kernel, self.bias = rng.normal(size=(ANCHORS, 5)), rng.normal(size=ANCHORS)
-        self.bias[list(popular)] -= 8  # near to everyone
+        self.bias[list(popular)] -= 8  # near to every image
         rows = HeadRows(self.kernel, self.bias) if name == "learned" else None
         shapes = jax.eval_shape(self.module.init, jax.random.key(0), self.anchors, rows)["params"]
         self.params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
@@ -77,7 +77,7 @@ class Setting:
         return inference.anchors(self.module, {"params": self.params}, self.anchors[order], rows)
 
     def distances(self, nodes):
-        """From nodes to the anchors."""
+        """Distances from nodes to the anchors."""
         if self.name == "euclidean_sparse":
             return ((nodes[:, None] - self.anchors[None]) ** 2).sum(-1)
         for layer in ("Dense_0", "Dense_1"):
@@ -93,7 +93,7 @@ class Setting:
 
     def student(self, nodes, adjacency):
         """Eq. 2 twice; adjacency None is A = I, normalised to itself."""
-        p = np.eye(len(nodes)) if adjacency is None else factor(adjacency, self.self_loops)
+        p = np.eye(len(nodes)) if adjacency is None else normalized(adjacency, self.self_loops)
         hidden = relu(p @ nodes @ self.params["layer1"]["Dense_0"]["kernel"])
         return p @ hidden @ self.params["layer2"]["Dense_0"]["kernel"]
 
@@ -104,7 +104,7 @@ class Setting:
 
 
 def mechanism_1(setting):
-    """One image at a time is cascaded with the anchors; its own row of the graph with loops is kept too."""
+    """Logits, and rows of the adjacency with self-loops, of one image at a time in the graph with the anchors."""
     logits, rows = [], []
     for image in setting.images:
         nodes = np.concatenate([setting.anchors, image[None]])
@@ -112,7 +112,7 @@ def mechanism_1(setting):
             p = eq3(((nodes[:, None] - nodes[None]) ** 2).sum(-1))
             adjacency = (p + p.T) / 2
         elif setting.name == "learned":
-            # Every node has distances to the anchors alone: nobody chooses the image.
+            # All nodes have distances to the anchors only, so no node has the image as a neighbor.
             p = np.pad(eq3(setting.distances(nodes)), ((0, 0), (0, 1)))
             adjacency = (p + p.T) / 2
         else:
@@ -123,14 +123,14 @@ def mechanism_1(setting):
     return np.array(logits), np.array(rows)
 
 
-def mechanism_2(setting, reading):
+def mechanism_2(setting, mechanism2_graph):
     if setting.name == "euclidean_sparse":
         p = eq3(((setting.images[:, None] - setting.images[None]) ** 2).sum(-1))
         adjacency = (p + p.T) / 2
         return setting.student(setting.images, adjacency), adjacency, np.full(len(setting.images), -1)
     nearest = eq3(setting.distances(setting.images)).argmax(-1)
-    asking = setting.anchors[nearest] if reading == "similar" else setting.images
-    p = eq3(setting.distances(asking)[:, nearest])
+    queries = setting.anchors[nearest] if mechanism2_graph == "similar" else setting.images
+    p = eq3(setting.distances(queries)[:, nearest])
     adjacency = (p + p.T) / 2
     return setting.student(setting.images, adjacency), adjacency, nearest
 
@@ -140,93 +140,93 @@ def mechanism_2(setting, reading):
 def test_one_by_one_equals_mechanism_1_one_image_at_a_time(name, self_loops):
     setting = Setting(name, self_loops=self_loops)
     logits, rows = mechanism_1(setting)
-    found = setting.predict("one_by_one")
-    close(found.logits, logits)
-    close(found.adjacency, rows)
+    prediction = setting.predict("one_by_one")
+    close(prediction.logits, logits)
+    close(prediction.adjacency, rows)
     nearest = setting.distances(setting.images).argmin(-1) if name in SPARSE_GRAPHS else -1
-    np.testing.assert_array_equal(found.nearest, np.broadcast_to(nearest, 20))
+    np.testing.assert_array_equal(prediction.nearest, np.broadcast_to(nearest, 20))
 
 
 def test_one_by_one_in_float32_is_close_to_float64():
-    found = Setting().cast(np.float32).predict("one_by_one").logits
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, mechanism_1(Setting())[0], rtol=1e-3, atol=1e-4)
+    prediction = Setting().cast(np.float32).predict("one_by_one").logits
+    assert prediction.dtype == np.float32
+    np.testing.assert_allclose(prediction, mechanism_1(Setting())[0], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_one_by_one_does_not_depend_on_who_else_is_asked(name):
+def test_one_by_one_does_not_depend_on_the_other_images(name):
     setting = Setting(name)
-    together = setting.predict("one_by_one")
-    stay = np.array([0, 4])
-    others = -3 * setting.images
-    others[stay] = setting.images[stay]
-    among_others = setting.predict("one_by_one", others)
-    jax.tree.map(lambda a, b: close(a[stay], b[stay]), among_others, together)
-    assert not np.allclose(among_others.logits[1], together.logits[1])
+    original = setting.predict("one_by_one")
+    unchanged = np.array([0, 4])
+    images = -3 * setting.images
+    images[unchanged] = setting.images[unchanged]
+    changed = setting.predict("one_by_one", images)
+    jax.tree.map(lambda a, b: close(a[unchanged], b[unchanged]), changed, original)
+    assert not np.allclose(changed.logits[1], original.logits[1])
 
 
-@pytest.mark.parametrize("together", [inference._TOGETHER, 1])
+@pytest.mark.parametrize("max_weights", [inference._MAX_PARALLEL_WEIGHTS, 1])
 @pytest.mark.parametrize("self_loops", [True, False])
-def test_one_by_one_without_a_head_is_the_students_own_graph_of_anchors_and_image(monkeypatch, together, self_loops):
-    monkeypatch.setattr(inference, "_TOGETHER", together)
+def test_one_by_one_without_a_head_equals_the_student_on_anchors_and_image(monkeypatch, max_weights, self_loops):
+    monkeypatch.setattr(inference, "_MAX_PARALLEL_WEIGHTS", max_weights)
     jax.clear_caches()
     setting = Setting("euclidean_sparse", self_loops=self_loops)
-    setting.images[3] = setting.anchors[5]  # twins have no distance
-    found = setting.predict("one_by_one")
+    setting.images[3] = setting.anchors[5]  # an image at distance 0 from an anchor
+    prediction = setting.predict("one_by_one")
     for k, image in enumerate(setting.images):
         nodes = np.concatenate([setting.anchors, image[None]])
         outputs, adjacency = setting.module.apply({"params": setting.params}, nodes, None)
-        close(found.logits[k], outputs.logits[-1])
-        close(found.adjacency[k], adjacency[-1] + self_loops * np.eye(ANCHORS + 1)[-1])
-    assert (found.adjacency[:, -1] > self_loops).all()
+        close(prediction.logits[k], outputs.logits[-1])
+        close(prediction.adjacency[k], adjacency[-1] + self_loops * np.eye(ANCHORS + 1)[-1])
+    assert (prediction.adjacency[:, -1] > self_loops).all()
 
 
 def test_batch_by_batch_without_a_head_uses_no_anchor():
     setting = Setting("euclidean_sparse")
-    found = setting.predict("batch_by_batch")
+    prediction = setting.predict("batch_by_batch")
     setting.anchors = -setting.anchors
-    jax.tree.map(np.testing.assert_array_equal, setting.predict("batch_by_batch"), found)
+    jax.tree.map(np.testing.assert_array_equal, setting.predict("batch_by_batch"), prediction)
     mask = np.arange(20) < 14
     outputs, adjacency = setting.module.apply({"params": setting.params}, setting.images, None, mask=mask)
-    found = setting.predict("batch_by_batch", mask=mask)
-    close(found.logits[mask], outputs.logits[mask])
-    close(found.adjacency, adjacency + np.eye(20))
+    prediction = setting.predict("batch_by_batch", mask=mask)
+    close(prediction.logits[mask], outputs.logits[mask])
+    close(prediction.adjacency, adjacency + np.eye(20))
 
 
 @pytest.mark.parametrize("name", SPARSE_GRAPHS)
-@pytest.mark.parametrize("reading", inference.READINGS)
+@pytest.mark.parametrize("mechanism2_graph", inference.MECHANISM2_GRAPHS)
 @pytest.mark.parametrize("self_loops", [True, False])
-def test_batch_by_batch_equals_mechanism_2(name, reading, self_loops):
-    # Of 20 images over 12 anchors many share one: of some rows the s + 1 smallest distances are equal.
+def test_batch_by_batch_equals_mechanism_2(name, mechanism2_graph, self_loops):
+    # Many of the 20 images share one of the 12 anchors, so in some rows the s + 1 smallest distances are equal.
     setting = Setting(name, self_loops=self_loops, popular=(2, 7))
-    logits, adjacency, nearest = mechanism_2(setting, reading)
+    logits, adjacency, nearest = mechanism_2(setting, mechanism2_graph)
     if name == "learned":
         shared = np.bincount(nearest, minlength=ANCHORS)
         assert shared.max() > SPARSITY + 1 and (shared > 0).sum() > 1
-    found = setting.predict("batch_by_batch", reading=reading)
-    close(found.logits, logits)
-    close(found.adjacency, adjacency + self_loops * np.eye(20))
-    np.testing.assert_array_equal(found.nearest, nearest)
+    prediction = setting.predict("batch_by_batch", mechanism2_graph=mechanism2_graph)
+    close(prediction.logits, logits)
+    close(prediction.adjacency, adjacency + self_loops * np.eye(20))
+    np.testing.assert_array_equal(prediction.nearest, nearest)
 
 
 @pytest.mark.parametrize("name", ["inner_product", "euclidean"])
-def test_batch_by_batch_of_dense_graphs_is_the_batch_over_itself(name):
+def test_batch_by_batch_with_a_dense_graph_uses_the_graph_of_the_batch(name):
     setting = Setting(name)
     adjacency = setting.dense_adjacency(setting.images)
-    found = setting.predict("batch_by_batch")
-    close(found.logits, setting.student(setting.images, adjacency))
-    close(found.adjacency, adjacency + np.eye(20))
-    np.testing.assert_array_equal(found.nearest, -1)
+    prediction = setting.predict("batch_by_batch")
+    close(prediction.logits, setting.student(setting.images, adjacency))
+    close(prediction.adjacency, adjacency + np.eye(20))
+    np.testing.assert_array_equal(prediction.nearest, -1)
 
 
 @pytest.mark.parametrize("mechanism", ["one_by_one", "batch_by_batch"])
 @pytest.mark.parametrize("self_loops", [True, False])
-def test_with_the_graph_off_both_mechanisms_are_the_perceptron(mechanism, self_loops):
+def test_with_the_graph_off_both_mechanisms_equal_the_perceptron(mechanism, self_loops):
     setting = Setting("off", self_loops=self_loops)
-    found = setting.predict(mechanism)
-    close(found.logits, setting.student(setting.images, None))
+    prediction = setting.predict(mechanism)
+    close(prediction.logits, setting.student(setting.images, None))
     own = np.eye(ANCHORS + 1)[[-1] * 20] if mechanism == "one_by_one" else np.eye(20)
-    np.testing.assert_array_equal(found.adjacency, own)
+    np.testing.assert_array_equal(prediction.adjacency, own)
 
 
 @pytest.mark.parametrize("name", SPARSE_GRAPHS)
@@ -243,43 +243,50 @@ def test_the_order_of_the_anchors_does_not_matter(name, mechanism):
 
 
 @pytest.mark.parametrize("name", SPARSE_GRAPHS)
-@pytest.mark.parametrize("reading", inference.READINGS)
-def test_the_order_of_the_images_does_not_matter(name, reading):
+@pytest.mark.parametrize("mechanism2_graph", inference.MECHANISM2_GRAPHS)
+def test_the_order_of_the_images_does_not_matter(name, mechanism2_graph):
     setting = Setting(name)
     order = np.random.default_rng(1).permutation(20)
-    plain = setting.predict("batch_by_batch", reading=reading)
-    moved = setting.predict("batch_by_batch", setting.images[order], reading=reading)
+    plain = setting.predict("batch_by_batch", mechanism2_graph=mechanism2_graph)
+    moved = setting.predict("batch_by_batch", setting.images[order], mechanism2_graph=mechanism2_graph)
     close(moved.logits, plain.logits[order])
     close(moved.adjacency, plain.adjacency[np.ix_(order, order)])
 
 
 @pytest.mark.parametrize("name", [name for name in GRAPHS if name != "off"])
-@pytest.mark.parametrize("reading", inference.READINGS)
-@pytest.mark.parametrize("real", [15, 3])  # three are fewer than the sparsity asks for
-def test_padding_takes_no_part(name, reading, real):
+@pytest.mark.parametrize("mechanism2_graph", inference.MECHANISM2_GRAPHS)
+@pytest.mark.parametrize("real", [15, 3])  # 3 is fewer than sparsity + 1
+def test_padding_has_no_effect(name, mechanism2_graph, real):
     setting = Setting(name)
     mask = np.isin(np.arange(20), np.random.default_rng(0).permutation(20)[:real])
-    found = setting.predict("batch_by_batch", mask=mask, reading=reading)
+    prediction = setting.predict("batch_by_batch", mask=mask, mechanism2_graph=mechanism2_graph)
     other = np.where(mask[:, None], setting.images, 50 * setting.images[::-1])
-    close(setting.predict("batch_by_batch", other, mask=mask, reading=reading).logits[mask], found.logits[mask])
+    close(
+        setting.predict("batch_by_batch", other, mask=mask, mechanism2_graph=mechanism2_graph).logits[mask],
+        prediction.logits[mask],
+    )
     if real > SPARSITY:
-        close(found.logits[mask], setting.predict("batch_by_batch", setting.images[mask], reading=reading).logits)
-    assert np.isfinite(found.logits).all()
+        close(
+            prediction.logits[mask],
+            setting.predict("batch_by_batch", setting.images[mask], mechanism2_graph=mechanism2_graph).logits,
+        )
+    assert np.isfinite(prediction.logits).all()
 
 
-@pytest.mark.parametrize("reading", inference.READINGS)
-def test_images_that_share_an_anchor_tie_to_the_bit_in_float32(reading):
-    """Else rounding would choose among them."""
+@pytest.mark.parametrize("mechanism2_graph", inference.MECHANISM2_GRAPHS)
+def test_images_that_share_an_anchor_are_exactly_tied_in_float32(mechanism2_graph):
+    """Otherwise rounding errors would choose among them."""
     setting = Setting("learned", count=100, popular=(2, 7), sparsity=10)
-    found = setting.cast(np.float32).predict("batch_by_batch", reading=reading)
-    nearest = np.asarray(found.nearest)
-    assert found.logits.dtype == np.float32
+    prediction = setting.cast(np.float32).predict("batch_by_batch", mechanism2_graph=mechanism2_graph)
+    nearest = np.asarray(prediction.nearest)
+    assert prediction.logits.dtype == np.float32
     assert len(np.unique(nearest)) > 1 and np.bincount(nearest).max() > 11
-    # p_ij is one number p_i for all j of an anchor. Under `similar` A_ij is too; else it is (p_i + p_j) / 2 within.
-    adjacency = found.adjacency - np.eye(100)
+    # For all j that share an anchor, p_ij has the same value p_i. With `similar`, A_ij has one value for them too; with
+    # `test_rows`, A_ij = (p_i + p_j) / 2 between images that share an anchor.
+    adjacency = prediction.adjacency - np.eye(100)
     for anchor in np.unique(nearest):
         same = nearest == anchor
-        if reading == "similar":
+        if mechanism2_graph == "similar":
             group = adjacency[:, same]
             np.testing.assert_allclose(group, np.broadcast_to(group[:, :1], group.shape), atol=1e-6)
         else:
@@ -288,9 +295,9 @@ def test_images_that_share_an_anchor_tie_to_the_bit_in_float32(reading):
             np.testing.assert_allclose(within, (own[:, None] + own) / 2, atol=1e-6)
 
 
-def test_unknown_reading_is_refused():
-    with pytest.raises(ValueError, match="reading 'sideways' is unknown: choose one of similar, test_rows"):
-        Setting().predict("batch_by_batch", reading="sideways")
+def test_unknown_mechanism2_graph_is_refused():
+    with pytest.raises(ValueError, match="mechanism2_graph 'sideways' is unknown: choose one of similar, test_rows"):
+        Setting().predict("batch_by_batch", mechanism2_graph="sideways")
 
 
 def test_sparsity_beyond_the_anchors_is_refused():

@@ -22,8 +22,8 @@ LABELS = np.array([0, 4, 2, 2, 1, 3])
 
 def test_cross_entropy():
     with jax.enable_x64():
-        found = losses.cross_entropy(logits(0), LABELS)
-    np.testing.assert_allclose(found, -numpy_log_softmax(logits(0))[np.arange(6), LABELS], rtol=1e-12)
+        actual = losses.cross_entropy(logits(0), LABELS)
+    np.testing.assert_allclose(actual, -numpy_log_softmax(logits(0))[np.arange(6), LABELS], rtol=1e-12)
     np.testing.assert_allclose(losses.cross_entropy(jnp.zeros((2, 10)), LABELS[:2]), np.log(10), rtol=1e-6)
 
 
@@ -35,11 +35,11 @@ def test_distillation_is_eq_7(tau, tau_squared):
     divergence = (np.exp(log_p) * (log_p - log_q)).sum(-1)
     factor = tau**2 if tau_squared else 1
     with jax.enable_x64():
-        found = losses.distillation(student, teacher, tau, tau_squared=tau_squared)
+        actual = losses.distillation(student, teacher, tau, tau_squared=tau_squared)
         to_student, to_teacher = jax.grad(
             lambda s, t: jnp.sum(losses.distillation(s, t, tau, tau_squared=tau_squared)), argnums=(0, 1)
         )(student, teacher)
-    np.testing.assert_allclose(found, factor * divergence, rtol=1e-10)
+    np.testing.assert_allclose(actual, factor * divergence, rtol=1e-10)
     assert (divergence > 0).all()
     np.testing.assert_allclose(to_student, factor * (np.exp(log_q) - np.exp(log_p)) / tau, atol=1e-12)
     np.testing.assert_array_equal(to_teacher, 0)
@@ -55,7 +55,7 @@ def test_tau_squared_is_the_default_and_keeps_gradients_from_vanishing():
 
 
 @pytest.mark.parametrize("shift", [0.0, 7.0])
-def test_equal_networks_have_no_divergence(shift):
+def test_the_loss_of_equal_logits_is_zero(shift):
     student = np.float32(logits(0))
     np.testing.assert_allclose(losses.distillation(student, student + shift, 4.0), 0, atol=1e-5)
     gradient = jax.grad(lambda s: jnp.sum(losses.distillation(s, student + shift, 4.0)))(student)
@@ -72,7 +72,7 @@ def test_large_logits_stay_finite(tau):
         assert np.isfinite(value) and np.isfinite(gradient).all() and value >= 0
 
 
-def test_batch_mean_leaves_padding_out():
+def test_batch_mean_ignores_padding():
     values, mask = jnp.array([1.0, 2.0, np.nan, 6.0]), jnp.array([True, True, False, True])
     value, gradient = jax.value_and_grad(losses.batch_mean)(values, mask)
     assert value == 3

@@ -36,6 +36,10 @@ WRONG = {
         ["--config=configs/digits.py", "--config.sparsity=3"],
         "there is no field config.sparsity: did you mean config.student.sparsity?",
     ),
+    "a renamed field": (
+        ["--config=configs/digits.py", "--config.evaluate.reading=similar"],
+        "evaluate.reading is now called evaluate.mechanism2_graph: use the new name",
+    ),
     "a section": (["--config=configs/digits.py", "--config.student=3"], "config.student is a section: set one of"),
     "wrong type": (
         ["--config=configs/digits.py", "--config.student.sparsity=many"],

@@ -48,11 +48,11 @@ def test_a_baseline_learns_and_its_own_loss_falls(cache, tmp_path, method):
 
 
 @pytest.mark.slow
-def test_stored_attention_maps_teach_as_the_live_teacher_does(cache, tmp_path, monkeypatch):
+def test_stored_attention_maps_give_the_same_student_as_the_teacher(cache, tmp_path, monkeypatch):
     config, records = config_of(cache, "at", epochs=1, **{"student.train.learning_rate": 0.01}), {}
     for where in ("disk", "live"):
         if where == "live":  # as where a map of the teacher is larger than the student's
-            monkeypatch.setattr(maps, "none_larger", lambda student, teacher: False)
+            monkeypatch.setattr(maps, "teacher_maps_not_larger", lambda student, teacher: False)
         pipeline.run(config, tmp_path / where, "student")
         records[where] = read_records(tmp_path / where / "metrics.jsonl")
     (folder,) = cache.glob("teachers/*/teacher_attention")
@@ -110,7 +110,7 @@ def test_a_method_of_logits_or_pooled_features_teaches_the_graph_student(cache, 
 @pytest.mark.parametrize(
     ("method", "message"), [("fitnets", "features"), ("ab", "preactivations"), ("ccd", "two views")]
 )
-def test_what_a_graph_student_lacks_is_refused_by_name(cache, tmp_path, method, message):
+def test_a_method_that_a_graph_student_cannot_use_is_refused(cache, tmp_path, method, message):
     with pytest.raises(UserError, match=message):
         pipeline.run(config_of(cache, method, epochs=1, **{"student.kind": "graph"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""The graph over a training set against NumPy, however the columns are cut into blocks and spread over devices."""
+"""The training-set graph against NumPy, for any block size and for columns that are sharded over devices."""
 
 import functools
 
@@ -33,14 +33,14 @@ def data():
     return queries, keys, np.eye(CLASSES)[rng.integers(CLASSES, size=COLUMNS)]
 
 
-def oracle(queries, keys, signals, own=None, sparsity=SPARSITY):
+def numpy_votes(queries, keys, signals, self_columns=None, sparsity=SPARSITY):
     """P Y row by row. Where the s + 1 smallest distances are equal, all columns at that distance share the row."""
     answers = []
     for i, query in enumerate(queries):
         d = np.sum((query - keys) ** 2, -1).round(12)
         takes_part = np.ones(len(keys), bool)
-        if own is not None and own[i] >= 0:
-            takes_part[own[i]] = False
+        if self_columns is not None and self_columns[i] >= 0:
+            takes_part[self_columns[i]] = False
         cut = np.sort(d[takes_part])[sparsity]
         slack = np.maximum(cut - d, 0) if d[takes_part].min() < cut else (d == cut).astype(float)
         slack = np.where(takes_part, slack, 0)
@@ -49,9 +49,9 @@ def oracle(queries, keys, signals, own=None, sparsity=SPARSITY):
 
 
 @functools.partial(jax.jit, static_argnames=("sparsity", "block"))
-def votes(queries, keys, signals, own=None, sparsity=SPARSITY, block=neighbors.BLOCK):
-    found = neighbors.search(queries, keys, sparsity, own, block)
-    return neighbors.propagate(queries, keys, signals, found, own, block)
+def votes(queries, keys, signals, self_columns=None, sparsity=SPARSITY, block=neighbors.BLOCK):
+    nearest = neighbors.search(queries, keys, sparsity, self_columns, block)
+    return neighbors.propagate(queries, keys, signals, nearest, self_columns, block)
 
 
 def with_ties(queries, keys, signals):
@@ -65,16 +65,16 @@ def with_ties(queries, keys, signals):
 
 @pytest.mark.parametrize("block", [1, 5, 16, COLUMNS, 1000])
 @pytest.mark.parametrize("ties", [False, True])
-def test_any_block_gives_what_numpy_gives(data, block, ties):
+def test_the_result_equals_numpy_for_any_block_size(data, block, ties):
     queries, keys, signals = with_ties(*data) if ties else data
-    close(votes(queries, keys, signals, block=block), oracle(queries, keys, signals))
+    close(votes(queries, keys, signals, block=block), numpy_votes(queries, keys, signals))
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
 @pytest.mark.parametrize("ties", [False, True])
-def test_columns_spread_over_devices_give_what_numpy_gives(data, devices, ties):
+def test_the_result_equals_numpy_for_columns_sharded_over_devices(data, devices, ties):
     queries, keys, signals = with_ties(*data) if ties else data
-    own = np.array([4, -1, 46, 47, 0, 13, -1])
+    self_columns = np.array([4, -1, 46, 47, 0, 13, -1])
     mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
     spread = jax.shard_map(
         functools.partial(votes, block=4, sparsity=SPARSITY),
@@ -83,40 +83,40 @@ def test_columns_spread_over_devices_give_what_numpy_gives(data, devices, ties):
         out_specs=P(),
         check_vma=False,
     )
-    close(jax.jit(spread)(queries, keys, signals, own), oracle(queries, keys, signals, own))
+    close(jax.jit(spread)(queries, keys, signals, self_columns), numpy_votes(queries, keys, signals, self_columns))
 
 
-def test_weights_are_those_of_eq_3_over_all_columns(data):
+def test_weights_equal_eq_3_over_all_columns(data):
     queries, keys, _ = data
-    found = neighbors.search(queries, keys, SPARSITY)
+    nearest = neighbors.search(queries, keys, SPARSITY)
     dense = np.asarray(graph.sparse_neighbors(graph.squared_distances(queries, keys), SPARSITY))
-    close(np.take_along_axis(dense, np.asarray(found.columns), -1), found.weights)
-    close(found.weights.sum(-1), 1)
-    assert np.all(np.diff(found.distances, axis=-1) >= 0)
+    close(np.take_along_axis(dense, np.asarray(nearest.columns), -1), nearest.weights)
+    close(nearest.weights.sum(-1), 1)
+    assert np.all(np.diff(nearest.distances, axis=-1) >= 0)
 
 
 def test_no_image_is_its_own_neighbor(data):
     _, keys, signals = data
-    own = np.arange(COLUMNS)
-    found = neighbors.search(keys, keys, SPARSITY, own)
-    assert not np.any(np.asarray(found.columns) == own[:, None])
-    close(votes(keys, keys, signals, own), oracle(keys, keys, signals, own))
+    self_columns = np.arange(COLUMNS)
+    nearest = neighbors.search(keys, keys, SPARSITY, self_columns)
+    assert not np.any(np.asarray(nearest.columns) == self_columns[:, None])
+    close(votes(keys, keys, signals, self_columns), numpy_votes(keys, keys, signals, self_columns))
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_the_label_of_a_training_image_does_not_reach_its_own_answer(data, ties):
+def test_the_label_of_a_training_image_does_not_affect_its_own_votes(data, ties):
     _, keys, signals = with_ties(*data) if ties else data
-    own = np.arange(COLUMNS)
-    answers = votes(keys, keys, signals, own)
+    self_columns = np.arange(COLUMNS)
+    answers = votes(keys, keys, signals, self_columns)
     for i in (0, 1, 3, 17):
         other = signals.copy()
         other[i] = np.roll(other[i], 1)
-        close(votes(keys, keys, other, own)[i], answers[i])
+        close(votes(keys, keys, other, self_columns)[i], answers[i])
         # Without the exclusion its own label does reach it, so this test would find a leak.
         assert np.abs(votes(keys, keys, other)[i] - votes(keys, keys, signals)[i]).max() > 1e-3
 
 
-def test_an_answer_does_not_depend_on_the_other_images(data):
+def test_votes_do_not_depend_on_the_other_images(data):
     queries, keys, signals = with_ties(*data)
     together = votes(queries, keys, signals)
     for i in range(IMAGES):
@@ -124,7 +124,7 @@ def test_an_answer_does_not_depend_on_the_other_images(data):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_keys_of_half_precision_answer_as_the_same_numbers_in_full(data, dtype):
+def test_half_precision_keys_give_the_same_votes_as_their_float64_values(data, dtype):
     queries, keys, signals = data
     halved = jnp.asarray(keys, dtype)
     close(votes(queries, halved, signals), votes(queries, np.asarray(halved, np.float64), signals))
@@ -141,7 +141,7 @@ def test_an_approximate_search_finds_as_many_neighbors(data):
 
 
 @pytest.mark.parametrize("sparsity", [0, COLUMNS])
-def test_a_sparsity_that_does_not_fit_is_refused(data, sparsity):
+def test_an_impossible_sparsity_is_refused(data, sparsity):
     queries, keys, _ = data
     with pytest.raises(ValueError, match=f"sparsity {sparsity} does not fit a graph over {COLUMNS} columns"):
         neighbors.search(queries, keys, sparsity)

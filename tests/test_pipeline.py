@@ -138,7 +138,7 @@ def test_a_workdir_of_another_config_is_refused_untouched(done):
 def test_a_workdir_of_another_version_is_refused_with_what_differs(done, tmp_path):
     config, workdir, _ = done
     manifest = storage.read_json(workdir / "run" / "manifest.json")
-    del manifest["facts"]["config"]["student"]["off_weight"], manifest["program"]
+    del manifest["facts"]["config"]["student"]["graph_off_loss_weight"], manifest["program"]
     manifest["facts"]["config"]["evaluate"]["anchors"] = 77  # no part of what a run is
     record = tmp_path / "run" / "run"
     storage.write_json(record / "manifest.json", manifest | {"format": 1, "fingerprint": "0123456789abcdef"})
@@ -148,7 +148,7 @@ def test_a_workdir_of_another_version_is_refused_with_what_differs(done, tmp_pat
     text = str(raised.value)
     assert text.startswith(f"{record} was written by another version of this program (format 1; this one is ")
     assert text.endswith(
-        "(student.off_weight is missing there and 0.0 here): choose another --workdir, or delete this one"
+        "(student.graph_off_loss_weight is missing there and 0.0 here): choose another --workdir, or delete this one"
     )
     assert modified(tmp_path / "run") == before
 

@@ -88,8 +88,8 @@ def test_of_an_archive_only_a_regular_file_under_the_exact_name_is_read(tmp_path
 
 
 def test_bombs_of_size_and_count_are_refused_before_they_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(binary, "LARGEST", 1000)
-    monkeypatch.setattr(binary, "MOST_MEMBERS", 10)
+    monkeypatch.setattr(binary, "MAX_BYTES", 1000)
+    monkeypatch.setattr(binary, "MAX_MEMBERS", 10)
     with tarfile.open(tmp_path / "large.tar.gz", "w:gz") as archive:
         member = tarfile.TarInfo("set/a")
         member.size = 10_000_000

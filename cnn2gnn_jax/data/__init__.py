@@ -1,4 +1,4 @@
-"""Data sets as uint8 arrays: `load` opens one, from a cache that is made once and verified each time."""
+"""Data sets as uint8 arrays. `load` opens a data set from a cache, which is created once and verified on every use."""
 
 import dataclasses
 import pathlib
@@ -15,11 +15,10 @@ from cnn2gnn_jax.runtime.errors import UserError
 class Split:
     """N images with their labels.
 
-    images: (N, H, W, C) uint8, memory-mapped (read-only) where nothing was selected.
+    images: (N, H, W, C) uint8. If all images are used, the array is memory-mapped and read-only.
     labels: (N,) int32.
-    index: (N,) int32, the position in this split; for `train` the row of the graph head's table.
-    files: of an image folder the file of each image, relative to the folder, with / between its parts; None for other
-      data sets.
+    index: (N,) int32, the positions in this split. For `train` they are also the rows of the graph head.
+    files: the file of each image relative to the image folder, with / as separator; None for other data sets.
     """
 
     images: np.ndarray
@@ -33,11 +32,16 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set, ready for use.
+    """A data set with its splits.
 
-    classes: the name of label k at position k.
-    mean, std: per channel, of all training images at this size (whatever `limit` and `holdout`), in units of [0, 1].
-    fingerprint: of name, image size, contents, limit and holdout, that is of what changes a result; never of paths.
+    name: the name of the data set.
+    classes: the names of the classes, in the order of the labels.
+    train, test: the splits.
+    holdout: the held-out training images; None if there are none.
+    mean, std: mean and standard deviation of each channel over all training images (regardless of `limit` and
+      `holdout`), for pixels scaled to [0, 1].
+    fingerprint: a hash of everything that affects results: name, image size, contents, limit and holdout. It does not
+      depend on paths.
     """
 
     name: str
@@ -51,33 +55,33 @@ class Dataset:
 
     @property
     def train_images(self) -> int:
-        """How many there are."""
+        """The number of training images."""
         return len(self.train)
 
 
 def load(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> Dataset:
-    """Opens a data set; the first time, its images are decoded into `cache_dir`, and downloaded if need be.
+    """Opens a data set. On first use, its images are downloaded if necessary and decoded into `cache_dir`.
 
     Args:
-      config: the section `data` of a config whose values `cnn2gnn_jax.config.resolve` has checked, or an object with
-        the same attributes:
-        name: `digits`, `cifar10`, `cifar100`, `stl10`, `mini_imagenet`, `image_folder`, or any data set with an image
-          and a label that TFDS has prepared as array_record;
-        image_size: 0 (as published) or the side of the square that images are cropped and resized to;
-        manual_dir: the folder that holds the original files (TFDS's data_dir for its data sets), which must be there;
-          or '', which takes what was downloaded or is in the cache, of all data sets but an image folder;
-        classes: 0 (all) or how many classes are kept, the first in order;
-        limit: 0 (all) or how many images of each class are kept in each split, the first in order;
-        holdout: 0, or the fraction of each class's training images (after `limit`) that `holdout` gets instead;
-        holdout_seed: chooses those;
-        skip_unreadable: whether images that cannot be read are left out, with a warning each;
-        test_fraction, split_seed: of an image folder without a test folder, the part of each class that is tested on
-          and what chooses it.
-      cache_dir: where caches are kept; runs at the same time may share it.
-      fetch: whether to download what is not at hand.
+      config: the section `data` of a config that `cnn2gnn_jax.config.resolve` has checked, or an object with the same
+        attributes:
+        name: `digits`, `cifar10`, `cifar100`, `stl10`, `mini_imagenet`, `image_folder`, or any data set with images and
+          labels that TFDS has prepared as array_record.
+        image_size: height and width to which images are cropped and resized; 0 keeps the published size.
+        manual_dir: the folder with the original files, or TFDS's data_dir. If it is '', downloaded or cached files are
+          used. An image folder needs it.
+        classes: the number of classes to use, the first in order; 0 uses all.
+        limit: the number of images to use of each class in each split, the first in order; 0 uses all.
+        holdout: the fraction of the training images of each class (after `limit`) to hold out.
+        holdout_seed: the seed that chooses the held-out images.
+        skip_unreadable: whether to skip images that cannot be read, with a warning for each.
+        test_fraction, split_seed: for an image folder without a test folder, the fraction of each class that becomes
+          test images, and the seed that chooses them.
+      cache_dir: the folder of the caches. Several processes may use it at the same time.
+      fetch: whether to download missing files.
 
     Raises:
-      UserError: the data set is unknown or not at hand, or its files are wrong.
+      UserError: the data set is unknown or cannot be found, or its files are wrong.
     """
     arrays = ingest.arrays(config, pathlib.Path(cache_dir), fetch)
     facts = arrays.facts
@@ -87,12 +91,12 @@ def load(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> Dataset:
         raise UserError(
             f"data.classes={config.classes}, but {config.name} has {len(facts['classes'])}: choose at most that"
         )
-    train, holdout = _training_images(config, arrays.labels["train"])
+    train, holdout = _training_positions(config, arrays.labels["train"])
     return Dataset(
         name=config.name,
         classes=tuple(facts["classes"][: config.classes or None]),
         train=_split(arrays, "train", train),
-        test=_split(arrays, "test", _first(config, arrays.labels["test"])),
+        test=_split(arrays, "test", _selected_positions(config, arrays.labels["test"])),
         holdout=None if holdout is None else _split(arrays, "train", holdout),
         mean=tuple(facts["mean"]),
         std=tuple(facts["std"]),
@@ -100,20 +104,21 @@ def load(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> Dataset:
     )
 
 
-def _first(config: Any, labels: np.ndarray) -> np.ndarray | None:
-    """The positions that `limit` and `classes` keep of a split; None for all."""
+def _selected_positions(config: Any, labels: np.ndarray) -> np.ndarray | None:
+    """The positions in a split that `limit` and `classes` select; None for all."""
     return (
         selection.first_of_each_class(labels, config.limit, config.classes) if config.limit or config.classes else None
     )
 
 
-def _training_images(config: Any, labels: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The positions of the training images, None for all, and of those that are held out, None for none."""
-    train = _first(config, labels)
+def _training_positions(config: Any, labels: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The positions of the training images (None for all) and of the held-out images (None if there are none)."""
+    selected = _selected_positions(config, labels)
     if not config.holdout:
-        return train, None
-    kept, held = selection.hold_out(labels if train is None else labels[train], config.holdout, config.holdout_seed)
-    return (kept, held) if train is None else (train[kept], train[held])
+        return selected, None
+    labels = labels if selected is None else labels[selected]
+    train, holdout = selection.hold_out(labels, config.holdout, config.holdout_seed)
+    return (train, holdout) if selected is None else (selected[train], selected[holdout])
 
 
 def _fingerprint(config: Any, arrays: cache.Arrays) -> str:

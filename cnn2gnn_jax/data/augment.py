@@ -1,4 +1,4 @@
-"""What is done to images on the device: normalisation, random crop and flip."""
+"""Normalization and augmentation of images on the device."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ import jax.typing
 def normalize(
     images_BxHxWxC: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jax.typing.DTypeLike = jnp.float32
 ) -> jax.Array:
-    """(pixel / 255 - mean) / std for each channel, worked out in float32; stored features pass through.
+    """Normalizes each channel to (pixel / 255 - mean) / std, in float32. Stored features are returned unchanged.
 
     Args:
       images_BxHxWxC: pixels from 0 to 255, uint8 or float.
-      mean: C means of the training images, in units of [0, 1]; empty where the inputs are features and no images.
-      std: C standard deviations in the same units.
-      dtype: of the result.
+      mean: the mean of each channel, for pixels scaled to [0, 1]. It is empty if the inputs are stored features.
+      std: the standard deviation of each channel, in the same unit.
+      dtype: dtype of the result.
     """
     if not len(mean):
         return images_BxHxWxC
@@ -25,20 +25,20 @@ def normalize(
 
 
 def crop_and_flip(rngs_B: jax.Array, images_BxHxWxC: jax.Array, padding: int = 4) -> jax.Array:
-    """Moves each image by up to `padding` pixels each way over black, and mirrors it left to right half the time.
+    """Applies a random crop after padding, and a horizontal flip with probability 1/2, to each image.
 
     Args:
-      rngs_B: one key an image, so that the result does not depend on how the batch is spread over devices.
+      rngs_B: one key for each image, so that the result does not depend on how the batch is distributed over devices.
       images_BxHxWxC: images of any dtype.
-      padding: pixels of black (0) added on each side before the crop.
+      padding: number of black (0) pixels that are added on each side before the crop.
 
     Returns:
-      images of the same shape and dtype.
+      Images of the same shape and dtype.
     """
-    return jax.vmap(lambda rng, image: _crop_and_flip_one(rng, image, padding))(rngs_B, images_BxHxWxC)
+    return jax.vmap(lambda rng, image: _crop_and_flip_image(rng, image, padding))(rngs_B, images_BxHxWxC)
 
 
-def _crop_and_flip_one(rng: jax.Array, image_HxWxC: jax.Array, padding: int) -> jax.Array:
+def _crop_and_flip_image(rng: jax.Array, image_HxWxC: jax.Array, padding: int) -> jax.Array:
     rng_crop, rng_flip = jax.random.split(rng)
     padded = jnp.pad(image_HxWxC, ((padding, padding), (padding, padding), (0, 0)))
     top, left = jax.random.randint(rng_crop, (2,), 0, 2 * padding + 1)

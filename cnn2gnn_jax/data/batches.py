@@ -1,4 +1,4 @@
-"""Which images form a batch: epochs, evaluation batches and the anchors' batch, all pure functions of seeds."""
+"""The order of the images in epochs, evaluation batches and batches of anchors. All are pure functions of seeds."""
 
 from typing import Any
 
@@ -9,27 +9,27 @@ from cnn2gnn_jax.runtime.errors import UserError
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of the n training images in an epoch, (n,) int32: resuming needs no iterator's state."""
+    """The order of the n training images in an epoch, (n,) int32. It depends only on the arguments."""
     return permutation(n, Stream.EPOCH, seed, epoch)
 
 
 def grouped_order(labels: np.ndarray, classes: int, size: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the training images in an epoch of batches of exactly `classes` classes.
+    """The order of the training images in an epoch whose batches have images of exactly `classes` classes.
 
-    Each batch holds the same number of images of each of its classes, or one more, and no image twice. A class goes on
-    in each epoch where it stopped in the one before, so that over the epochs all images of a class are used equally
-    often. Classes are drawn in proportion to their images; a class that holds more than the `classes`-th part of all
-    images is in every batch, and its images are used less often than the others.
+    The numbers of images of the classes in a batch differ by at most one, and no image occurs twice. An epoch continues
+    with the images of a class where the previous epoch stopped, so that in the long run all images of a class are used
+    equally often. Classes are drawn in proportion to their number of images. A class with more than 1 / `classes` of
+    all images is in every batch, and its images are used less often than those of other classes.
 
     Args:
-      labels: (n,) labels; the classes are those that occur.
-      classes: how many classes a batch holds.
-      size: images in a batch.
-      seed: chooses the classes and images of each batch.
-      epoch: from 0.
+      labels: (n,) labels. Classes are the labels that occur.
+      classes: the number of classes in a batch.
+      size: the number of images in a batch.
+      seed: the seed that chooses the classes and images of each batch.
+      epoch: the epoch, from 0.
 
     Returns:
-      (n // size * size,) int32: the batches one after another.
+      (n // size * size,) int32, the batches one after another.
 
     Raises:
       UserError: see `check_groups`.
@@ -38,8 +38,8 @@ def grouped_order(labels: np.ndarray, classes: int, size: int, seed: int, epoch:
     _, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
     steps = len(labels) // size
     order, groups, used = _epoch_groups(counts, classes, size, steps, seed, epoch)
-    # Slot i is a group of images for batch i % steps. A class has at most `steps` slots, which follow each other, so
-    # that no batch gets two of them.
+    # Slot i is a group of images of one class in batch i % steps. The slots of a class are consecutive and at most
+    # `steps`, so no batch gets two groups of the same class.
     slots = np.arange(classes * steps)
     shares = size // classes + (slots < size % classes * steps)
     class_of_entry = np.repeat(np.repeat(order, groups[order]), shares)
@@ -54,10 +54,10 @@ def grouped_order(labels: np.ndarray, classes: int, size: int, seed: int, epoch:
 
 
 def check_groups(labels: np.ndarray, classes: int, size: int) -> None:
-    """Checks that there can be batches of `size` images of exactly `classes` classes that use all classes.
+    """Checks that batches of `size` images of exactly `classes` classes are possible.
 
     Raises:
-      UserError: there are fewer classes, or one has fewer images than a batch takes of it.
+      UserError: there are fewer classes, or a class has fewer images than a batch needs of it.
     """
     names, counts = np.unique(labels, return_counts=True)
     if classes > len(names):
@@ -78,18 +78,20 @@ def check_groups(labels: np.ndarray, classes: int, size: int) -> None:
 def _epoch_groups(
     counts: np.ndarray, classes: int, size: int, steps: int, seed: int, epoch: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How the classes share an epoch's groups of images.
+    """Distributes the groups of images of an epoch over the classes.
 
     Returns:
-      The order in which the classes take their groups, (C,); how many each takes, (C,) with the sum classes * steps
-      and each at most `steps`; and how many images each has used before this epoch and after it, (2, C).
+      The order in which the classes get their groups, (C,). The number of groups of each class, (C,), which is at most
+      `steps`, with the sum classes * steps. The number of images of each class that are used before this epoch and up
+      to its end, (2, C).
     """
     epochs = np.arange(epoch + 1)[:, None]
     always = _in_every_batch(counts, classes)
     weights = np.where(always, 0, counts)
     total, free = int(weights.sum()), (classes - int(always.sum())) * steps
-    # The fair numbers of groups, laid end to end, are fractions. Each takes the whole numbers in its stretch after a
-    # shift that differs between epochs, so that over the epochs each gets its fraction.
+    # The fair number of groups of a class is a fraction. The fractions are laid end to end, and a class gets one group
+    # for each integer in its interval, after a shift that differs between epochs. Over the epochs, each class gets its
+    # fair share.
     stride = round(total * 0.6180339887498949)
     while np.gcd(stride, total) != 1:
         stride += 1
@@ -97,7 +99,7 @@ def _epoch_groups(
     groups = np.where(always, steps, np.diff(bounds, axis=1))
     keys = random_raw(groups.size, Stream.GROUP_CLASSES, seed).reshape(groups.shape)
     orders = np.argsort(keys, axis=1, kind="stable")
-    # The first slots hold one image more.
+    # The first slots have one more image.
     ends = np.cumsum(np.take_along_axis(groups, orders, 1), axis=1)
     images = size // classes * ends + np.minimum(ends, size % classes * steps)
     taken = np.empty_like(groups)
@@ -107,56 +109,56 @@ def _epoch_groups(
 
 
 def _in_every_batch(counts: np.ndarray, classes: int) -> np.ndarray:
-    """Which classes are too large for their part of the batches even if they are in every one, (C,) bool."""
+    """The classes that must be in every batch because their fair share is one group per batch or more, (C,) bool."""
     always = np.zeros(len(counts), bool)
     while True:
-        left = classes - always.sum()
-        more = ~always & (counts * left > counts[~always].sum())
-        if not more.any():
+        remaining = classes - always.sum()
+        additional = ~always & (counts * remaining > counts[~always].sum())
+        if not additional.any():
             return always
-        always |= more
+        always |= additional
 
 
 def _images_to_use(class_of: np.ndarray, counts: np.ndarray, used: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The images class by class; those of a class are to be used from front to back, over and over.
+    """The images sorted by class. The images of a class are used in this order, repeatedly.
 
-    Within a class come first those that this epoch uses once more than the rest, which are the next in a fixed cycle
-    through the class. Both parts are shuffled in each epoch.
+    In each class, the images that this epoch uses once more than the others come first. They are the next ones in a
+    fixed cycle through the class. Both parts of a class are shuffled in each epoch.
     """
     cycle = permutation(len(class_of), Stream.GROUP_CYCLE, seed)
-    place = np.empty(len(class_of), np.int64)
-    place[cycle] = rank_in_class(class_of[cycle])
-    before, after = used
-    waiting = (place - before[class_of]) % counts[class_of]
-    rest = waiting >= ((after - before) % counts)[class_of]
+    position = np.empty(len(class_of), np.int64)
+    position[cycle] = rank_in_class(class_of[cycle])
+    used_before, used_after = used
+    distance = (position - used_before[class_of]) % counts[class_of]
+    is_last = distance >= ((used_after - used_before) % counts)[class_of]
     rank = np.argsort(epoch_order(seed, epoch, len(class_of)))
-    return np.lexsort((rank, rest, class_of))
+    return np.lexsort((rank, is_last, class_of))
 
 
 def shuffled_order(n: int, seed: int) -> np.ndarray:
-    """A seeded order of n images for evaluation, (n,) int32."""
+    """A random order of n images for evaluation, (n,) int32."""
     return permutation(n, Stream.EVALUATION, seed)
 
 
 def class_sorted_order(labels: np.ndarray) -> np.ndarray:
-    """The order that puts class after class and keeps the order within a class, (n,) int32.
+    """The order that sorts images by class and is stable within a class, (n,) int32.
 
-    A graph over such batches leaks the labels: it is an audit, not a protocol.
+    A graph over such batches leaks the labels. Accuracies in this order are therefore only an audit.
     """
     return np.argsort(labels, kind="stable").astype(np.int32)
 
 
 def evaluation_batches(n: int, size: int, order: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Splits n images into K = ceil(n / size) batches whose numbers of images differ by at most one.
+    """Splits n images into K = ceil(n / size) batches whose sizes differ by at most one.
 
     Args:
       n: number of images, at least 1.
-      size: the most images that a batch may hold, at least 1.
-      order: a permutation of 0..n-1, cut from front to back; as they stand where None.
+      size: largest number of images in a batch, at least 1.
+      order: a permutation of 0..n-1, which is divided into batches; None for the order 0..n-1.
 
     Returns:
-      indices (K, B) int32 and mask (K, B) bool, with B = ceil(n / K) <= size. A batch that holds fewer than B repeats
-      its last image where the mask is False.
+      Indices (K, B) int32 and mask (K, B) bool, with B = ceil(n / K) <= size. A smaller batch is padded with its last
+      image, where the mask is False.
     """
     assert n >= 1 and size >= 1, (n, size)
     order = np.arange(n, dtype=np.int32) if order is None else np.asarray(order, np.int32)
@@ -170,15 +172,15 @@ def evaluation_batches(n: int, size: int, order: np.ndarray | None = None) -> tu
 
 
 def balanced_batch(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """A seeded batch without repeats in which the counts of the classes differ by at most one.
+    """A random class-balanced batch of distinct images: the numbers of images of the classes differ by at most one.
 
     Args:
-      labels: (n,) labels; the classes are those that occur.
-      size: images in the batch.
-      seed: chooses the images, their order and, where classes do not divide `size`, those that get one more.
+      labels: (n,) labels. Classes are the labels that occur.
+      size: number of images in the batch.
+      seed: the seed that chooses the images, their order, and the classes with one more image.
 
     Returns:
-      (size,) int32 indices into `labels`, in no order of class.
+      (size,) int32, indices into `labels` in random order.
 
     Raises:
       UserError: there are too few images, in all or in a class.
@@ -200,15 +202,20 @@ def balanced_batch(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def anchor_sets(labels: np.ndarray, protocol: Any, seed: int) -> list[np.ndarray]:
-    """The class-balanced, seeded batches of training indices that an `evaluate` section of a config asks for.
+    """The batches of anchors: class-balanced batches of training indices.
 
-    They change with the student's `seed`, so that the spread over seeds is that of the anchors too. No two seeds share
-    a batch.
+    They depend on the student's seed, so that the spread over seeds includes the choice of anchors. Different seeds
+    use different batches.
+
+    Args:
+      labels: (n,), the labels of the training images.
+      protocol: the section `evaluate` of a config.
+      seed: the student's seed.
     """
     first = protocol.anchor_seed + seed * protocol.anchor_batches
     return [balanced_batch(labels, protocol.anchors, first + k) for k in range(protocol.anchor_batches)]
 
 
 def order_seed(protocol: Any, seed: int) -> int:
-    """The seed of the shuffled order of the evaluated images, for the student of `seed`, with which it changes."""
+    """The seed that shuffles the evaluated images for the student with this seed."""
     return protocol.order_seed + seed

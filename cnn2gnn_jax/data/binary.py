@@ -1,4 +1,4 @@
-"""The published binary formats of CIFAR and STL-10, from their folder or archive to arrays.
+"""Reads the published binary formats of CIFAR and STL-10, from a folder or an archive, to arrays.
 
 CIFAR: https://www.cs.toronto.edu/~kriz/cifar.html; STL-10: https://cs.stanford.edu/~acoates/stl10/.
 """
@@ -10,70 +10,70 @@ import numpy as np
 
 from cnn2gnn_jax.runtime.errors import UserError
 
-LARGEST = 1 << 30  # bytes of a file: the published ones have 221 MB at most
-MOST_MEMBERS = 1000  # of an archive: the published ones have 13 at most
+MAX_BYTES = 1 << 30  # of a file; the published files have at most 221 MB
+MAX_MEMBERS = 1000  # of an archive; the published archives have at most 13
 _CIFAR_SIDE = 32
 _STL10_SIDE = 96
 
 
 def read_files(path: pathlib.Path, folder: str, names: tuple[str, ...]) -> dict[str, bytes]:
-    """The contents of `names`, from the folder `path` or streamed from `folder`/ in the tar archive `path`.
+    """Returns the contents of the files `names` in the folder `path`, or in `folder`/ of the tar archive `path`.
 
-    Nothing is extracted: regular members under exactly these names are read and all others passed over.
+    The archive is streamed and not extracted. Only regular members with exactly these names are read.
 
     Raises:
-      UserError: the archive is damaged or lacks a file, or a file or their number is far too large.
+      UserError: the archive is damaged, a file is missing or too large, or there are too many files.
     """
     if path.is_dir():
         for file in names:
             _check_size((path / file).stat().st_size, f"{path / file}")
         return {name: (path / name).read_bytes() for name in names}
-    wanted = {f"{folder}/{name}": name for name in names}
-    found: dict[str, bytes] = {}
+    name_of_member = {f"{folder}/{name}": name for name in names}
+    contents: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r|*") as archive:
             for number, member in enumerate(archive):
-                if number == MOST_MEMBERS:
-                    raise UserError(f"{path} has more than {MOST_MEMBERS:,} members: fetch it again")
-                name = wanted.get(member.name.removeprefix("./"))
+                if number == MAX_MEMBERS:
+                    raise UserError(f"{path} has more than {MAX_MEMBERS:,} members: fetch it again")
+                name = name_of_member.get(member.name.removeprefix("./"))
                 if name is None or not member.isreg():
                     continue
                 _check_size(member.size, f"{path}: {name}")
-                content = archive.extractfile(member)
-                assert content is not None, member.name
-                found[name] = content.read()
-                if len(found[name]) != member.size:
-                    raise UserError(f"{path}: {name} has {len(found[name]):,} of {member.size:,} bytes: fetch it again")
-                if len(found) == len(names):
+                stream = archive.extractfile(member)
+                assert stream is not None, member.name
+                contents[name] = stream.read()
+                if (size := len(contents[name])) != member.size:
+                    raise UserError(f"{path}: {name} has {size:,} of {member.size:,} bytes: fetch it again")
+                if len(contents) == len(names):
                     break
     except UserError:
         raise
-    except Exception as error:  # of tarfile and what decompresses for it, many kinds
+    except Exception as error:  # tarfile and the decompressors raise many kinds of exceptions
         raise UserError(f"{path} is no whole tar archive ({error}): fetch it again") from None
-    if missing := [name for name in names if name not in found]:
+    if missing := [name for name in names if name not in contents]:
         raise UserError(f"{path} lacks {folder}/{missing[0]}: fetch it again")
-    return found
+    return contents
 
 
 def _check_size(size: int, what: str) -> None:
-    if size > LARGEST:
-        raise UserError(f"{what} has {size:,} bytes, expected at most {LARGEST:,}: fetch it again")
+    if size > MAX_BYTES:
+        raise UserError(f"{what} has {size:,} bytes, expected at most {MAX_BYTES:,}: fetch it again")
 
 
 def cifar(data: bytes, label_bytes: int, classes: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Records of CIFAR's binary version: label bytes, then the red, green and blue planes of 32 x 32, row by row.
+    """Parses CIFAR's binary version: label bytes, then the red, green and blue planes of 32 x 32 pixels, row by row.
 
     Args:
-      data: one file, or several in a row.
-      label_bytes: 1 (CIFAR-10) or 2 (CIFAR-100: coarse, then fine); the last one is the label.
-      classes: how many classes there are.
-      name: what to call it in errors.
+      data: the contents of one file, or of several files one after another.
+      label_bytes: 1 for CIFAR-10, 2 for CIFAR-100 (coarse and fine label). The last byte is the label.
+      classes: the number of classes.
+      name: the name of the file in errors.
 
     Returns:
-      images (N, 32, 32, 3) uint8, labels (N,) int32.
+      Images (N, 32, 32, 3) uint8 and labels (N,) int32.
 
     Raises:
-      UserError: no whole number of records, or a label out of range.
+      UserError: the size is not a multiple of the record size, or a label is out of range.
     """
     pixels = 3 * _CIFAR_SIDE**2
     records = _rows(data, label_bytes + pixels, name)
@@ -82,13 +82,19 @@ def cifar(data: bytes, label_bytes: int, classes: int, name: str) -> tuple[np.nd
 
 
 def stl10(images: bytes, labels: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """STL-10's files: 3 planes of 96 x 96 an image, each column by column; labels from 1 to 10.
+    """Parses STL-10's files: 3 planes of 96 x 96 pixels per image, column by column, and labels from 1 to 10.
+
+    Args:
+      images: the contents of the file with images.
+      labels: the contents of the file with labels.
+      name: the name of the files in errors.
 
     Returns:
-      images (N, 96, 96, 3) uint8, labels (N,) int32 from 0.
+      Images (N, 96, 96, 3) uint8 and labels (N,) int32, which begin at 0.
 
     Raises:
-      UserError: no whole number of images, another number of labels, or a label out of range.
+      UserError: the size is not a multiple of the image size, the number of labels differs from the number of images,
+        or a label is out of range.
     """
     rows = _rows(images, 3 * _STL10_SIDE**2, name)
     if len(labels) != len(rows):
@@ -98,10 +104,10 @@ def stl10(images: bytes, labels: bytes, name: str) -> tuple[np.ndarray, np.ndarr
 
 
 def class_names(data: bytes, classes: int, name: str) -> list[str]:
-    """The class names in a text file with one a line.
+    """Parses a text file with one class name per line.
 
     Raises:
-      UserError: not `classes` different names.
+      UserError: there are not exactly `classes` different names.
     """
     names = data.decode("utf-8", errors="replace").split()
     if len(names) != classes or len(set(names)) != classes:
@@ -111,9 +117,9 @@ def class_names(data: bytes, classes: int, name: str) -> list[str]:
 
 def _rows(data: bytes, length: int, name: str) -> np.ndarray:
     if not data or len(data) % length:
-        whole = max(-(-len(data) // length), 1)
+        rows = max(-(-len(data) // length), 1)
         raise UserError(
-            f"{name} is truncated: {len(data):,} bytes, expected a multiple of {length:,} such as {whole * length:,}: "
+            f"{name} is truncated: {len(data):,} bytes, expected a multiple of {length:,} such as {rows * length:,}: "
             "fetch it again"
         )
     return np.frombuffer(data, np.uint8).reshape(-1, length)

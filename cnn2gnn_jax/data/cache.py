@@ -1,6 +1,6 @@
-"""Decoded data sets on disk, each a verified folder: {train,test}_{images,labels}.npy, and facts about them.
+"""Decoded data sets on disk. Each is a verified folder with {train,test}_{images,labels}.npy and a manifest.
 
-Of an image folder there is also {train,test}_files.json, with the file of each image.
+For an image folder there is also {train,test}_files.json with the file of each image.
 """
 
 import dataclasses
@@ -14,19 +14,22 @@ from cnn2gnn_jax.data.images import ImageError
 from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError
 
-# The format is also raised when the same original files would give other arrays.
+# The format must also be raised if the same original files would give different arrays.
 KIND = artifact.Kind("a data set", format=4, remake="run the same command again")
 _SPLITS = ("train", "test")
 _ARRAYS = tuple(f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels"))
 _CHUNK = 1024
-_NAMED = 5  # unreadable images in an error
+_MAX_NAMED = 5  # number of unreadable images that an error lists
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """The images of a split, (H, W, C) uint8 each, with their labels, one after another; names are for errors.
+    """The images of a split.
 
-    An image that cannot be read is there as its error. With `named_by_file` a name is the image's file, and is kept.
+    count: the number of images.
+    triples: the image (H, W, C) uint8, the label and the name of each image. If an image cannot be read, its error
+      takes its place. Errors use the names.
+    named_by_file: whether the names are the files of the images, which are then stored.
     """
 
     count: int
@@ -36,11 +39,13 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """A cache that was read: memory-mapped images (N, H, W, C) uint8 and labels (N,) int32 of each split.
+    """The arrays of a cached data set, by split.
 
-    files: of an image folder the N files of each split, relative to the folder; otherwise None.
-    facts: `name`, `classes`, `mean`, `std`, `source`, `unreadable`.
-    sha256: of the file of each array.
+    images: (N, H, W, C) uint8, memory-mapped.
+    labels: (N,) int32.
+    files: the N files of the images relative to the image folder; None for other data sets.
+    facts: a dictionary with `name`, `classes`, `mean`, `std`, `source` and `unreadable`.
+    sha256: the sha256 of the file of each array.
     """
 
     images: dict[str, np.ndarray]
@@ -58,15 +63,15 @@ def write(
     source: Mapping[str, str],
     skip_unreadable: bool = False,
 ) -> None:
-    """Writes a data set to `folder`, replacing what is there.
+    """Writes a data set to `folder`, and replaces an earlier one.
 
     Args:
-      folder: where to.
-      name: the data set's name.
-      classes: class names; labels index them.
-      splits: `train` and `test`.
-      source: what the arrays were made from: the `key` of the original files, and their `path`.
-      skip_unreadable: whether images that cannot be read are left out; the facts list them.
+      folder: the folder.
+      name: the name of the data set.
+      classes: the names of the classes, in the order of the labels.
+      splits: the images of `train` and `test`.
+      source: the original files: their `key` and their `path`.
+      skip_unreadable: whether to skip images that cannot be read. The facts list them.
 
     Raises:
       UserError: a split is empty, images differ in shape, a label has no class, or images cannot be read.
@@ -79,10 +84,10 @@ def write(
         if not skip_unreadable:
             refuse_unreadable(name, unreadable)
         if unreadable:
-            left = np.bincount(np.load(beside / "train_labels.npy", allow_pickle=False), minlength=len(classes))
-            if not left.all():
+            counts = np.bincount(np.load(beside / "train_labels.npy", allow_pickle=False), minlength=len(classes))
+            if not counts.all():
                 raise UserError(
-                    f"{name}: no training image of class {classes[int(left.argmin())]} can be read: replace them"
+                    f"{name}: no training image of class {classes[int(counts.argmin())]} can be read: replace them"
                 )
         mean, std = _mean_and_std(_histogram(_map(beside / "train_images.npy")))
         facts = {
@@ -97,20 +102,20 @@ def write(
 
 
 def refuse_unreadable(name: str, unreadable: Sequence[str]) -> None:
-    """Raises UserError where there are any, naming the first of them."""
+    """Raises UserError if there are unreadable images. The error lists the first ones."""
     if unreadable:
-        more = f"; and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
+        more = f"; and {len(unreadable) - _MAX_NAMED} more" if len(unreadable) > _MAX_NAMED else ""
         raise UserError(
-            f"{name}: {len(unreadable)} images cannot be read ({'; '.join(unreadable[:_NAMED])}{more}): "
+            f"{name}: {len(unreadable)} images cannot be read ({'; '.join(unreadable[:_MAX_NAMED])}{more}): "
             "replace or remove them, or set data.skip_unreadable=True to leave them out"
         )
 
 
 def read(folder: pathlib.Path) -> Arrays:
-    """Opens the data set in `folder` after hashing it.
+    """Opens the data set in `folder`, and checks the hashes of its files.
 
     Raises:
-      artifact.Refused: there is none, it is not as it was written, or another version wrote it.
+      artifact.Refused: the data set is missing, damaged, or of another version.
     """
     kept = artifact.read(folder, KIND)
     with artifact.intact(folder, KIND):
@@ -135,9 +140,10 @@ def _write_split(
     shape: tuple[int, ...],
     unreadable: list[str],
 ) -> tuple[int, ...]:
-    """Writes one split to files whose names begin as `path`; its images must be of `shape` where that is not ().
+    """Writes one split to files whose names begin with `path`.
 
-    Adds to `unreadable` what each of its images that cannot be read suffers from, and returns the images' shape.
+    All images must have the shape `shape`, or the same shape if `shape` is (). Errors of unreadable images are added to
+    `unreadable`. Returns the shape of the images.
     """
     if not examples.count:
         raise UserError(f"{what} has no images: expected some of every class")
@@ -148,7 +154,7 @@ def _write_split(
     images: np.ndarray | None = None
     files: list[str] = []
     written = 0
-    missing = len(unreadable)
+    unreadable_before = len(unreadable)
     for image, label, name in examples.triples:
         if isinstance(image, ImageError):
             unreadable.append(str(image))
@@ -160,8 +166,8 @@ def _write_split(
         images[written], labels[written] = image, label
         files.append(name)
         written += 1
-    missing = len(unreadable) - missing
-    assert written + missing == examples.count, (what, written, missing, examples.count)
+    skipped = len(unreadable) - unreadable_before
+    assert written + skipped == examples.count, (what, written, skipped, examples.count)
     if images is None:
         refuse_unreadable(what, unreadable)
     assert images is not None
@@ -169,18 +175,20 @@ def _write_split(
     if examples.named_by_file:
         storage.write_json(files_path, {"files": files})
     images.flush()  # type: ignore[attr-defined]
-    if missing:
-        whole = path.with_name("whole.npy")
-        np.save(whole, images[:written], allow_pickle=False)
-        whole.replace(images_path)
+    if skipped:
+        readable_path = path.with_name("readable.npy")
+        np.save(readable_path, images[:written], allow_pickle=False)
+        readable_path.replace(images_path)
     return shape
 
 
-def _check_example(name: str, found: tuple[int, ...], shape: tuple[int, ...], label: int, classes: int) -> None:
-    """Raises UserError where an image is of another shape than those before it, or its label has no class."""
-    if found != shape:
+def _check_example(
+    name: str, shape: tuple[int, ...], expected_shape: tuple[int, ...], label: int, classes: int
+) -> None:
+    """Raises UserError if the shape of an image differs from the expected one, or its label is out of range."""
+    if shape != expected_shape:
         raise UserError(
-            f"{name} is {_size(found)}, images before it are {_size(shape)}: "
+            f"{name} is {_size(shape)}, images before it are {_size(expected_shape)}: "
             "set data.image_size to the side that all are to be resized to"
         )
     if not 0 <= label < classes:
@@ -188,7 +196,7 @@ def _check_example(name: str, found: tuple[int, ...], shape: tuple[int, ...], la
 
 
 def _histogram(images: np.ndarray) -> np.ndarray:
-    """How often each value occurs in each channel, (C, 256) int64."""
+    """The number of pixels with each value in each channel, (C, 256) int64."""
     counts = np.zeros((images.shape[-1], 256), np.int64)
     for start in range(0, len(images), _CHUNK):
         for channel, count in enumerate(counts):
@@ -197,7 +205,10 @@ def _histogram(images: np.ndarray) -> np.ndarray:
 
 
 def _mean_and_std(counts_Cx256: np.ndarray) -> tuple[list[float], list[float]]:
-    """Per channel, in units of [0, 1], from integer sums: the same on every machine."""
+    """Mean and standard deviation of each channel, for pixels scaled to [0, 1].
+
+    They are computed from sums of integers, so that they are the same on all machines.
+    """
     values = np.arange(256)
     pixels = [int(count.sum()) for count in counts_Cx256]
     sums = [int((count * values).sum()) for count in counts_Cx256]

@@ -1,8 +1,8 @@
-"""Downloads of published archives: whole and verified, or absent; offline it says so within seconds.
+"""Downloads of published archives.
 
-The library pooch verifies a hash, too, but its time limit does not cover a name server that does not answer (tried with
-pooch 1.9: a limit of 2 seconds, and the server's 12 were waited for), and it reads to the end what is larger than the
-published file.
+A download is verified and complete, or it leaves no file. Without a network it fails within seconds. The library pooch
+also verifies a hash, but its time limit does not apply to a name server that does not answer (pooch 1.9 waited 12
+seconds despite a limit of 2), and it does not stop when a file is larger than expected.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ _BLOCK = 1 << 20
 
 
 def fetch(url: str, path: pathlib.Path, size: int, sha256: str) -> None:
-    """Downloads `url` to `path`, which is written only if its size and sha256 are as given.
+    """Downloads `url` to `path`. The file is written only if its size in bytes and its sha256 are the expected ones.
 
     Raises:
-      UserError: the server does not answer, breaks off, or sends something else.
+      UserError: the server does not answer, closes the connection early, or sends another file.
     """
     logging.info("downloading %s (%.0f MB)", url, size / 1e6)
     digest, received = hashlib.sha256(), 0
@@ -52,39 +52,39 @@ def fetch(url: str, path: pathlib.Path, size: int, sha256: str) -> None:
 
 
 def verify(path: pathlib.Path, size: int, sha256: str) -> None:
-    """Checks a published archive.
+    """Checks the size in bytes and the sha256 of a published archive.
 
     Raises:
-      UserError: its size or sha256 is another than the published one.
+      UserError: the size or the sha256 differs from the published one.
     """
-    found = path.stat().st_size
-    if found != size:
-        raise UserError(f"{path} has {found:,} bytes, expected {size:,}: fetch it again")
-    if (found_sha256 := storage.sha256(path)) != sha256:
-        raise UserError(f"{path} has sha256 {found_sha256}, expected {sha256}: fetch it again")
+    actual_size = path.stat().st_size
+    if actual_size != size:
+        raise UserError(f"{path} has {actual_size:,} bytes, expected {size:,}: fetch it again")
+    if (actual_sha256 := storage.sha256(path)) != sha256:
+        raise UserError(f"{path} has sha256 {actual_sha256}, expected {sha256}: fetch it again")
 
 
 def _open(url: str) -> Any:
-    """The response to `url`, or UserError once the time for an answer is over.
+    """Returns the response to `url`. Raises UserError if there is no answer within `_ANSWER_SECONDS`.
 
-    In a thread, since no timeout of the socket covers a name server that does not answer.
+    The request runs in a thread, because the timeout of a socket does not apply to the name server.
     """
-    answers: queue.Queue[Any] = queue.Queue()
+    responses: queue.Queue[Any] = queue.Queue()
 
-    def ask() -> None:
+    def request() -> None:
         try:
-            answers.put(urllib.request.urlopen(url, timeout=_STALL_SECONDS))
+            responses.put(urllib.request.urlopen(url, timeout=_STALL_SECONDS))
         except Exception as error:
-            answers.put(error)
+            responses.put(error)
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=request, daemon=True).start()
     try:
-        answer = answers.get(timeout=_ANSWER_SECONDS)
+        response = responses.get(timeout=_ANSWER_SECONDS)
     except queue.Empty:
         raise UserError(f"{url} did not answer in {_ANSWER_SECONDS:.0f} seconds") from None
-    if isinstance(answer, Exception):
-        raise UserError(f"{url} cannot be reached ({getattr(answer, 'reason', answer)})")
-    return answer
+    if isinstance(response, Exception):
+        raise UserError(f"{url} cannot be reached ({getattr(response, 'reason', response)})")
+    return response
 
 
 def _blocks(response: Any) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""What a folder of the user's images holds: the files of each class and split, and what is not read."""
+"""Finds the images in a user's folder: the files of each class and split, and the files that are not read."""
 
 import dataclasses
 import pathlib
@@ -9,9 +9,9 @@ from cnn2gnn_jax.runtime.errors import UserError
 
 TRAIN_FOLDER = "train"
 TEST_FOLDERS = ("test", "val", "valid", "validation")
-_NAMED = 3  # files in a line about what is left out
+_MAX_NAMED = 3  # number of files that a message lists
 
-Files = dict[str, list[pathlib.Path]]  # by class
+Files = dict[str, list[pathlib.Path]]  # the image files of each class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +19,9 @@ class ImageFolder:
     """The image files of a folder.
 
     train: the files of each class, sorted by path.
-    test: likewise, None where the folder has no test split.
-    lists: files other than images that say something of them.
-    left_out: one line for each thing that is not read. Hidden files and folders are passed over.
+    test: the files of each class in the test split; None if the folder has no test split.
+    lists: files that give the labels of images.
+    left_out: messages about files and folders that are not read. Hidden ones are ignored without a message.
     """
 
     train: Files
@@ -31,13 +31,13 @@ class ImageFolder:
 
 
 def scan(folder: pathlib.Path) -> ImageFolder:
-    """Looks for <class>/<image> or, where train/ holds folders, for train/<class>/<image> and test/<class>/<image>.
+    """Finds the images in <class>/, or, if train/ contains folders, in train/<class>/ and test/<class>/.
 
-    Images may lie in folders within that of their class. The test split is the first of `TEST_FOLDERS` whose folders
-    are classes of train/, or that labels its images in a list, as Tiny-ImageNet's val/ does.
+    Images may be in subfolders of their class. The test split is the first of `TEST_FOLDERS` whose folders are classes
+    of train/, or which has a list with the labels of its images, as Tiny-ImageNet's val/ has.
 
     Raises:
-      UserError: it is no folder, holds fewer than 2 classes, or its folders contradict each other.
+      UserError: `folder` is not a folder, it has fewer than 2 classes, or its layout is ambiguous.
     """
     if not folder.is_dir():
         raise UserError(f"data.manual_dir={folder} is no folder: set it to the one that holds the images")
@@ -54,7 +54,7 @@ def scan(folder: pathlib.Path) -> ImageFolder:
                 )
         return ImageFolder(_classes(folder, left_out), None, (), tuple(left_out))
     train = _classes(train_folder, left_out)
-    _name_loose_files(folder, left_out)
+    _report_loose_files(folder, left_out)
     test_folder, test = _test_split(folder, train, left_out)
     for path in _class_folders(folder):
         if path.name not in (TRAIN_FOLDER, *TEST_FOLDERS):
@@ -64,12 +64,12 @@ def scan(folder: pathlib.Path) -> ImageFolder:
 
 
 def _test_split(folder: pathlib.Path, train: Files, left_out: list[str]) -> tuple[pathlib.Path | None, Files | None]:
-    """The folder of the test split and its files; adds the other candidates to `left_out`.
+    """Finds the folder of the test split and its files. Reports other candidates in `left_out`.
 
     Raises:
-      UserError: a class of the split is not in train/, or folders are there that might be a split and none is.
+      UserError: a class of the test split is not in train/, or the folders of all candidates differ from the classes.
     """
-    test_folder, test, strangers = None, None, list[str]()
+    test_folder, test, mismatches = None, None, list[str]()
     for candidate in (folder / name for name in TEST_FOLDERS):
         names = [path.name for path in _class_folders(candidate)]
         if not candidate.is_dir():
@@ -81,34 +81,36 @@ def _test_split(folder: pathlib.Path, train: Files, left_out: list[str]) -> tupl
         elif not names:
             left_out.append(f"{candidate} holds no folder of images")
         elif not set(names) & set(train):
-            strangers.append(f"{candidate}: none of its folders ({', '.join(names[:_NAMED])}) is a class of train/")
+            mismatches.append(
+                f"{candidate}: none of its folders ({', '.join(names[:_MAX_NAMED])}) is a class of train/"
+            )
         else:
             test_folder, test = candidate, files_by_class(candidate, left_out)
-    if strangers and test is None:
-        raise UserError(f"{strangers[0]}: name them as in train/, or move {strangers[0].partition(':')[0]} elsewhere")
-    left_out += strangers
+    if mismatches and test is None:
+        raise UserError(f"{mismatches[0]}: name them as in train/, or move {mismatches[0].partition(':')[0]} elsewhere")
+    left_out += mismatches
     if unknown := sorted(set(test or ()) - set(train)):
         raise UserError(f"{test_folder}: class {unknown[0]} is not in {folder / TRAIN_FOLDER}: add or remove it")
     return test_folder, test
 
 
 def files_by_class(folder: pathlib.Path, left_out: list[str]) -> Files:
-    """The image files in each folder in `folder` and below it, sorted; adds to `left_out` what is not read.
+    """Finds the image files in each class folder and its subfolders, sorted. Reports other files in `left_out`.
 
     Raises:
-      UserError: one holds no image.
+      UserError: a class folder contains no image.
     """
     files: Files = {}
     others: list[pathlib.Path] = []
-    for sub in _class_folders(folder):
-        visible = sorted(_visible_files(sub))
-        files[sub.name] = [path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES]
+    for class_folder in _class_folders(folder):
+        visible = sorted(_visible_files(class_folder))
+        files[class_folder.name] = [path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES]
         others += [path for path in visible if path.suffix.lower() not in IMAGE_SUFFIXES]
-        if not files[sub.name]:
-            raise UserError(f"{sub} holds no image ({', '.join(IMAGE_SUFFIXES)}): add some or remove it")
+        if not files[class_folder.name]:
+            raise UserError(f"{class_folder} holds no image ({', '.join(IMAGE_SUFFIXES)}): add some or remove it")
     if others:
-        left_out.append(f"{folder}: {_some(folder, others)} in its folders, no images ({', '.join(IMAGE_SUFFIXES)})")
-    _name_loose_files(folder, left_out)
+        left_out.append(f"{folder}: {_summary(folder, others)} in its folders, no images ({', '.join(IMAGE_SUFFIXES)})")
+    _report_loose_files(folder, left_out)
     return files
 
 
@@ -116,9 +118,9 @@ def _classes(folder: pathlib.Path, left_out: list[str]) -> Files:
     files = files_by_class(folder, left_out)
     if not files:
         loose = [path for path in folder.iterdir() if _is_visible_file(path)]
-        found = f" ({_some(folder, loose)} lie in it directly)" if loose else ""
+        hint = f" ({_summary(folder, loose)} lie in it directly)" if loose else ""
         raise UserError(
-            f"{folder} holds no folder of images{found}: set data.manual_dir to a folder that holds <class>/<image>, "
+            f"{folder} holds no folder of images{hint}: set data.manual_dir to a folder that holds <class>/<image>, "
             "or train/<class>/<image> and test/<class>/<image>"
         )
     if len(files) < 2:
@@ -134,10 +136,10 @@ def _label_list(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _labelled_files(folder: pathlib.Path, left_out: list[str]) -> Files:
-    """The files in images/ by the class that Tiny-ImageNet's list gives them, one line each: file, class, box.
+    """The files in images/ by the classes in Tiny-ImageNet's list. Each line of the list has a file, a class and a box.
 
     Raises:
-      UserError: the list has another form, names a file twice or one that is not there.
+      UserError: the list has another format, contains a file twice, or contains a file that does not exist.
     """
     path, images = _label_list(folder), folder / "images"
     try:
@@ -160,38 +162,39 @@ def _labelled_files(folder: pathlib.Path, left_out: list[str]) -> Files:
     for file in sorted(class_of):
         files.setdefault(class_of[file], []).append(file)
     if unlisted := [file for file in present - set(class_of) if not file.name.startswith(".")]:
-        left_out.append(f"{images}: {_some(images, unlisted)}, not listed in {path.name}")
+        left_out.append(f"{images}: {_summary(images, unlisted)}, not listed in {path.name}")
     return files
 
 
 def _class_folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folders in a folder, sorted by name; hidden ones are passed over."""
+    """The folders in a folder, sorted by name, without hidden ones."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _visible_files(folder: pathlib.Path, above: tuple[pathlib.Path, ...] = ()) -> Iterator[pathlib.Path]:
-    """The files in a folder and below it; a link to a folder above is not followed."""
-    above = (*above, folder.resolve())
+def _visible_files(folder: pathlib.Path, parents: tuple[pathlib.Path, ...] = ()) -> Iterator[pathlib.Path]:
+    """The files in a folder and its subfolders, without hidden ones. Links to a parent folder are not followed."""
+    parents = (*parents, folder.resolve())
     for path in folder.iterdir():
         if _is_visible_file(path):
             yield path
-        elif path.is_dir() and not path.name.startswith(".") and path.resolve() not in above:
-            yield from _visible_files(path, above)
+        elif path.is_dir() and not path.name.startswith(".") and path.resolve() not in parents:
+            yield from _visible_files(path, parents)
 
 
 def _is_visible_file(path: pathlib.Path) -> bool:
     return path.is_file() and not path.name.startswith(".")
 
 
-def _name_loose_files(folder: pathlib.Path, left_out: list[str]) -> None:
+def _report_loose_files(folder: pathlib.Path, left_out: list[str]) -> None:
+    """Reports files that are not in a class folder."""
     if loose := [path for path in folder.iterdir() if _is_visible_file(path)]:
-        left_out.append(f"{folder}: {_some(folder, loose)} beside its folders")
+        left_out.append(f"{folder}: {_summary(folder, loose)} beside its folders")
 
 
-def _some(folder: pathlib.Path, paths: list[pathlib.Path]) -> str:
-    """How many files there are, and the first of them."""
+def _summary(folder: pathlib.Path, paths: list[pathlib.Path]) -> str:
+    """The number of files and the names of the first ones, for messages."""
     names = sorted(str(path.relative_to(folder)) for path in paths)
-    more = ", ..." if len(names) > _NAMED else ""
-    return f"{len(names)} {'file' if len(names) == 1 else 'files'} ({', '.join(names[:_NAMED])}{more})"
+    more = ", ..." if len(names) > _MAX_NAMED else ""
+    return f"{len(names)} {'file' if len(names) == 1 else 'files'} ({', '.join(names[:_MAX_NAMED])}{more})"

@@ -1,4 +1,4 @@
-"""Encoded image files to uint8 arrays of one size, and back to PNG."""
+"""Decodes image files to uint8 arrays, resizes images, and encodes them as PNG."""
 
 import concurrent.futures
 import io
@@ -27,18 +27,18 @@ def decode(encoded: bytes, name: str, channels: int = 3, size: int = 0) -> np.nd
     """Decodes an image file.
 
     Args:
-      encoded: the file's bytes: JPEG, PNG, BMP or WebP, grey, palette or colour. It is turned upright where its EXIF
-        data say how, laid on white where it is transparent, and cut to the upper 8 bits where it has 16 (as Pillow
-        does with 16 bits of colour).
-      name: what to call it in errors.
-      channels: 3 (RGB) or 1 (grey): whatever the file holds is converted.
-      size: 0, or the side to which it is resized (see `resize`).
+      encoded: the contents of a JPEG, PNG, BMP or WebP file, with gray, palette or color pixels. The image is rotated
+        as its EXIF data specify. Transparent images are drawn on white. 16-bit images are reduced to their upper 8
+        bits, as Pillow does for 16-bit color images.
+      name: the name of the image in errors.
+      channels: 3 (RGB) or 1 (gray). The image is converted to it.
+      size: height and width to resize to (see `resize`); 0 keeps the size.
 
     Returns:
       (H, W, channels) uint8.
 
     Raises:
-      ImageError: it is damaged, larger than 50 megapixels or of another format.
+      ImageError: the image is damaged, larger than 50 megapixels, or of another format.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as file:
@@ -57,33 +57,33 @@ def decode(encoded: bytes, name: str, channels: int = 3, size: int = 0) -> np.nd
 def decode_all(
     encoded: Sequence[bytes], names: Sequence[str], channels: int, size: int
 ) -> list[np.ndarray | ImageError]:
-    """`decode` of many files at once; what cannot be used is there as its error."""
+    """Decodes many files in parallel. If an image cannot be used, its error takes its place."""
 
-    def decoded(content: bytes, name: str) -> np.ndarray | ImageError:
+    def decode_or_error(content: bytes, name: str) -> np.ndarray | ImageError:
         try:
             return decode(content, name, channels, size)
         except ImageError as error:
             return error
 
     with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        # Pillow's own limit lies above ours, and its other warnings are of metadata.
+        # Pillow warns above its own limit of pixels, which is larger than ours, and about metadata.
         warnings.simplefilter("ignore")
-        return list(pool.map(decoded, encoded, names))
+        return list(pool.map(decode_or_error, encoded, names))
 
 
 def resize(image_HxWxC: np.ndarray, size: int) -> np.ndarray:
-    """The centre square of a uint8 image, scaled to (size, size, C) by Pillow's antialiased bicubic filter."""
-    grey = image_HxWxC.shape[-1] == 1
-    return _pixels(Image.fromarray(image_HxWxC[..., 0] if grey else image_HxWxC), size)
+    """Crops the center square of a uint8 image and resizes it to (size, size, C), with Pillow's bicubic filter."""
+    is_gray = image_HxWxC.shape[-1] == 1
+    return _pixels(Image.fromarray(image_HxWxC[..., 0] if is_gray else image_HxWxC), size)
 
 
 def encode_png(image_HxWxC: np.ndarray) -> bytes:
-    """A (H, W, 1 or 3) uint8 image as a PNG file."""
-    out = io.BytesIO()
-    grey = image_HxWxC.shape[-1] == 1
-    # Level 1 is several times faster than the default and hardly larger on small photographs.
-    Image.fromarray(image_HxWxC[..., 0] if grey else image_HxWxC).save(out, "PNG", compress_level=1)
-    return out.getvalue()
+    """Encodes a (H, W, 1 or 3) uint8 image as PNG."""
+    buffer = io.BytesIO()
+    is_gray = image_HxWxC.shape[-1] == 1
+    # Compression level 1 is several times faster than the default, and files of small photographs are hardly larger.
+    Image.fromarray(image_HxWxC[..., 0] if is_gray else image_HxWxC).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -1,9 +1,9 @@
-"""From original files to a verified cache: finds what is at hand and does only what is missing.
+"""Converts original files to a verified cache. Only missing steps are carried out.
 
     original files -> <cache>/tfds/<name>-<key>/ (array_record) -> <cache>/datasets/<name>-<size>-<key>/ (arrays)
 
-`key` names the original files (see `sources`). Where data.manual_dir is not set and they are not at hand, the one cache
-or the one array_record of that name serves; an image folder must always be at hand.
+`key` identifies the original files (see `sources`). If data.manual_dir is not set and the original files are missing,
+an existing cache or array_record of the same name is used, provided there is only one. Image folders must always exist.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from cnn2gnn_jax.runtime.errors import UserError
 
 
 def arrays(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> cache.Arrays:
-    """The decoded data set, from its cache if that is sound, otherwise made anew; safe to call in many processes.
+    """Opens the decoded data set. It is decoded first if its cache is missing or damaged.
 
-    Arguments and errors are those of `data.load`.
+    Several processes may call this at the same time. Arguments and errors are those of `data.load`.
     """
     try:
-        found = _arrays(config, cache_dir, fetch)
+        decoded = _arrays(config, cache_dir, fetch)
     except OSError as error:
         raise UserError(f"{config.name}: {errors.of_machine(error)}") from error
     if not config.skip_unreadable:
-        cache.refuse_unreadable(config.name, found.facts["unreadable"])
-    return found
+        cache.refuse_unreadable(config.name, decoded.facts["unreadable"])
+    return decoded
 
 
 def _arrays(config: Any, cache_dir: pathlib.Path, fetch: bool) -> cache.Arrays:
@@ -40,7 +40,8 @@ def _arrays(config: Any, cache_dir: pathlib.Path, fetch: bool) -> cache.Arrays:
     split = sources.FolderSplit(config.test_fraction, config.split_seed)
     source = sources.find(name, config.manual_dir, downloads, split)
     if source is None and (config.manual_dir or name == sources.IMAGE_FOLDER):
-        raise UserError(sources.wanted(name, config.manual_dir, downloads))  # and never the cache of another folder
+        # The cache of another folder must not be used instead.
+        raise UserError(sources.missing_message(name, config.manual_dir, downloads))
     key = source.key if source else _only_key(config, cache_dir)
     if key is None:
         source = _fetch(name, downloads, fetch)
@@ -48,7 +49,7 @@ def _arrays(config: Any, cache_dir: pathlib.Path, fetch: bool) -> cache.Arrays:
     for line in source.left_out if source else ():
         say(f"{name}: left out: {line}")
     folder = _cache_folder(config, cache_dir, key)
-    # A sound cache is opened without the lock, which a cache on a read-only disk could not have.
+    # An intact cache is opened without a lock, because locks are impossible on a read-only disk.
     with contextlib.suppress(artifact.Refused):
         return cache.read(folder)
     with storage.lock(folder.with_name(f"{folder.name}.lock"), wait=True):
@@ -62,36 +63,39 @@ def _arrays(config: Any, cache_dir: pathlib.Path, fetch: bool) -> cache.Arrays:
             source = _fetch(name, downloads, fetch)
         logging.info("preparing %s in %s", name, folder)
         _build(config, source, key, state, cache_dir)
-        found = cache.read(folder)
-        for reason in found.facts["unreadable"]:
+        decoded = cache.read(folder)
+        for reason in decoded.facts["unreadable"]:
             logging.warning("left out: %s", reason)
-        return found
+        return decoded
 
 
 def _has_records(name: str, key: str, cache_dir: pathlib.Path) -> bool:
-    """Whether this version of the program has prepared the records of a data set of its own."""
-    from cnn2gnn_jax.data import records  # imported here: TFDS costs a second
+    """Whether the array_record of a data set exists for this version of its builder."""
+    from cnn2gnn_jax.data import records  # imported here because importing TFDS takes a second
 
     return records.prepared(name, _records_folder(name, cache_dir, key)) is not None
 
 
 def _fetch(name: str, downloads: pathlib.Path, fetch: bool) -> sources.Source:
-    wanted = sources.wanted(name, "", downloads)
+    message = sources.missing_message(name, "", downloads)
     if not fetch or sources.published_key(name) is None:
-        raise UserError(wanted)
+        raise UserError(message)
     try:
         return sources.fetch(name, downloads)
     except UserError as error:
-        raise UserError(f"{wanted}; the download failed: {error}") from None
+        raise UserError(f"{message}; the download failed: {error}") from None
 
 
 def _build(config: Any, source: sources.Source | None, key: str, state: str, cache_dir: pathlib.Path) -> None:
-    """Makes the cache from the records, and these from the original files where need be; `state` is the old cache's."""
+    """Writes the cache from the records, which are first prepared from the original files if necessary.
+
+    `state` describes what is wrong with the present cache. It is used in errors.
+    """
     name, folder = config.name, _cache_folder(config, cache_dir, key)
     if name == sources.DIGITS:
         _write_digits(folder, config.image_size)
         return
-    # Imported here: TFDS costs a second, and most runs find the cache.
+    # Imported here because importing TFDS takes a second, and most runs have a cache.
     from cnn2gnn_jax.data import records
 
     origin = {"key": key, "path": str(source.path.absolute()) if source and source.path else ""}
@@ -125,12 +129,13 @@ def _build(config: Any, source: sources.Source | None, key: str, state: str, cac
         try:
             write(records.prepare(name, source.path, prepared_folder, source.options))
         except UserError:
-            shutil.rmtree(prepared_folder, ignore_errors=True)  # or a mended file of the same size would not be read
+            # Otherwise a corrected file of the same size would not be read the next time.
+            shutil.rmtree(prepared_folder, ignore_errors=True)
             raise
 
 
 def _write_digits(folder: pathlib.Path, image_size: int) -> None:
-    from cnn2gnn_jax.data import digits, images  # imported here: scikit-learn costs a second
+    from cnn2gnn_jax.data import digits, images  # imported here because importing scikit-learn takes a second
 
     splits = {}
     for split, (pixels, labels) in digits.load().items():
@@ -154,15 +159,19 @@ def _records_folder(name: str, cache_dir: pathlib.Path, key: str) -> pathlib.Pat
 
 
 def _only_key(config: Any, cache_dir: pathlib.Path) -> str | None:
-    """The key under which the cache holds this data set, at this size if it can be; None where it holds none."""
-    for unkeyed in (_cache_folder(config, cache_dir, ""), _records_folder(config.name, cache_dir, "")):
-        place, prefix = unkeyed.parent, unkeyed.name
+    """The key of the only cache of a data set at this size, or else of its only records; None if there are none.
+
+    Raises:
+      UserError: there are several with different contents.
+    """
+    for path_without_key in (_cache_folder(config, cache_dir, ""), _records_folder(config.name, cache_dir, "")):
+        parent, prefix = path_without_key.parent, path_without_key.name
         pattern = re.compile(re.escape(prefix) + r"([0-9a-f]{16})")
-        folders = place.iterdir() if place.is_dir() else ()
+        folders = parent.iterdir() if parent.is_dir() else ()
         keys = sorted(match[1] for path in folders if (match := pattern.fullmatch(path.name)) and path.is_dir())
-        if len({_contents(place / f"{prefix}{key}") for key in keys}) > 1:
+        if len({_contents(parent / f"{prefix}{key}") for key in keys}) > 1:
             raise UserError(
-                f"{config.name}: {place} holds {len(keys)} versions ({', '.join(prefix + key for key in keys)}): "
+                f"{config.name}: {parent} holds {len(keys)} versions ({', '.join(prefix + key for key in keys)}): "
                 "set data.manual_dir to the original files of one, or delete the others"
             )
         if keys:
@@ -171,7 +180,7 @@ def _only_key(config: Any, cache_dir: pathlib.Path) -> str | None:
 
 
 def _contents(folder: pathlib.Path) -> str:
-    """What tells the arrays of a cache from those of another: copies of the same files make equal ones."""
+    """A fingerprint of the arrays of a cache. Caches that are made from copies of the same files have equal ones."""
     try:
         return storage.fingerprint(artifact.read_manifest(folder, cache.KIND)["files"])
     except (artifact.Refused, OSError):

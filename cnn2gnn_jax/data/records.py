@@ -1,4 +1,4 @@
-"""Data sets as TFDS stores them in array_record: preparing our own and reading any, without TensorFlow."""
+"""Prepares our data sets as TFDS array_record, and reads any TFDS data set in this format, without TensorFlow."""
 
 import contextlib
 import importlib
@@ -29,20 +29,20 @@ _TEST_SPLITS = ("test", "validation")
 
 
 class Damaged(UserError):
-    """Records that cannot be read back."""
+    """Records that cannot be read."""
 
 
 def prepare(name: str, original: pathlib.Path, folder: pathlib.Path, options: Mapping[str, Any]) -> pathlib.Path:
-    """Writes one of our own data sets to `folder` as array_record, whole or not at all; call it under a lock.
+    """Writes one of our data sets to `folder` as array_record, or nothing if it fails. The caller must hold a lock.
 
     Args:
-      name: a key of the builders.
-      original: the folder or archive that holds the original files.
-      folder: TFDS's data_dir, replaced.
-      options: the builder's own arguments.
+      name: the name of the data set, a key of `_BUILDERS`.
+      original: the folder or archive with the original files.
+      folder: TFDS's data_dir, which is replaced.
+      options: arguments of the builder.
 
     Returns:
-      the folder of the prepared version, for `examples`.
+      The folder of the prepared version, for `examples`.
     """
     builder_class = _builder_class(name)
     config = tfds.download.DownloadConfig(
@@ -55,22 +55,22 @@ def prepare(name: str, original: pathlib.Path, folder: pathlib.Path, options: Ma
 
 
 def prepared(name: str, folder: pathlib.Path) -> pathlib.Path | None:
-    """The folder of the version that `prepare` has written to `folder`, None where it has not."""
+    """The folder of the version that `prepare` has written to `folder`; None if there is none."""
     version = _version_folder(_builder_class(name), folder)
     return version if version.exists() else None
 
 
 def examples(name: str, version: pathlib.Path, image_size: int) -> tuple[list[str], dict[str, cache.Examples]]:
-    """Class names and the decoded images of `train` and `test` (or `validation`, where there is no test).
+    """Returns the class names, and the decoded images of `train` and `test` (or `validation` if there is no test).
 
     Args:
-      name: what to call the data set in errors.
-      version: a prepared version's folder.
-      image_size: 0, or the side that images are resized to.
+      name: the name of the data set in errors.
+      version: the folder of a prepared version.
+      image_size: height and width to which images are resized; 0 keeps the size.
 
     Raises:
-      UserError: it is not in array_record, has no such splits or no image and label.
-      Damaged: while the images are read.
+      UserError: the format is not array_record, a split is missing, or the examples have no image and label.
+      Damaged: the records cannot be read. This may also be raised later, while the images are iterated.
     """
     with _quiet():
         builder = tfds.builder_from_directory(version)
@@ -114,7 +114,8 @@ def _triples(
 ) -> Iterator[tuple[np.ndarray | images.ImageError, int, str]]:
     count = builder.info.splits[split].num_examples
     with _reading(builder, what):
-        # Encoded: TFDS would decode with OpenCV or Pillow, whichever it finds, and their JPEG pixels differ.
+        # Images stay encoded, because TFDS decodes with OpenCV or Pillow, whichever is installed. Their pixels of JPEG
+        # files differ.
         source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     for start in range(0, count, _CHUNK):
         with _reading(builder, what):
@@ -132,13 +133,13 @@ def _reading(builder: Any, what: str) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except Exception as error:  # array_record has no exception of its own for damaged files
+    except Exception as error:  # array_record has no specific exception for damaged files
         raise Damaged(f"{what}: {builder.data_dir} cannot be read ({error}): delete it and run again") from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps TFDS from printing: its messages always, its progress bars unless a terminal shows them."""
+    """Suppresses the messages of TFDS, and its progress bars if the output is not a terminal."""
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""Which images of a split are used: the first of each class, and a class-balanced part held out."""
+"""Selection of images: the first ones of each class, and a random fraction of each class to hold out."""
 
 import numpy as np
 
@@ -7,25 +7,28 @@ from cnn2gnn_jax.runtime.errors import UserError
 
 
 def first_of_each_class(labels: np.ndarray, limit: int, classes: int = 0) -> np.ndarray:
-    """Positions of the first `limit` images of each of the first `classes`, in order, (M,) int64; 0 stands for all."""
+    """Positions of the first `limit` images of the first `classes` classes, in order, (M,) int64. 0 stands for all."""
     return np.flatnonzero((rank_in_class(labels) < (limit or len(labels))) & (labels < (classes or np.inf)))
 
 
 def hold_out(
     labels: np.ndarray, fraction: float, seed: int, stream: Stream = Stream.HOLDOUT
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Splits positions in two, class by class, at random: what stays and what is held out, each in order, int64.
+    """Randomly holds out a fraction of each class.
 
     Of n images of a class, round(fraction * n) are held out, but at least 1 and at most n - 1.
 
     Args:
-      labels: (n,).
-      fraction: of each class.
-      seed: chooses the images.
-      stream: the use it is for.
+      labels: (n,) labels.
+      fraction: the fraction of each class.
+      seed: the seed that chooses the images.
+      stream: the purpose, which gives independent random numbers.
+
+    Returns:
+      The positions that remain and those that are held out, both int64 in ascending order.
 
     Raises:
-      UserError: a class has a single image.
+      UserError: a class has only one image.
     """
     classes, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if counts.min() < 2:
@@ -35,6 +38,6 @@ def hold_out(
         )
     quota = np.clip(np.rint(fraction * counts).astype(np.int64), 1, counts - 1)
     order = permutation(len(labels), stream, seed)
-    held = np.zeros(len(labels), bool)
-    held[order] = rank_in_class(class_of[order]) < quota[class_of[order]]
-    return np.flatnonzero(~held), np.flatnonzero(held)
+    is_held_out = np.zeros(len(labels), bool)
+    is_held_out[order] = rank_in_class(class_of[order]) < quota[class_of[order]]
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)

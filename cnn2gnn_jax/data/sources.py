@@ -1,7 +1,8 @@
-"""Where the original files of a data set are, and a key that tells one set of files from another.
+"""Finds the original files of a data set, and computes a key that identifies them.
 
-The key of a folder is a fingerprint of its files' names, sizes and times of change, not of contents, so that it costs
-no reading. What a run's results hang on is the data set's own fingerprint, which is made of the contents.
+The key of a folder is a fingerprint of the names, sizes and modification times of its files. It does not depend on
+their contents, so the files need not be read. Runs are identified by the fingerprint of the data set instead, which
+depends on the contents.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ IMAGE_FOLDER = "image_folder"
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A published archive, as it must be."""
+    """A published archive: file name, URL, size in bytes, and sha256."""
 
     name: str
     url: str
@@ -31,7 +32,13 @@ class Archive:
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """The layout in which a data set is published; `images` is how many each file holds, where that is fixed."""
+    """The layout of a published data set.
+
+    page: the web page of the data set.
+    folders, files: possible names of its folder, and the files in it.
+    images: the number of images in a file, for files in which it is fixed.
+    archive: the published archive; None if there is none.
+    """
 
     page: str
     folders: tuple[str, ...]
@@ -42,9 +49,12 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Original files: a folder or archive (None for what scikit-learn brings along), and their key.
+    """The original files of a data set.
 
-    `options` are arguments of the builder that reads them; `left_out` says, line by line, what it does not read.
+    path: a folder or an archive; None for data that are part of scikit-learn.
+    key: identifies the files.
+    options: arguments of the builder that reads them.
+    left_out: messages about files that are not read.
     """
 
     path: pathlib.Path | None
@@ -55,7 +65,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class FolderSplit:
-    """What an image folder without a test folder is tested on: this part of each class, chosen with this seed."""
+    """How test images are chosen in an image folder without a test folder: a fraction of each class, and a seed."""
 
     test_fraction: float = 0.2
     split_seed: int = 0
@@ -111,17 +121,17 @@ NAMES = (DIGITS, *PUBLISHED, IMAGE_FOLDER)
 
 
 def find(name: str, manual_dir: str, downloads: pathlib.Path, split: FolderSplit = DEFAULT_SPLIT) -> Source | None:
-    """The original files of a data set, or None where they are not at hand.
+    """Finds the original files of a data set. Returns None if they are missing.
 
     Args:
-      name: one of `NAMES`, or a data set that TFDS has prepared: `name`, `name/config` or either with `:version`.
-      manual_dir: '' or a folder of the user's: it may be the data set's own folder, its parent, or hold its archive;
-        for a TFDS data set it is TFDS's data_dir.
-      downloads: where `fetch` puts archives.
-      split: of an image folder without a test folder.
+      name: one of `NAMES`, or a data set that TFDS has prepared: `name` or `name/config`, optionally with `:version`.
+      manual_dir: '' or a folder: the folder of the data set, its parent, or a folder with its archive. For a TFDS data
+        set it is TFDS's data_dir.
+      downloads: the folder to which `fetch` downloads archives.
+      split: how test images are chosen in an image folder without a test folder.
 
     Raises:
-      UserError: `manual_dir` holds no image folder as it should be, or the data set is read from no folder.
+      UserError: `manual_dir` is not a valid image folder, or it is set although the data set needs no folder.
     """
     if name == DIGITS:
         if manual_dir:
@@ -141,17 +151,17 @@ def find(name: str, manual_dir: str, downloads: pathlib.Path, split: FolderSplit
 
 
 def published_path(name: str, manual_dir: pathlib.Path) -> pathlib.Path:
-    """The folder or archive of a published data set in a folder where `find` has found it."""
+    """The folder or archive of a published data set in a folder in which `find` has found it."""
     source = _published_source(PUBLISHED[name], manual_dir)
     assert source is not None and source.path is not None, (name, manual_dir)
     return source.path
 
 
 def fetch(name: str, downloads: pathlib.Path) -> Source:
-    """Downloads a published archive, once for all processes, and verifies it.
+    """Downloads a published archive and verifies it. Only one of several processes downloads it.
 
     Raises:
-      UserError: there is none, or it cannot be had; says which files are wanted and where they are published.
+      UserError: the download failed.
     """
     archive = PUBLISHED[name].archive
     assert archive is not None, name
@@ -163,24 +173,20 @@ def fetch(name: str, downloads: pathlib.Path) -> Source:
 
 
 def verify(name: str, source: Source) -> None:
-    """Checks an archive against its published size and sha256; folders have none.
-
-    Raises:
-      UserError: it is another file than the published one.
-    """
+    """Checks an archive, but no folder. Raises UserError if its size or sha256 is not the published one."""
     archive = PUBLISHED[name].archive if name in PUBLISHED else None
     if archive and source.path and source.path.is_file():
         download.verify(source.path, archive.size, archive.sha256)
 
 
 def published_key(name: str) -> str | None:
-    """The key of the archive that `fetch` would download, None where there is none."""
+    """The key of the archive that `fetch` downloads; None if there is none."""
     archive = PUBLISHED[name].archive if name in PUBLISHED else None
     return _archive_key(archive) if archive else None
 
 
-def wanted(name: str, manual_dir: str, downloads: pathlib.Path) -> str:
-    """One line for a user whose data set was not found: what was looked for, where, and what to do."""
+def missing_message(name: str, manual_dir: str, downloads: pathlib.Path) -> str:
+    """The error message for a missing data set: the expected files, where they were searched, and what to do."""
     place = pathlib.Path(manual_dir).expanduser()
     if manual_dir and not place.is_dir():
         return f"{name}: data.manual_dir={manual_dir} is no folder: set it to the one that holds the data set"
@@ -204,12 +210,12 @@ def wanted(name: str, manual_dir: str, downloads: pathlib.Path) -> str:
         for folder in _folders(published, searched)
         if folder != searched and (missing := _missing(folder, published.files))
     ]
-    found = (
+    problem = (
         f"not in {searched}{''.join(incomplete[:1])}" if manual_dir or published.archive else "data.manual_dir is ''"
     )
     return (
-        f"{name}: expected {files}; {found}: fetch it from {published.page} and set data.manual_dir to the folder that "
-        "holds it"
+        f"{name}: expected {files}; {problem}: fetch it from {published.page} and set data.manual_dir to the folder "
+        "that holds it"
     )
 
 
@@ -233,11 +239,11 @@ def _missing(folder: pathlib.Path, files: tuple[str, ...]) -> list[str]:
 
 
 def _image_folder_source(folder: pathlib.Path, split: FolderSplit) -> Source:
-    found = image_folders.scan(folder)
-    paths = [path for part in (found.train, found.test or {}) for files in part.values() for path in files]
-    listing = sorted(_entry(path, str(path.relative_to(folder))) for path in (*paths, *found.lists))
-    options = {} if found.test else dataclasses.asdict(split)
-    return Source(folder, storage.fingerprint([str(folder.resolve()), listing, options]), options, found.left_out)
+    scanned = image_folders.scan(folder)
+    paths = [path for part in (scanned.train, scanned.test or {}) for files in part.values() for path in files]
+    listing = sorted(_entry(path, str(path.relative_to(folder))) for path in (*paths, *scanned.lists))
+    options = {} if scanned.test else dataclasses.asdict(split)
+    return Source(folder, storage.fingerprint([str(folder.resolve()), listing, options]), options, scanned.left_out)
 
 
 def _folder_source(folder: pathlib.Path, files: tuple[str, ...]) -> Source:
@@ -249,21 +255,22 @@ def _folder_source(folder: pathlib.Path, files: tuple[str, ...]) -> Source:
 
 
 def _entry(path: pathlib.Path | os.DirEntry[str], name: str) -> tuple[str, int, int, int]:
-    """The name, size and times of a file: that of its content, which a copy may keep, and that of its last change.
+    """The name, size, modification time and change time of a file.
 
-    With the path of an image folder they tell a file from another one of the same name and size.
+    A copy of a file may keep the modification time, but not the change time. Thus they distinguish files of the same
+    name and size.
     """
-    facts = path.stat()
-    return name, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+    stat = path.stat()
+    return name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _entries(folder: pathlib.Path, prefix: str) -> list[tuple[str, int, int, int]]:
-    found = []
+    listing = []
     with os.scandir(folder) as entries:
         for entry in entries:
             name = f"{prefix}/{entry.name}"
-            found += _entries(pathlib.Path(entry.path), name) if entry.is_dir() else [_entry(entry, name)]
-    return found
+            listing += _entries(pathlib.Path(entry.path), name) if entry.is_dir() else [_entry(entry, name)]
+    return listing
 
 
 def _archive_key(archive: Archive) -> str:

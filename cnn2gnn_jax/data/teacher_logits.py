@@ -1,6 +1,7 @@
-"""The teacher's logits (pooled features, attention maps) on disk: computed once, verified whenever they are opened.
+"""The teacher's outputs on disk: logits, pooled features and attention maps.
 
-Or logits of a teacher from elsewhere, in a file of the user's.
+They are computed once and verified whenever they are opened. A user can also provide the logits of another teacher in a
+file.
 """
 
 import collections
@@ -22,33 +23,33 @@ Blocks = Iterable[Mapping[str, np.ndarray]]
 def write(
     folder: pathlib.Path, fingerprint: str, rows: Mapping[str, int], blocks: Blocks, facts: Mapping[str, Any]
 ) -> None:
-    """Writes arrays as a verified folder, the whole or nothing.
+    """Writes arrays to a verified folder. If it fails, nothing is written.
 
     Args:
-      folder: where to.
-      fingerprint: of the teacher; `read` refuses arrays of another.
-      rows: the images of the arrays whose name is the key or begins with `<key>_`.
-      blocks: rows of the arrays by name, (b, ...) each, one block after the other in the order of the data set.
-      facts: JSON values to keep beside them.
+      folder: the folder.
+      fingerprint: the fingerprint of the teacher. `read` refuses arrays of another teacher.
+      rows: the number of images of each split. It holds for the arrays called `<split>` or `<split>_<output>`.
+      blocks: blocks of rows (b, ...) of the arrays by their names, in the order of the data set.
+      facts: JSON values to store with the arrays.
 
     Raises:
-      UserError: a number is not finite.
+      UserError: an output is not finite.
     """
     with storage.atomic_folder(folder) as beside:
         arrays: dict[str, np.memmap] = {}
         written = collections.Counter[str]()
         for block in blocks:
-            for name, part in block.items():
-                if not np.isfinite(part).all():
+            for name, values in block.items():
+                if not np.isfinite(values).all():
                     raise UserError(
                         f"{folder.name}: the teacher's {name} outputs are not finite from image {written[name]} on: "
                         "train it with a lower learning rate or compute_dtype float32"
                     )
                 if name not in arrays:
-                    shape = (_count(name, rows), *part.shape[1:])
-                    arrays[name] = storage.new_array(beside / f"{name}.npy", part.dtype, shape)
-                arrays[name][written[name] : written[name] + len(part)] = part
-                written[name] += len(part)
+                    shape = (_count(name, rows), *values.shape[1:])
+                    arrays[name] = storage.new_array(beside / f"{name}.npy", values.dtype, shape)
+                arrays[name][written[name] : written[name] + len(values)] = values
+                written[name] += len(values)
         for name, array in arrays.items():
             assert written[name] == len(array), (name, written[name], len(array))
             array.flush()
@@ -62,15 +63,15 @@ def _count(name: str, rows: Mapping[str, int]) -> int | None:
 def read(
     folder: pathlib.Path, fingerprint: str, rows: Mapping[str, int]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a folder, memory-mapped, and the facts beside them, after each file was hashed.
+    """Reads the arrays of a folder, memory-mapped, and the facts. The hash of each file is checked.
 
     Args:
-      folder: as given to `write`.
-      fingerprint: the teacher that is expected.
-      rows: as given to `write`.
+      folder: the folder.
+      fingerprint: the fingerprint of the teacher.
+      rows: the number of images of each split, as in `write`.
 
     Raises:
-      artifact.Refused: they are missing, damaged, of another version or of another teacher.
+      artifact.Refused: the arrays are missing or damaged, or belong to another version or another teacher.
     """
     return _checked(folder, artifact.read(folder, KIND, fingerprint), rows)
 
@@ -91,34 +92,43 @@ def ensure(
     rows: Mapping[str, int],
     compute: Callable[[], tuple[Blocks, dict[str, Any]]],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What `read` gives, after `compute` and `write` where it is missing, damaged or of another format.
+    """Reads arrays as `read` does. If they are missing, damaged or outdated, they are computed and written first.
 
-    All processes compute, each its share, and the first one writes.
+    All processes compute their share of the outputs. The first process writes them.
+
+    Args:
+      folder: the folder.
+      fingerprint: the fingerprint of the teacher.
+      rows: the number of images of each split, as in `write`.
+      compute: returns the blocks and the facts to write.
 
     Raises:
-      artifact.Foreign: they are of another teacher.
+      artifact.Foreign: the arrays belong to another teacher.
     """
 
     def make() -> None:
         blocks, facts = compute()
         if not processes.is_first():
-            collections.deque(blocks, 0)  # computed here too, step by step with the first process, which writes them
+            collections.deque(blocks, 0)  # takes part in the computation of the blocks, which the first process writes
         processes.on_first(lambda: write(folder, fingerprint, rows, blocks, facts))
 
     return _checked(folder, artifact.ensure(folder, KIND, fingerprint, make), rows)
 
 
-def given(path: str, labels: np.ndarray, classes: int) -> tuple[np.ndarray, float]:
-    """Logits from elsewhere for the training images, (N, C) float32, and their accuracy in percent.
+def read_logits_file(path: str, labels: np.ndarray, classes: int) -> tuple[np.ndarray, float]:
+    """Reads the user's file with a teacher's logits for the training images.
 
     Args:
-      path: an .npy file.
-      labels: (N,), in the order of the data set.
-      classes: C.
+      path: the path of an .npy file.
+      labels: (N,), the labels in the order of the data set.
+      classes: the number of classes C.
+
+    Returns:
+      The logits (N, C) float32, and their accuracy in percent.
 
     Raises:
-      UserError: it is no array of (N, C) finite real numbers, or no better at the labels than chance, as it would be in
-        another order.
+      UserError: the file is not an array (N, C) of finite floats, or its accuracy is not better than chance, which
+        suggests that its rows or columns are in another order.
     """
     what = f"teacher.logits_file={path}"
     expected = f"expected an .npy of {len(labels)} x {classes} floats"
@@ -139,11 +149,11 @@ def given(path: str, labels: np.ndarray, classes: int) -> tuple[np.ndarray, floa
         )
     accuracy = float(np.mean(np.argmax(logits, axis=1) == labels))
     chance = float(np.bincount(labels).max() / len(labels))
-    luck = 3 * math.sqrt(chance * (1 - chance) / len(labels))  # three standard errors of guessing
-    if accuracy <= chance + luck:
+    margin = 3 * math.sqrt(chance * (1 - chance) / len(labels))  # three standard errors of guessing
+    if accuracy <= chance + margin:
         raise UserError(
             f"{what} gives {100 * accuracy:.2f}% of the training images their class, no better than guessing "
-            f"({100 * chance:.2f}%, by luck up to {100 * (chance + luck):.2f}%): are its rows in the data set's order, "
-            "and its columns in the order of the classes?"
+            f"({100 * chance:.2f}%, by luck up to {100 * (chance + margin):.2f}%): "
+            "are its rows in the data set's order, and its columns in the order of the classes?"
         )
     return logits, 100 * accuracy

@@ -1,6 +1,6 @@
-"""What a student learns from: labels alone, or a teacher by one of the distillation methods.
+"""The distillation methods, and training on labels only.
 
-A method is one short module with `create(hyper) -> Distiller`, a line in `_REGISTRY` and a row in `METHODS`.
+To add a method, write a module with a function `create(hyper) -> Distiller`, and add it to `_REGISTRY` and `METHODS`.
 """
 
 from collections.abc import Callable, Mapping
@@ -45,16 +45,21 @@ _REGISTRY: dict[str, Callable[[Mapping[str, Any]], Distiller]] = {
 
 
 class Method(NamedTuple):
-    """A row of the paper's tables: its title, the kind of student, the distiller, and its hyperparameters.
+    """A row of the paper's tables.
 
-    A value that depends on the pair or the data is a function of the `Setting`; see `hyperparameters`.
+    title: the name of the row.
+    student: the kind of student, `graph` or `cnn`.
+    distiller: the name of the distiller; see `create`.
+    hyper: the published hyperparameters. A value that depends on the networks or the data set is a function of a
+      `Setting`; see `hyperparameters`.
+    graph: the graph of a graph student; None if the config chooses it.
     """
 
     title: str
-    student: str  # 'graph' or 'cnn'
+    student: str
     distiller: str
     hyper: Mapping[str, Any]
-    graph: str | None = None  # of a graph student; None: the config's
+    graph: str | None = None
 
 
 _EQ6 = {"temperature": 48.0, "ce_weight": 1.0, "kd_weight": 1.0, "tau_squared": True}
@@ -121,19 +126,28 @@ METHODS: dict[str, Method] = {
 
 
 def hyperparameters(method: str, teacher_network: str, student_network: str, data: str = "cifar100") -> dict[str, Any]:
-    """The published hyperparameters of `METHODS[method]` for a pair of networks and a data set, all by their names."""
+    """The published hyperparameters of a method, by their names.
+
+    Args:
+      method: a key of `METHODS`.
+      teacher_network: the name of the teacher's network.
+      student_network: the name of the CNN student's network.
+      data: the name of the data set.
+    """
     setting = Setting(teacher_network, student_network, data)
     return {name: value(setting) if callable(value) else value for name, value in METHODS[method].hyper.items()}
 
 
 def create(name: str, hyper: Mapping[str, Any]) -> Distiller:
-    """The distiller `name` with its hyperparameters; its losses are those of the global batch.
+    """Creates a distiller. Its losses are those of the global batch.
 
-    `hyper` holds those of the method's row in `METHODS`. To them `training.tasks` adds, for crd, `training_labels`: the
-    classes of all training images, (N,) integers by training index.
+    Args:
+      name: the distiller, a value of `Method.distiller`.
+      hyper: the hyperparameters of the method in `METHODS`. The distiller crd also needs `training_labels`, the classes
+        of all training images, (N,) integers.
 
     Raises:
-      UserError: unknown name.
+      UserError: the name is unknown.
 
     >>> create("kd", hyperparameters("kd", "resnet34", "resnet18")).teacher
     ('logits',)

@@ -12,9 +12,10 @@ from cnn2gnn_jax.distillers.base import Distiller, Stage, cross_entropy, weighte
 
 
 def create(hyper: Mapping[str, Any]) -> Distiller:
-    """`ce_weight` * cross-entropy + `weight` * the sum over stages of mean((Q(A_s) - Q(A_t))^2).
+    """The loss is `ce_weight` * cross-entropy + `weight` * the sum over stages of mean((Q(A_s) - Q(A_t))^2).
 
-    A is the flattened mean over channels of f^2, the larger map average-pooled first.
+    A is the flattened mean over channels of f^2, where f is a feature map, and Q normalizes to unit length. The larger
+    feature map is average-pooled first.
     """
 
     def init(rng, student, teacher):
@@ -26,8 +27,8 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
         del params
         pairs = maps.stage_pairs(inputs.student.features, lax.stop_gradient(inputs.teacher.features))
         errors = sum((jnp.mean(jnp.square(s - t), axis=-1) for s, t in map(_attentions, pairs)), start=jnp.zeros(()))
-        extra = losses.batch_mean(errors, inputs.batch["mask"])
-        total, metrics = weighted(hyper, cross_entropy(inputs), extra)
+        attention_loss = losses.batch_mean(errors, inputs.batch["mask"])
+        total, metrics = weighted(hyper, cross_entropy(inputs), attention_loss)
         return total, memory, metrics
 
     return Distiller(("features",), init, (Stage("train", loss),), student=("logits", "features"), attention=True)

@@ -1,4 +1,4 @@
-"""Learned layers between the student's feature maps and the teacher's."""
+"""Learned layers that map the student's feature maps to the shape of the teacher's."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from cnn2gnn_jax.networks.norm import BatchNorm, at_least_float32
 
 
 def conv(x: jax.Array, channels: int, kernel: int, *, name: str, stride: int = 1, use_bias: bool = True) -> jax.Array:
-    """A convolution of (B, H, W, I) in its own dtype, padded by kernel // 2 on all sides, initialised as in PyTorch."""
+    """A convolution of (B, H, W, I) with padding kernel // 2 on all sides, initialized as in PyTorch, in x's dtype."""
     return Conv(
         channels,
         kernel,
@@ -29,14 +29,14 @@ def conv(x: jax.Array, channels: int, kernel: int, *, name: str, stride: int = 1
     )(x)
 
 
-def double(x: jax.Array, channels: int, *, name: str) -> jax.Array:
-    """The transposed 4x4 convolution at stride 2 and padding 1: (B, H, W, I) to (B, 2H, 2W, channels)."""
-    spread = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 1), (0, 0, 1), (0, 0, 0)])
-    return conv(spread, channels, 4, name=name)
+def transposed_conv(x: jax.Array, channels: int, *, name: str) -> jax.Array:
+    """A transposed 4x4 convolution at stride 2 with padding 1: (B, H, W, I) to (B, 2H, 2W, channels)."""
+    dilated = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 1), (0, 0, 1), (0, 0, 0)])
+    return conv(dilated, channels, 4, name=name)
 
 
 def _ratio(student: tuple[int, ...], teacher: tuple[int, ...]) -> str:
-    """How the sides (H, W) of the student's map relate to the teacher's: same, twice, half or other."""
+    """The ratio of the student's size (H, W) to the teacher's: 'same', 'twice', 'half' or 'other'."""
     if student == teacher:
         return "same"
     if all(-(-s // 2) == t for s, t in zip(student, teacher, strict=True)):
@@ -47,24 +47,27 @@ def _ratio(student: tuple[int, ...], teacher: tuple[int, ...]) -> str:
 
 
 def target_size(student: jax.Array, teacher: jax.Array) -> tuple[int, int]:
-    """The height and width at which a `Connector` brings two maps together: the teacher's where the student's are the
-    same, twice (rounded up) or half as large; otherwise the smaller, and the larger map is average-pooled."""
+    """The height and width at which two feature maps are compared after a `Connector`.
+
+    It is the teacher's size if the student's size is the same, twice (rounded up) or half of it. Otherwise it is the
+    smaller of both, and the larger feature map is average-pooled.
+    """
     if _ratio(student.shape[1:3], teacher.shape[1:3]) == "other":
         return smaller_size(student, teacher)
     return teacher.shape[1], teacher.shape[2]
 
 
 class Connector(nn.Module):
-    """The student's map at the teacher's size and channels: a convolution, BatchNorm and, with `relu`, ReLU.
+    """Maps the student's feature map to the teacher's size and channels (Romero et al., 2015; Tian et al., 2020).
 
-    The convolution is 1x1 for maps of one size, 3x3 at stride 2 where the student's is twice as large (rounded up),
-    transposed 4x4 at stride 2 where it is half as large; a map of any other size is pooled before a 1x1 convolution
-    (Romero et al., 2015; layers as in Tian et al., 2020).
+    It consists of a convolution, BatchNorm and, if `relu`, ReLU. The convolution is 1x1 if both feature maps have the
+    same size, 3x3 at stride 2 if the student's is twice as large (rounded up), and a transposed 4x4 convolution at
+    stride 2 if it is half as large. With any other ratio, average pooling is followed by a 1x1 convolution.
 
     Attributes:
-        size: `target_size` of both maps.
-        channels: the teacher's.
-        relu: whether a ReLU follows.
+        size: height and width of the output, the `target_size` of both feature maps.
+        channels: channels of the teacher's feature map.
+        relu: whether ReLU is applied at the end.
     """
 
     size: tuple[int, int]
@@ -73,22 +76,31 @@ class Connector(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """(B, H, W, I) to (B, *size, channels); mask: (B,) bool, False for padding."""
+        """Maps (B, H, W, I) to (B, *size, channels). The mask is (B,) bool, False for padding."""
         ratio = _ratio(x.shape[1:3], self.size)
         if ratio == "twice":
             x = conv(x, self.channels, 3, stride=2, name="conv")
         elif ratio == "half":
-            x = double(x, self.channels, name="conv")
+            x = transposed_conv(x, self.channels, name="conv")
         else:
             x = conv(adaptive_average_pool(x, *self.size), self.channels, 1, name="conv")
         x = BatchNorm(param_dtype=at_least_float32(x.dtype), name="norm")(x, True, mask)
         return nn.relu(x) if self.relu else x
 
 
-def initialise(
+def initialize(
     rng: jax.Array, modules: Mapping[str, nn.Module], inputs: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters and BatchNorm statistics of each module, by its name, from the shape of its input."""
+    """Initializes modules from the shapes of their inputs.
+
+    Args:
+      rng: the key.
+      modules: modules by their names.
+      inputs: their inputs, or shapes of these, by the same names.
+
+    Returns:
+      The parameters and the BatchNorm statistics, each by the names of the modules.
+    """
     params, statistics = {}, {}
     for key, (name, module) in zip(jax.random.split(rng, max(len(modules), 1)), modules.items(), strict=False):
         x = inputs[name]
@@ -102,8 +114,8 @@ def initialise(
 def apply(
     name: str, module: nn.Module, params: Mapping[str, Any], statistics: dict[str, Any], *inputs: Any, **options: Any
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """The output of the module called `name`, and the statistics of all with its own updated."""
+    """Applies the module called `name`. Returns its output, and the statistics of all modules with its own updated."""
     variables = {"params": params[name], "batch_stats": statistics.get(name, {})}
-    output, changed = module.apply(variables, *inputs, mutable=["batch_stats"], **options)
-    found = changed.get("batch_stats")
-    return output, statistics | ({name: found} if found else {})
+    output, updates = module.apply(variables, *inputs, mutable=["batch_stats"], **options)
+    batch_stats = updates.get("batch_stats")
+    return output, statistics | ({name: batch_stats} if batch_stats else {})

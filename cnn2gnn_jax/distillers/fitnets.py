@@ -1,4 +1,4 @@
-"""FitNets: hints from a middle layer (Romero et al., 2015)."""
+"""FitNets: hints from an intermediate layer (Romero et al., 2015)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,13 @@ from cnn2gnn_jax import losses
 from cnn2gnn_jax.distillers import connectors, maps
 from cnn2gnn_jax.distillers.base import Distiller, Stage, cross_entropy, weighted
 
-HINT = 2  # f2 of both networks
+HINT = 2  # index of the feature map that is compared, f2 of both networks
 
 
 def create(hyper: Mapping[str, Any]) -> Distiller:
-    """`ce_weight` * cross-entropy + `weight` * the mean squared error of reg(f2 of the student) and f2 of the teacher.
+    """The loss is `ce_weight` * cross-entropy + `weight` * mean((r(f2 of the student) - f2 of the teacher)^2).
 
-    reg is a `Connector` with ReLU, trained with the student.
+    The regressor r is a `Connector` with ReLU, which is trained together with the student.
     """
 
     def regressor(student, teacher):
@@ -26,14 +26,14 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
     def init(rng, student, teacher):
         maps.require_maps("fitnets", "features", student, teacher)
         modules = {"regressor": regressor(student, teacher)}
-        return connectors.initialise(rng, modules, {"regressor": student.features[HINT]})
+        return connectors.initialize(rng, modules, {"regressor": student.features[HINT]})
 
     def loss(params, memory, inputs):
         student, teacher, mask = inputs.student, inputs.teacher, inputs.batch["mask"]
         module = regressor(student, teacher)
-        hint = maps.adaptive_average_pool(maps.wide(lax.stop_gradient(teacher.features[HINT])), *module.size)
-        guess, memory = connectors.apply("regressor", module, params, memory, student.features[HINT], mask)
-        errors = jnp.mean(jnp.square(maps.wide(guess) - hint), axis=(1, 2, 3))
+        hint = maps.adaptive_average_pool(maps.to_float32(lax.stop_gradient(teacher.features[HINT])), *module.size)
+        prediction, memory = connectors.apply("regressor", module, params, memory, student.features[HINT], mask)
+        errors = jnp.mean(jnp.square(maps.to_float32(prediction) - hint), axis=(1, 2, 3))
         total, metrics = weighted(hyper, cross_entropy(inputs), losses.batch_mean(errors, mask))
         return total, memory, metrics
 

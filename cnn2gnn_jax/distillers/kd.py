@@ -1,14 +1,17 @@
-"""Response-based distillation (Hinton et al., 2015): the row KD, and Eq. 6 of CNN2GNN."""
+"""Response-based distillation (Hinton et al., 2015): the method KD, and the loss of CNN2GNN (Eq. 6)."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from cnn2gnn_jax import losses
-from cnn2gnn_jax.distillers.base import Distiller, Stage, cross_entropy, nothing
+from cnn2gnn_jax.distillers.base import Distiller, Stage, cross_entropy, no_params
 
 
 def create(hyper: Mapping[str, Any]) -> Distiller:
-    """`ce_weight` * cross-entropy + `kd_weight` * Eq. 7 at `temperature`, with `tau_squared` or without."""
+    """The loss is `ce_weight` * cross-entropy + `kd_weight` * the distillation loss of Eq. 7.
+
+    `temperature` and `tau_squared` are the arguments of `losses.distillation`.
+    """
 
     def loss(params, memory, inputs):
         del params
@@ -19,4 +22,4 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
         kd = losses.batch_mean(divergence, inputs.batch["mask"])
         return hyper["ce_weight"] * ce + hyper["kd_weight"] * kd, memory, {"cross_entropy": ce, "distillation": kd}
 
-    return Distiller(("logits",), nothing, (Stage("train", loss),))
+    return Distiller(("logits",), no_params, (Stage("train", loss),))

@@ -1,13 +1,13 @@
-"""Labels alone: cross-entropy."""
+"""Training on labels only, with cross-entropy."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from cnn2gnn_jax.distillers.base import Distiller, Stage, cross_entropy, nothing
+from cnn2gnn_jax.distillers.base import Distiller, Stage, cross_entropy, no_params
 
 
 def create(hyper: Mapping[str, Any]) -> Distiller:
-    """The student by cross-entropy: the teacher's own training, and the rows CE and GNN."""
+    """The loss is cross-entropy. It trains the teacher, and the students of the methods `ce` and `gnn`."""
     del hyper
 
     def loss(params, memory, inputs):
@@ -15,4 +15,4 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
         ce = cross_entropy(inputs)
         return ce, memory, {"cross_entropy": ce}
 
-    return Distiller((), nothing, (Stage("train", loss),))
+    return Distiller((), no_params, (Stage("train", loss),))

@@ -1,4 +1,4 @@
-"""The strongly augmented view of CCD (Li et al., 2022): fourteen operations in sequence, each with a probability."""
+"""The strongly augmented view of CCD (Li et al., 2022): a sequence of fourteen operations, applied at random."""
 
 import functools
 
@@ -11,8 +11,8 @@ from cnn2gnn_jax.runtime.errors import UserError
 
 Policy = tuple[tuple[str, float], ...]
 
-# Names of OPERATIONS and their magnitudes: a part of the height or width for translations, a slope for shears, degrees
-# for the rotation, the distance of the factor from 1 for contrast, brightness, sharpness and colour.
+# Operations and their magnitudes: a fraction of the height or width for translations, a slope for shears, degrees for
+# the rotation, and the difference of the factor from 1 for contrast, brightness, sharpness and color.
 POLICIES: dict[str, Policy] = {
     "cifar100": (
         ("autocontrast", 0),
@@ -51,12 +51,12 @@ PROBABILITIES = {"cifar100": 0.3, "cifar10": 0.5}
 
 
 def published_policy(setting: Setting) -> str:
-    """The name of the policy by data set: CIFAR-10 has its own, all others take CIFAR-100's."""
+    """The name of the published policy: `cifar10` for CIFAR-10, and `cifar100` for all other data sets."""
     return "cifar10" if setting.data == "cifar10" else "cifar100"
 
 
 def published_probability(setting: Setting) -> float:
-    """The probability of each operation by data set."""
+    """The published probability of each operation for the data set."""
     return PROBABILITIES[published_policy(setting)]
 
 
@@ -64,7 +64,7 @@ def policy(name: str) -> Policy:
     """The policy called `name`.
 
     Raises:
-      UserError: unknown name.
+      UserError: the name is unknown.
     """
     if name not in POLICIES:
         raise UserError(f"distill.policy is {name!r}: choose one of {', '.join(POLICIES)}")
@@ -72,31 +72,44 @@ def policy(name: str) -> Policy:
 
 
 def strong_view(keys_B: jax.Array, images_BxHxWxC: jax.Array, policy: Policy, probability: float) -> jax.Array:
-    """The images after each operation of the policy with its probability; signs of magnitudes are random.
+    """Applies the operations of a policy to each image, each with the given probability and a random sign.
 
     Args:
-      keys_B: one key an image, so that the result does not depend on how the batch is spread over devices.
+      keys_B: one key for each image, so that the result does not depend on how the batch is distributed over devices.
       images_BxHxWxC: uint8, 1 or 3 channels.
       policy: operations and magnitudes.
-      probability: of each operation, for each image.
+      probability: probability of each operation, independently for each image.
 
     Returns:
       (B, H, W, C) uint8.
+
+    Raises:
+      UserError: the images have another number of channels.
     """
     if images_BxHxWxC.shape[-1] not in (1, 3):
-        raise UserError(f"ccd's strong view is made of grey or RGB images, not of {images_BxHxWxC.shape[-1]} channels")
-    return jax.vmap(functools.partial(_one, policy=policy, probability=probability))(keys_B, images_BxHxWxC)
+        raise UserError(
+            f"the method ccd needs images of 1 or 3 channels, not of {images_BxHxWxC.shape[-1]} channels: "
+            "choose another method"
+        )
+    return jax.vmap(functools.partial(_strong_view, policy=policy, probability=probability))(keys_B, images_BxHxWxC)
 
 
-def _one(key: jax.Array, image: jax.Array, policy: Policy, probability: float) -> jax.Array:
+def _strong_view(key: jax.Array, image: jax.Array, policy: Policy, probability: float) -> jax.Array:
     draws = jax.random.uniform(key, (len(policy), 2))
-    for (name, magnitude), (chance, sign) in zip(policy, draws, strict=True):
-        image = jnp.where(chance < probability, apply(name, image, magnitude, sign < 0.5), image)
+    for (name, magnitude), (draw, sign_draw) in zip(policy, draws, strict=True):
+        image = jnp.where(draw < probability, apply(name, image, magnitude, sign_draw < 0.5), image)
     return image
 
 
 def apply(name: str, image: jax.Array, magnitude: float, negative: jax.Array) -> jax.Array:
-    """One operation of a policy on an image (H, W, C) uint8; `negative` is a scalar, the sign where there is one."""
+    """Applies one operation of a policy to an image (H, W, C) uint8.
+
+    Args:
+      name: the name of the operation.
+      image: (H, W, C) uint8.
+      magnitude: see `POLICIES`.
+      negative: a boolean scalar, whether to use the negative magnitude. Operations without a sign ignore it.
+    """
     height, width = image.shape[:2]
     match name:
         case "autocontrast" | "equalize" | "invert":
@@ -105,8 +118,8 @@ def apply(name: str, image: jax.Array, magnitude: float, negative: jax.Array) ->
             return getattr(image_ops, name)(image, jnp.where(negative, 1 - magnitude, 1 + magnitude))
         case "posterize" | "solarize":
             return getattr(image_ops, name)(image, int(magnitude))
-        case "rotate":  # never the other way in the published view
+        case "rotate":  # always counterclockwise, as in the published implementation
             return image_ops.rotate(image, magnitude)
-    move = getattr(image_ops, name)
-    distance = magnitude * {"translate_x": width, "translate_y": height}.get(name, 1)
-    return jnp.where(negative, move(image, -distance), move(image, distance))
+    operation = getattr(image_ops, name)
+    argument = magnitude * {"translate_x": width, "translate_y": height}.get(name, 1)
+    return jnp.where(negative, operation(image, -argument), operation(image, argument))

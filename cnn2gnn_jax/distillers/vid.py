@@ -14,15 +14,17 @@ from cnn2gnn_jax.distillers import connectors, maps
 from cnn2gnn_jax.distillers.base import Distiller, Stage, cross_entropy, weighted
 from cnn2gnn_jax.networks.norm import at_least_float32
 
-INITIAL_VARIANCE, LEAST_VARIANCE = 5.0, 1e-5
+INITIAL_VARIANCE, MIN_VARIANCE = 5.0, 1e-5
 
 
 class Gaussian(nn.Module):
-    """The teacher's map given the student's: means from three 1x1 convolutions, a variance for each channel.
+    """A Gaussian distribution of the teacher's feature map given the student's.
+
+    Its mean is computed by three 1x1 convolutions. Its variance is one parameter for each channel.
 
     Attributes:
-        size: height and width to which the student's map is pooled.
-        channels: the teacher's.
+        size: height and width to which the student's feature map is pooled.
+        channels: channels of the teacher's feature map.
     """
 
     size: tuple[int, int]
@@ -30,19 +32,20 @@ class Gaussian(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(B, H, W, I) to means (B, *size, channels) and variances (channels,)."""
+        """Maps (B, H, W, I) to means (B, *size, channels) and variances (channels,)."""
         x = maps.adaptive_average_pool(x, *self.size)
         for i in range(3):
             x = connectors.conv(nn.relu(x) if i else x, self.channels, 1, use_bias=False, name=f"conv{i}")
-        start = math.log(math.expm1(INITIAL_VARIANCE - LEAST_VARIANCE))
-        rho = self.param("rho", nn.initializers.constant(start), (self.channels,), at_least_float32(x.dtype))
-        return maps.wide(x), nn.softplus(rho) + LEAST_VARIANCE
+        initial_rho = math.log(math.expm1(INITIAL_VARIANCE - MIN_VARIANCE))
+        rho = self.param("rho", nn.initializers.constant(initial_rho), (self.channels,), at_least_float32(x.dtype))
+        return maps.to_float32(x), nn.softplus(rho) + MIN_VARIANCE
 
 
 def create(hyper: Mapping[str, Any]) -> Distiller:
-    """`ce_weight` * cross-entropy + `weight` * the sum over stages of mean(((mu(f_s) - f_t)^2 / v + log v) / 2).
+    """The loss is `ce_weight` * cross-entropy + `weight` * the sum over stages of mean(((mu - f_t)^2 / v + log v) / 2).
 
-    mu and v are a `Gaussian` for each stage, trained with the student.
+    The mean mu and the variance v are those of a `Gaussian` for each stage, given the student's feature map. They are
+    trained together with the student. f_t is the teacher's feature map.
     """
 
     def modules(student, teacher):
@@ -52,20 +55,20 @@ def create(hyper: Mapping[str, Any]) -> Distiller:
     def init(rng, student, teacher):
         maps.require_maps("vid", "features", student, teacher)
         pairs = maps.stage_pairs(student.features, teacher.features)
-        return connectors.initialise(
+        return connectors.initialize(
             rng, modules(student, teacher), {f"stage{i}": s for i, (s, _) in enumerate(pairs, 1)}
         )
 
     def loss(params, memory, inputs):
         student, teacher, mask = inputs.student, inputs.teacher, inputs.batch["mask"]
         pairs = maps.stage_pairs(student.features, lax.stop_gradient(teacher.features))
-        total = jnp.zeros(())
+        negative_log_likelihood = jnp.zeros(())
         for (name, module), (s, t) in zip(modules(student, teacher).items(), pairs, strict=True):
             mean, variance = module.apply({"params": params[name]}, s)
-            errors = jnp.square(mean - maps.adaptive_average_pool(maps.wide(t), *module.size))
-            total += jnp.mean(0.5 * (errors / variance + jnp.log(variance)), axis=(1, 2, 3))
-        extra = losses.batch_mean(total, mask)
-        total, metrics = weighted(hyper, cross_entropy(inputs), extra)
+            errors = jnp.square(mean - maps.adaptive_average_pool(maps.to_float32(t), *module.size))
+            negative_log_likelihood += jnp.mean(0.5 * (errors / variance + jnp.log(variance)), axis=(1, 2, 3))
+        variational_loss = losses.batch_mean(negative_log_likelihood, mask)
+        total, metrics = weighted(hyper, cross_entropy(inputs), variational_loss)
         return total, memory, metrics
 
     return Distiller(("features",), init, (Stage("train", loss),), student=("logits", "features"))

@@ -1,7 +1,7 @@
 """Accuracy of a graph student by protocol: each mechanism, each batch order, and what the graph did.
 
-A protocol is a function `(model, columns, batch, reading) -> (prediction, diagnostics)`, which is compiled, and a row
-in `PROTOCOLS`.
+A protocol is a function `(model, columns, batch, mechanism2_graph) -> (prediction, diagnostics)`, which is compiled,
+and a row in `PROTOCOLS`.
 """
 
 import collections
@@ -33,10 +33,10 @@ Answer = Callable[[TrainedModel, Anchors, Batch, str], tuple[inference.Predictio
 
 
 def one_by_one(
-    model: TrainedModel, anchors: Anchors, batch: Batch, reading: str
+    model: TrainedModel, anchors: Anchors, batch: Batch, mechanism2_graph: str
 ) -> tuple[inference.Prediction, Diagnostics]:
     """Mechanism 1."""
-    del reading
+    del mechanism2_graph
     found = inference.one_by_one(model.module, model.variables, anchors.columns, model.inputs(batch.inputs))
     own = jnp.full(batch.labels.shape, anchors.columns.nodes.shape[0])
     # The image's own column has no label that a neighbour could share.
@@ -45,11 +45,11 @@ def one_by_one(
 
 
 def batch_by_batch(
-    model: TrainedModel, anchors: Anchors, batch: Batch, reading: str
+    model: TrainedModel, anchors: Anchors, batch: Batch, mechanism2_graph: str
 ) -> tuple[inference.Prediction, Diagnostics]:
     """Mechanism 2."""
     inputs, labels, mask = model.inputs(batch.inputs), batch.labels, batch.mask
-    found = inference.batch_by_batch(model.module, model.variables, anchors.columns, inputs, mask, reading)
+    found = inference.batch_by_batch(model.module, model.variables, anchors.columns, inputs, mask, mechanism2_graph)
     return found, graph.diagnostics(found.adjacency, jnp.arange(labels.shape[0]), labels, labels, mask, mask)
 
 
@@ -88,13 +88,13 @@ class Settings(NamedTuple):
 
     batch_size: the most images of a batch.
     order_seed: of the shuffled order.
-    reading: of Mechanism 2, see `inference.batch_by_batch`.
+    mechanism2_graph: of Mechanism 2, see `inference.batch_by_batch`.
     devices: each takes whole batches.
     """
 
     batch_size: int = 100
     order_seed: int = 0
-    reading: str = inference.READINGS[0]
+    mechanism2_graph: str = inference.MECHANISM2_GRAPHS[0]
     devices: Devices = ONE
 
 
@@ -124,11 +124,11 @@ def one_by_one_accuracy(model: TrainedModel, inputs: np.ndarray, labels: np.ndar
 
 
 @functools.lru_cache(maxsize=8)  # so that each model is compiled once
-def _compiled(answer: Answer, reading: str, devices: Devices) -> Callable:
+def _compiled(answer: Answer, mechanism2_graph: str, devices: Devices) -> Callable:
     """A protocol on batches of raw images: class probabilities, graph diagnostics, nearest anchors."""
 
     def run(shared: tuple[TrainedModel, Anchors], batch: Batch) -> tuple[jax.Array, Diagnostics, jax.Array]:
-        found, facts = answer(*shared, batch, reading)
+        found, facts = answer(*shared, batch, mechanism2_graph)
         return jax.nn.softmax(found.logits.astype(jnp.float32)), facts, found.nearest
 
     return devices.batchwise(run)
@@ -150,7 +150,7 @@ def graph_accuracy(
     """
     predicted, totals = np.zeros(len(order), np.int32), collections.defaultdict[str, float](float)
     indices, masks = batches.evaluation_batches(len(order), min(settings.batch_size, len(order)), order)
-    compiled, columns = _compiled(protocol.answer, settings.reading, settings.devices), protocol.columns(model)
+    compiled, columns = _compiled(protocol.answer, settings.mechanism2_graph, settings.devices), protocol.columns(model)
     alone = model.replace(anchors=())
 
     def answers_to(count: int) -> list[Iterator[Any]]:

@@ -106,7 +106,7 @@ def _graph_entries(run: Run, task: Task, model: TrainedModel, images: np.ndarray
     """The accuracies of a graph student with its graph, and with A = I in its place."""
     section, labels = run.config.evaluate, run.evaluated.labels
     order_seed = batches.order_seed(section, task.seed)
-    settings = protocols.Settings(section.batch_size, order_seed, section.reading, run.devices)
+    settings = protocols.Settings(section.batch_size, order_seed, section.mechanism2_graph, run.devices)
     entries = protocols.graph_protocols(model, images, labels, settings)
     if model.graph == "off":
         return [{"graph": "off", **entry} for entry in entries]

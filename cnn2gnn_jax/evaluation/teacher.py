@@ -55,7 +55,7 @@ def student_inputs(run: Run, outputs: TeacherOutputs | None) -> dict[str, np.nda
 def given_outputs(run: Run) -> TeacherOutputs:
     """The logits of `teacher.logits_file`."""
     file, train = run.config.teacher.logits_file, run.dataset.train
-    logits, right = teacher_logits.given(file, train.labels, len(run.dataset.classes))
+    logits, right = teacher_logits.read_logits_file(file, train.labels, len(run.dataset.classes))
     say(f"teacher: the logits of {file}, {right:.2f}% right on the training images")
     return TeacherOutputs({"logits": {"train": logits}}, {"train_accuracy": right})
 

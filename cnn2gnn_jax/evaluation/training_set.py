@@ -198,7 +198,7 @@ def _search(bank: Bank, features: np.ndarray, sparsity: int) -> Neighbors:
 @functools.partial(jax.jit, static_argnums=2)
 def _votes(signals: jax.Array, found: Neighbors, sparsity: int) -> jax.Array:
     """The votes P Y, (M, C). Ties of more columns than are listed are left to the answer."""
-    return neighbors.weighted_sum(signals, neighbors.narrowed(found, sparsity))
+    return neighbors.weighted_sum(signals, neighbors.reduce_sparsity(found, sparsity))
 
 
 @jax.jit

@@ -1,4 +1,4 @@
-"""The CNN zoo: teachers and students of the paper's Tables 1 and 2, by name."""
+"""CNNs by name: the teachers and students of the paper's Tables 1 and 2."""
 
 import re
 from collections.abc import Callable
@@ -29,11 +29,11 @@ PAIRS: tuple[str, ...] = (
 )
 """The teacher-student pairs of the paper's Tables 1 and 2."""
 
-_narrow = partial(ResNet, widths=(16, 32, 64))
+_narrow_resnet = partial(ResNet, widths=(16, 32, 64))
 _BY_NAME: dict[str, Callable[..., nn.Module]] = {
-    "resnet8": partial(_narrow, depths=(1, 1, 1)),
-    "resnet20": partial(_narrow, depths=(3, 3, 3)),
-    "resnet32": partial(_narrow, depths=(5, 5, 5)),
+    "resnet8": partial(_narrow_resnet, depths=(1, 1, 1)),
+    "resnet20": partial(_narrow_resnet, depths=(3, 3, 3)),
+    "resnet32": partial(_narrow_resnet, depths=(5, 5, 5)),
     "resnet18": partial(ResNet, depths=(2, 2, 2, 2)),
     "resnet34": partial(ResNet, depths=(3, 4, 6, 3)),
     "resnet50": partial(ResNet, depths=(3, 4, 6, 3), bottleneck=True),
@@ -52,10 +52,10 @@ def _find(name: str) -> Callable[..., nn.Module]:
     if match := re.fullmatch(r"wrn_([1-9]\d*)_([1-9]\d*)", name):
         depth, widen = int(match[1]), int(match[2])
         if depth < 10 or (depth - 4) % 6:
-            below = max(10, depth - (depth - 4) % 6)
+            lower = max(10, depth - (depth - 4) % 6)
             raise UserError(
-                f"Network {name!r}: a WRN is 4 layers and a multiple of 6 deep, not {depth}. "
-                f"The nearest are wrn_{below}_{widen} and wrn_{below + 6}_{widen}."
+                f"Network {name!r} does not exist: the depth of a WRN is a multiple of 6 plus 4, not {depth}. "
+                f"Choose wrn_{lower}_{widen} or wrn_{lower + 6}_{widen}."
             )
         return partial(WRN, depth=depth, widen=widen)
     raise UserError(
@@ -70,19 +70,21 @@ def create(
     stem: str = "cifar",
     dtype: DTypeLike = jnp.float32,
 ) -> nn.Module:
-    """The network called `name`: `module.apply(variables, images_BxHxWxC, train=False, mask=None)` gives `Outputs`.
+    """Creates the network called `name`.
 
-    Any image size and number of channels will do. Parameters, statistics, logits and pooled features are float32, or
-    float64 where `dtype` is. With `train=True`, pass `mutable=['batch_stats']`.
+    `module.apply(variables, images_BxHxWxC, train=False, mask=None)` returns `Outputs`. With `train=True`, pass
+    `mutable=['batch_stats']`. The network accepts any image size and number of channels. Parameters, batch statistics,
+    logits and pooled features are float32, or float64 if `dtype` is float64.
 
     Args:
         name: 'resnet18', 34, 50, 101, 152; 'resnet8', 20, 32; 'vgg8', 13, 16, 19; 'wrn_<d>_<k>' with d = 6n + 4.
-        num_classes: width of the logits.
-        stem: 'cifar' (3x3 at stride 1) or, for large images, 'downsample' (7x7 at stride 2, then a max-pool).
-        dtype: of the convolutions.
+        num_classes: number of classes, the width of the logits.
+        stem: 'cifar' (3x3 convolution at stride 1), or, for large images, 'downsample' (7x7 convolution at stride 2
+            and max-pooling).
+        dtype: dtype of the convolutions.
 
     Raises:
-        UserError: unknown name or stem.
+        UserError: the name or the stem is unknown.
 
     >>> import jax
     >>> network, images = create("resnet8", 10), jnp.zeros((2, 32, 32, 3))
@@ -97,10 +99,10 @@ def create(
 
 
 def parse_pair(word: str) -> tuple[str, str]:
-    """Teacher and student of a pair: 'wrn_40_2-wrn_16_2' gives ('wrn_40_2', 'wrn_16_2'). Any two networks will do.
+    """Splits a pair '<teacher>-<student>' into two names of networks. Any two networks are allowed.
 
     Raises:
-        UserError: not two names joined by '-', or an unknown name.
+        UserError: `word` is not two names joined by '-', or a name is unknown.
 
     >>> parse_pair("wrn_40_2-wrn_16_2")
     ('wrn_40_2', 'wrn_16_2')

@@ -1,4 +1,4 @@
-"""VGG with BatchNorm: vgg8, vgg13, vgg16, vgg19 (Simonyan and Zisserman, 2014, arXiv:1409.1556), one linear layer."""
+"""VGG (Simonyan and Zisserman, 2014, arXiv:1409.1556) with BatchNorm and one linear layer: vgg8, 13, 16 and 19."""
 
 import flax.linen as nn
 import jax
@@ -12,16 +12,17 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """VGG of five blocks of 3x3 convolutions.
+    """VGG with five blocks of 3x3 convolutions.
 
-    A max-pool follows blocks 0 to 2, and block 3 where block 0's maps have 64 pixels a side or more.
-    `features` are the blocks' outputs after ReLU and before their max-pool (block 0 is f0); `preactivations` the same
-    before their last ReLU.
+    Max-pooling follows blocks 0 to 2. It also follows block 3 if the feature maps of block 0 are at least 64 pixels
+    high and wide. `features` are the outputs of the blocks after ReLU and before max-pooling; block 0 gives f0.
+    `preactivations` are the same feature maps before the ReLU.
 
     Attributes:
-        depths: convolutions of each block.
-        stem: 'cifar', or 'downsample': the first convolution is 7x7 at stride 2, and block 0's own max-pool follows.
-        dtype: of the convolutions.
+        num_classes: number of classes.
+        depths: number of convolutions in each block.
+        stem: 'cifar' (3x3 convolution) or 'downsample' (the first convolution is 7x7 at stride 2).
+        dtype: dtype of the convolutions.
     """
 
     num_classes: int
@@ -31,7 +32,7 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, mask: jax.Array | None = None) -> layers.Outputs:
-        """images: (B, H, W, channels); mask: (B,) bool, False for padding that BatchNorm leaves out, or None."""
+        """Computes the outputs for images (B, H, W, channels). The mask is (B,) bool, False for padding."""
         x = images
         features: list[jax.Array] = []
         preactivations: list[jax.Array] = []
@@ -41,9 +42,9 @@ class VGG(nn.Module):
                 name = f"block{block}_conv{i}"
                 x = layers.stem_conv(width, stem, dtype=self.dtype, name=name, use_bias=True)(x)
                 norm = BatchNorm(param_dtype=at_least_float32(self.dtype), name=f"block{block}_norm{i}")
-                before = norm(x, train, mask)
-                x = nn.relu(before)
-            preactivations.append(before)
+                preactivation = norm(x, train, mask)
+                x = nn.relu(preactivation)
+            preactivations.append(preactivation)
             features.append(x)
             if block < 3 or (block == 3 and min(features[0].shape[1:3]) >= 64):
                 x = layers.max_pool(x)

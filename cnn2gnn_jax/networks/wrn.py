@@ -12,11 +12,14 @@ from cnn2gnn_jax.networks.norm import BatchNorm, at_least_float32
 
 
 class Block(nn.Module):
-    """BN, ReLU, 3x3 convolution, twice; where the width changes, the shortcut is a 1x1 convolution of the first ReLU.
+    """A residual block: twice BatchNorm, ReLU and a 3x3 convolution.
+
+    If the shape changes, the shortcut is a 1x1 convolution of the first ReLU's output.
 
     Attributes:
         width: channels of the output.
-        stride: of the first convolution and the shortcut.
+        stride: stride of the first convolution and of the shortcut.
+        dtype: dtype of the convolutions.
     """
 
     width: int
@@ -25,29 +28,31 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Returns the block's raw output and its input after the first BN, before the first ReLU."""
+        """Returns the output of the block, without ReLU, and the output of its first BatchNorm."""
         norm = partial(BatchNorm, param_dtype=at_least_float32(self.dtype))
-        before = norm(name="norm1")(x, train, mask)
-        active = nn.relu(before)
-        out = layers.conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(active)
+        preactivation = norm(name="norm1")(x, train, mask)
+        activation = nn.relu(preactivation)
+        out = layers.conv(self.width, 3, self.stride, dtype=self.dtype, name="conv1")(activation)
         out = nn.relu(norm(name="norm2")(out, train, mask))
         out = layers.conv(self.width, 3, dtype=self.dtype, name="conv2")(out)
         if self.stride != 1 or x.shape[-1] != self.width:
-            x = layers.conv(self.width, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(active)
-        return out + x, before
+            x = layers.conv(self.width, 1, self.stride, dtype=self.dtype, name="shortcut_conv")(activation)
+        return out + x, preactivation
 
 
 class WRN(nn.Module):
-    """WRN-d-k: a stem of 16 channels and three stages of (d - 4) / 6 blocks of widths 16k, 32k, 64k.
+    """WRN-d-k: a stem with 16 channels, and three stages of (d - 4) / 6 blocks with widths 16k, 32k and 64k.
 
-    `features` are raw: the stem's output (after its max-pool, where it has one) and the stages'. `preactivations` are
-    the same after the BN that reads them: the first of the next stage, the final one for f3.
+    `features` are the outputs of the stem (after its max-pooling, if any) and of the stages, without ReLU.
+    `preactivations` are the same feature maps after the BatchNorm that follows them: the first one of the next stage,
+    or the final one after the last stage.
 
     Attributes:
-        depth: d, with d - 4 a multiple of 6.
-        widen: k.
-        stem: 'cifar' (3x3) or 'downsample' (7x7 at stride 2, 3x3 max-pool at stride 2).
-        dtype: of the convolutions.
+        num_classes: number of classes.
+        depth: d, where d - 4 is a multiple of 6.
+        widen: k, the widening factor.
+        stem: 'cifar' (3x3 convolution) or 'downsample' (7x7 convolution at stride 2, 3x3 max-pooling at stride 2).
+        dtype: dtype of the convolutions.
     """
 
     num_classes: int
@@ -58,7 +63,7 @@ class WRN(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False, mask: jax.Array | None = None) -> layers.Outputs:
-        """images: (B, H, W, channels); mask: (B,) bool, False for padding that BatchNorm leaves out, or None."""
+        """Computes the outputs for images (B, H, W, channels). The mask is (B,) bool, False for padding."""
         x = layers.stem_conv(16, self.stem, dtype=self.dtype, name="stem_conv")(images)
         x = layers.stem_pool(x, self.stem)
         features, preactivations = [x], []
@@ -66,9 +71,9 @@ class WRN(nn.Module):
             for i in range((self.depth - 4) // 6):
                 stride = 2 if stage > 1 and i == 0 else 1
                 block = Block(width * self.widen, stride, self.dtype, name=f"stage{stage}_block{i}")
-                x, before = block(x, train, mask)
+                x, preactivation = block(x, train, mask)
                 if i == 0:
-                    preactivations.append(before)
+                    preactivations.append(preactivation)
             features.append(x)
         norm = BatchNorm(param_dtype=at_least_float32(self.dtype), name="final_norm")
         preactivations.append(norm(x, train, mask))

@@ -1,4 +1,4 @@
-"""Fields of a config, each described once: its default, its meaning, the values it may have, and what it changes."""
+"""Fields of a config. Each field has a default, a description, allowed values, and a note of what it affects."""
 
 import difflib
 import math
@@ -9,19 +9,26 @@ from ml_collections import ConfigDict, config_dict
 
 from cnn2gnn_jax.runtime.errors import UserError
 
-# What a field changes: the trained networks; the figures that are reported of them; or nothing but speed and place.
+# What a field affects: the trained networks, only the accuracies that are reported for them, or no result at all.
 TRAINING, EVALUATION, NOTHING = "training", "evaluation", "nothing"
 
-_SIMILAR = 0.7  # of difflib's ratio: two spellings of one name are above it
-_SUGGESTED = 3  # the most fields that an error suggests
+# New names of renamed fields, by their old names. An error for an old name gives the new one.
+RENAMED = {
+    "evaluate.reading": "evaluate.mechanism2_graph",
+    "student.off_weight": "student.graph_off_loss_weight",
+    "student.threshold": "student.edge_threshold",
+}
+
+_MIN_SIMILARITY = 0.7  # difflib's ratio above which two names are taken for spellings of the same name
+_MAX_SUGGESTIONS = 3
 
 
 class Range(NamedTuple):
-    """The numbers that a field, or each element of a tuple, may have.
+    """The numbers that are allowed for a field, or for each element of a tuple.
 
-    low, high: the least and the greatest.
-    zero: what 0 stands for, where it is allowed although it is out of the range.
-    exclusive: whether `low` and `high` themselves are out of the range.
+    low, high: the smallest and the largest allowed number.
+    zero: what 0 stands for. If it is not empty, 0 is allowed even outside the range.
+    exclusive: whether `low` and `high` themselves are excluded.
     """
 
     low: float
@@ -29,7 +36,8 @@ class Range(NamedTuple):
     zero: str = ""
     exclusive: bool = False
 
-    def holds(self, number: Any) -> bool:
+    def contains(self, number: Any) -> bool:
+        """Whether `number` is a number in the range."""
         if not isinstance(number, int | float) or isinstance(number, bool):
             return False
         if self.zero and number == 0:
@@ -50,21 +58,21 @@ class Range(NamedTuple):
 class Field(NamedTuple):
     """A field of a config.
 
-    default: its value; or its type, for a field that is None until a recipe or a method gives its value.
-    meaning: a short text.
-    allowed: the numbers or the words that it may have, or each element of a tuple; None where they are checked
-      elsewhere, or anything will do.
-    changes: `TRAINING`, `EVALUATION` or `NOTHING`.
+    default: its default value, or its type if the field is None until a recipe or a method sets its value.
+    description: what the field does, for the documentation.
+    allowed: the allowed numbers or strings, for a tuple those of each element. None if any value is allowed, or if
+      values are checked elsewhere.
+    changes: what the field affects: `TRAINING`, `EVALUATION` or `NOTHING`.
     """
 
     default: Any
-    meaning: str
+    description: str
     allowed: Range | tuple[str, ...] | None = None
     changes: str = TRAINING
 
 
 def to_config(fields: Mapping[str, Field]) -> ConfigDict:
-    """A config of all fields, which are given by their dotted names, with their defaults."""
+    """Returns a config with the defaults of all fields, which are given by their dotted names."""
     config = ConfigDict()
     for name, field in fields.items():
         *sections, last = name.split(".")
@@ -78,7 +86,7 @@ def to_config(fields: Mapping[str, Field]) -> ConfigDict:
 
 
 def flat(section: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a config, or of nested dictionaries, by their dotted names."""
+    """Returns the values of a config, or of nested dictionaries, by their dotted names."""
     values: dict[str, Any] = {}
     for name, value in section.items():
         nested = isinstance(value, ConfigDict | dict)
@@ -87,10 +95,10 @@ def flat(section: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def check(config: ConfigDict, fields: Mapping[str, Field]) -> None:
-    """Checks every value against its field's description; None passes, as nothing is set there.
+    """Checks that the fields of a config exist and that their values are allowed. None is always allowed.
 
     Raises:
-      UserError: there is no such field, or its value is not allowed.
+      UserError: a field does not exist, or its value is not allowed.
     """
     for name, value in flat(config).items():
         if name not in fields:
@@ -100,55 +108,69 @@ def check(config: ConfigDict, fields: Mapping[str, Field]) -> None:
             continue
         for element in value if isinstance(value, tuple | list) else (value,):
             if isinstance(allowed, Range):
-                if not allowed.holds(element):
+                if not allowed.contains(element):
                     raise UserError(f"{name} is {element!r}: it must be {allowed}")
             elif element not in allowed:
                 raise UserError(f"{name} is {element!r}: choose one of {', '.join(allowed)}")
 
 
 def select(section: ConfigDict, fields: Mapping[str, Field], changes: str, prefix: str = "") -> dict[str, Any]:
-    """The values of the fields that change what `changes` says, as nested JSON values without empty sections."""
+    """Selects fields by what they affect.
+
+    Args:
+      section: a config, or a section of it.
+      fields: all fields, by their dotted names.
+      changes: `TRAINING`, `EVALUATION` or `NOTHING`.
+      prefix: the dotted name of the section with a dot at the end; '' for a whole config.
+
+    Returns:
+      The values of the selected fields, as nested JSON values without empty sections.
+    """
     selected: dict[str, Any] = {}
     for name, value in section.items():
         if isinstance(value, ConfigDict):
-            if inside := select(value, fields, changes, f"{prefix}{name}."):
-                selected[name] = inside
+            if subsection := select(value, fields, changes, f"{prefix}{name}."):
+                selected[name] = subsection
         elif fields[prefix + name].changes == changes:
             selected[name] = plain(value)
     return selected
 
 
 def plain(value: Any) -> Any:
-    """A config, a section or a value as JSON values."""
+    """Converts a config, a section or a value to JSON values."""
     if isinstance(value, ConfigDict):
-        return {name: plain(inside) for name, inside in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     return [plain(element) for element in value] if isinstance(value, tuple | list) else value
 
 
 def no_such_field(field: str, names: Collection[str]) -> UserError:
-    """The error for a field that is not among `names`; it suggests the nearest ones."""
-    nearest = [f"config.{name}" for name in nearest_fields(field, sorted(names))]
-    advice = f"did you mean {' or '.join(nearest)}?" if nearest else "configs/base.py lists the fields"
+    """The error for a field that is not among `names`. It gives the new name of a renamed field, or similar names."""
+    if field in RENAMED:
+        return UserError(f"{field} is now called {RENAMED[field]}: use the new name")
+    suggestions = [f"config.{name}" for name in nearest_fields(field, sorted(names))]
+    advice = f"did you mean {' or '.join(suggestions)}?" if suggestions else "configs/base.py lists the fields"
     return UserError(f"there is no field config.{field}: {advice}")
 
 
 def nearest_fields(field: str, names: Collection[str]) -> list[str]:
-    """Of the fields called `names`, those that `field` most probably means: in another section, or spelled otherwise.
+    """The names that `field` most probably stands for: the same field of another section, or a similar spelling.
 
     >>> nearest_fields("sparsity", ["seed", "student.sparsity"])
     ['student.sparsity']
     """
 
-    def likeness(name: str) -> float:
+    def similarity(name: str) -> float:
         pairs = ((field, name), (field.rpartition(".")[2], name.rpartition(".")[2]))
-        # The whole name first: where two sections have the field, the section that was given decides.
+        # The whole name has a slightly larger weight, so that `field`'s section decides between two sections.
         return max(
             difflib.SequenceMatcher(None, a, b).ratio() * weight
             for (a, b), weight in zip(pairs, (1, 0.99), strict=True)
         )
 
-    elsewhere = [name for name in names if name.endswith(f".{field}")]
-    if elsewhere:
-        return elsewhere[:_SUGGESTED]
-    best = max(map(likeness, names), default=0.0)
-    return [name for name in names if likeness(name) == best][:_SUGGESTED] if best >= _SIMILAR else []
+    same_field = [name for name in names if name.endswith(f".{field}")]
+    if same_field:
+        return same_field[:_MAX_SUGGESTIONS]
+    best = max(map(similarity, names), default=0.0)
+    if best < _MIN_SIMILARITY:
+        return []
+    return [name for name in names if similarity(name) == best][:_MAX_SUGGESTIONS]

@@ -139,12 +139,12 @@ def answer(
     model = trained.model
     if not isinstance(model.module, GraphStudent):
         return Answer(jax.nn.softmax(model.outputs(images).logits.astype(jnp.float32)), (), ())
-    inputs, reading = model.inputs(images), trained.recorded.config.evaluate.reading
+    inputs, mechanism2_graph = model.inputs(images), trained.recorded.config.evaluate.mechanism2_graph
 
     def predict(columns: Columns) -> inference.Prediction:
         if mechanism == "one_by_one":
             return inference.one_by_one(model.module, model.variables, columns, inputs)
-        return inference.batch_by_batch(model.module, model.variables, columns, inputs, mask, reading)
+        return inference.batch_by_batch(model.module, model.variables, columns, inputs, mask, mechanism2_graph)
 
     found = [predict(anchors.columns) for anchors in model.anchors]
     probabilities = jnp.mean(jnp.stack([jax.nn.softmax(each.logits.astype(jnp.float32)) for each in found]), axis=0)

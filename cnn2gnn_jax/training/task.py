@@ -12,7 +12,7 @@ import optax
 
 from cnn2gnn_jax import distillers, gnn
 from cnn2gnn_jax.distillers import Distiller, Stage
-from cnn2gnn_jax.distillers.base import everything
+from cnn2gnn_jax.distillers.base import trains_everything
 
 _RISE = 0.2  # the part of a training in which the rate of the schedule `one_cycle` rises to its peak
 
@@ -105,7 +105,7 @@ def optimizer(task: Task) -> optax.GradientTransformation:
         tx = optax.adamw(rate, weight_decay=recipe.weight_decay)
     else:
         tx = optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.sgd(rate, recipe.momentum))
-    if task.stage.trains is everything:
+    if task.stage.trains is trains_everything:
         return tx
     return optax.multi_transform({True: tx, False: optax.set_to_zero()}, functools.partial(trained, task))
 

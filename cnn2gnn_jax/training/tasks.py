@@ -39,7 +39,7 @@ def student_module(config: FrozenConfigDict, classes: int, graph: str) -> nn.Mod
         hidden=student.hidden,
         head_widths=student.head_widths,
         self_loops=student.self_loops,
-        threshold=student.threshold,
+        threshold=student.edge_threshold,
     )
 
 
@@ -78,7 +78,7 @@ def student_task(config: FrozenConfigDict, images: Images, graph: str, labels: n
     if takes_features(config):
         task = dataclasses.replace(task, mean=(), std=())
     grouped = None if labels is None or not student.classes_per_batch else (labels, student.classes_per_batch)
-    off_weight = 0.0 if graph in ("", "off") else student.off_weight
+    off_weight = 0.0 if graph in ("", "off") else student.graph_off_loss_weight
     return dataclasses.replace(task, grouped=grouped, off_weight=off_weight)
 
 
@@ -119,7 +119,7 @@ def stored_outputs(config: FrozenConfigDict, dataset: Dataset) -> tuple[str, ...
         shape, classes = dataset.train.images.shape[1:], len(dataset.classes)
         student = _feature_shapes(student_module(config, classes, ""), shape)
         teacher = _feature_shapes(teacher_module(config, classes), shape)
-        stored |= {"features"} if maps.none_larger(student, teacher) else set()
+        stored |= {"features"} if maps.teacher_maps_not_larger(student, teacher) else set()
     return distiller.teacher if set(distiller.teacher) <= stored else ()
 
 

@@ -1,5 +1,7 @@
-"""What the paper leaves open, decided on held-out training images: node features, self-loops, tau squared, sparsity
-and the reading of Mechanism 2. CIFAR-100's first 20 classes, 100 training and 25 held-out images each, three seeds.
+"""Choices that the paper leaves open, compared on held-out training images: node features, self-loops, the factor tau
+squared, the sparsity and the graph of Mechanism 2.
+
+The data are the first 20 classes of CIFAR-100, with 100 training and 25 held-out images each. There are three seeds.
 
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/choices.py --out=DIR --config.data.manual_dir=DIR
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/choices.py:digits --out=DIR
@@ -10,7 +12,7 @@ from typing import Any
 from cnn2gnn_jax.configs.sweeps import grids
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "default (stem, s = 50, self-loops, tau squared, reading similar)": {},
+    "default (stem, s = 50, self-loops, tau squared, Mechanism 2 graph similar)": {},
     "node features: pixels": {"student.backbone": "pixels"},
     "node features: teacher": {"student.backbone": "teacher"},
     "node features: the pair's CNN": {"student.backbone": "pair"},
@@ -20,7 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "s = 30": {"student.sparsity": 30},
     "s = 70": {"student.sparsity": 70},
     "s = 90": {"student.sparsity": 90},
-    "reading test_rows": {"evaluate.reading": "test_rows"},
+    "Mechanism 2 graph test_rows": {"evaluate.mechanism2_graph": "test_rows"},
 }
 
 
@@ -31,7 +33,7 @@ def sweep(add: grids.Add, size: str = "") -> None:
             if not size:
                 config.data.classes, config.data.limit = 20, 125
             config.data.holdout, config.evaluate.split, config.seed = 0.2, "holdout", seed
-            # Another graph is worth its own accuracy: the student without any is that of the first row.
+            # The student without a graph is trained only for the default and for other node features.
             config.evaluate.graph_off = not fields or "student.backbone" in fields
             config.update_from_flattened_dict(fields)
             title = {"": "CIFAR-100, 20 classes", "smoke": "CIFAR-100, smoke", "digits": "digits"}[size]

@@ -1,4 +1,4 @@
-"""Figure 4: accuracy against the temperature and against the sparsity s of Eq. 3.
+"""Figure 4: accuracy as a function of the temperature, and of the sparsity s of Eq. 3.
 
 python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/figure4.py --out=DIR
 python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/figure4.py:digits --out=DIR
@@ -17,6 +17,6 @@ def sweep(add: grids.Add, size: str = "") -> None:
             add(config, "curve", "Figure 4, temperature", x=temperature, **place)
         config.distill.temperature = None
         for sparsity in SPARSITIES:
-            # The 359 test images of digits make batches of 89.
+            # The 359 test images of digits are divided into batches of 89, which allow s = 88 at most.
             config.student.sparsity = sparsity = 85 if (size, sparsity) == ("digits", 90) else sparsity
             add(config, "curve", "Figure 4, sparsity", x=sparsity, **place)

@@ -1,9 +1,9 @@
-"""Figure 6: accuracy against the batch size, that of training, of the anchors and of Mechanism 2's test batches.
+"""Figure 6: accuracy as a function of the batch size. Training, anchors and test batches all have this size.
 
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/figure6.py --out=DIR
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/figure6.py:digits --out=DIR
 
-The paper's sizes are in its picture alone; s stays 50.
+The paper shows its sizes only in the figure. The sparsity s is 50 throughout.
 """
 
 from cnn2gnn_jax.configs.sweeps import grids

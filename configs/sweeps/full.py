@@ -1,7 +1,7 @@
-"""What the sweeps over all training images share: one teacher under the recipe `fast`, and the epochs of its students.
+"""Common parts of the sweeps over all training images: one teacher with the recipe `fast`, and its students.
 
-A word after the colon is a data set, with `-cpu` for the size that 2 CPU cores finish: `cifar100`, `cifar100-cpu`,
-`mini_imagenet`, `mini_imagenet-cpu`. `smoke` and `digits` are small, to see that everything runs.
+The word after the colon is a data set, with `-cpu` for fewer epochs on 2 CPU cores: `cifar100`, `cifar100-cpu`,
+`mini_imagenet` or `mini_imagenet-cpu`. The words `smoke` and `digits` are small sizes, to check that everything works.
 """
 
 from ml_collections import ConfigDict
@@ -11,11 +11,11 @@ from cnn2gnn_jax.configs.sweeps import grids
 SMALL = ("smoke", "digits")
 WORDS = ("", *SMALL, *(f"{data}{size}" for data in grids.DATA for size in ("", "-cpu")))
 EPOCHS = {"pixels": 20, "teacher": 20, "stem": 10}
-"""Of the graph students on a CPU, by their node features; the paper has 200."""
+"""Number of epochs of a graph student on a CPU, by its node features. The paper trains for 200 epochs."""
 
 
 def parse(word: str) -> tuple[str, str]:
-    """The data set that a word names, and the size: '' for the paper's, `cpu`, `smoke` or `digits`."""
+    """Splits a word into the data set and the size: '' (the paper's size), `cpu`, `smoke` or `digits`."""
     if word in SMALL:
         return "cifar100", word
     data, _, size = word.partition("-")
@@ -23,7 +23,7 @@ def parse(word: str) -> tuple[str, str]:
 
 
 def config(data: str, size: str, backbone: str = "teacher") -> ConfigDict:
-    """The config of a graph student under the paper's recipe over a teacher under `fast`."""
+    """The config of a graph student with the paper's recipe, whose teacher has the recipe `fast`."""
     config = grids.base(data, size if size in SMALL else "")
     config.teacher.train.recipe = "fast"
     config.student.backbone = backbone
@@ -35,7 +35,7 @@ def config(data: str, size: str, backbone: str = "teacher") -> ConfigDict:
 
 
 def title(data: str, size: str) -> str:
-    """What a data set at a size is called."""
+    """The name of a data set at a size, for headings."""
     if size in SMALL:
         return grids.title(data, size)
     return f"all of {grids.TITLES[data]}" + (", few epochs" if size == "cpu" else "")

@@ -1,10 +1,10 @@
-"""Distillation baselines over all training images: a CNN student of about the cost of the graph student over `stem`.
+"""Distillation baselines on all training images. The CNN student costs about as much as a graph student with `stem`.
 
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/full_baselines.py:cifar100 --out=DIR
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/full_baselines.py:mini_imagenet --out=DIR \
         --config.data.manual_dir=DIR
 
-Teacher and students are trained under the recipe `fast`, three seeds.
+The teacher and the students are trained with the recipe `fast`. There are three seeds.
 """
 
 from cnn2gnn_jax.configs.sweeps import full, grids

@@ -1,11 +1,11 @@
-"""Figures 4 and 6 and Table 3 over all training images, with the teacher's stored features as node features.
+"""Figures 4 and 6 and Table 3 on all training images. Node features are the teacher's stored features.
 
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/full_figures.py:cifar100 --out=DIR
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/full_figures.py:mini_imagenet --out=DIR \
         --config.data.manual_dir=DIR
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/full_figures.py:cifar100-cpu --out=DIR
 
-In Figure 6, s is 50, or half of the batch where that is less.
+In Figure 6 the sparsity s is 50, or half of the batch size if that is smaller.
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +33,7 @@ def sweep(add: grids.Add, word: str = "") -> None:
         add(config, "curve", "Figure 4 at full size, temperature", x=temperature, **place)
     for sparsity in figure4.SPARSITIES:
         config = new_config()
-        # The 359 test images of digits make batches of 89.
+        # The 359 test images of digits are divided into batches of 89, which allow s = 88 at most.
         config.student.sparsity = sparsity = 85 if (size, sparsity) == ("digits", 90) else sparsity
         add(config, "curve", "Figure 4 at full size, sparsity", x=sparsity, **place)
     for batch_size in BATCH_SIZES:

@@ -1,12 +1,12 @@
-"""The graph student over all training images, with and without a teacher, over each kind of node features.
+"""The graph student on all training images, with and without a teacher, for each kind of node features.
 
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/full_students.py:cifar100 --out=DIR
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/full_students.py:mini_imagenet --out=DIR \
         --config.data.manual_dir=DIR
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/full_students.py:cifar100-cpu --out=DIR
 
-The settings are the paper's: batch 100, s = 50, tau = 48, learning rate 0.01, 200 epochs. With `-cpu` there are fewer
-epochs, see configs/sweeps/full.py. Beside each student with the learned graph stands the same one trained without.
+The settings are those of the paper: batch size 100, s = 50, tau = 48, learning rate 0.01, 200 epochs. `-cpu` reduces
+the number of epochs; see configs/sweeps/full.py. Each student is also trained without its graph.
 """
 
 from cnn2gnn_jax.configs.sweeps import full, grids

@@ -1,10 +1,10 @@
-"""CIFAR-100 at a size for 2 CPU cores: teacher, KD, DKD, GNN, and CNN2GNN with each kind of node
-features, three seeds.
+"""CIFAR-100 at a size for 2 CPU cores: KD, DKD, GNN, and CNN2GNN with each kind of node features.
 
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/reduced_cifar100.py --out=DIR --config.data.manual_dir=DIR
 
-It is `configs/cifar100.py:smoke`: 100 training images a class, all test images, ResNet8 as teacher (8 epochs) and CNN
-student, and 6 epochs of the students; `:smoke` is the same, `:digits` the same grid on digits.
+The config is `configs/cifar100.py:smoke`: 100 training images per class and all test images. ResNet8 is the teacher
+(8 epochs) and the CNN student. Students are trained for 6 epochs, with three seeds. `:smoke` is the same sweep, and
+`:digits` is the same grid on digits.
 """
 
 from cnn2gnn_jax.configs.sweeps import grids

@@ -1,9 +1,10 @@
-"""Table 3, the ablation: InGNN and EucGNN, whose graphs are not learned, and both mechanisms of the learned graph.
+"""Table 3, the ablation: InGNN and EucGNN, whose graphs are not learned, and the learned graph with both mechanisms.
 
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/table3.py --out=DIR
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/table3.py:digits --out=DIR
 
-The paper does not name the pair; VGG13-VGG8's CNN2GNN row in its Tables 1 and 2 is nearest to Table 3's figures.
+The paper does not state the pair. The CNN2GNN accuracies of VGG13-VGG8 in Tables 1 and 2 are closest to those of
+Table 3.
 """
 
 from cnn2gnn_jax.configs.sweeps import grids

@@ -1,11 +1,11 @@
-"""The supplementary table on CIFAR-10: all rows for all nine pairs, ten seeds.
+"""The supplementary table on CIFAR-10: all methods and all nine pairs, with ten seeds.
 
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/table_cifar10.py --out=DIR
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/table_cifar10.py:smoke --out=DIR
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/table_cifar10.py:digits --out=DIR
 
-Full size is for accelerators. `smoke` (one small pair, 100 images a class, one seed) and `digits` (in place of the data
-set, ten seeds) are for a laptop.
+The full size needs accelerators. `smoke` (one small pair, 100 images per class, one seed) and `digits` (the data set is
+digits, ten seeds) run on a laptop.
 """
 
 from cnn2gnn_jax.configs.sweeps import grids

@@ -32,7 +32,7 @@ def _away_from_the_users_files(tmp_path, monkeypatch):
 
 
 class Cifar100:
-    """A CIFAR-100 of 300 training and 200 test images of noise, in its published folder and archive."""
+    """A small CIFAR-100 with 300 training and 200 test images of noise, in the published format."""
 
     IMAGES: ClassVar[dict[str, int]] = {"train.bin": 300, "test.bin": 200}
 
@@ -53,7 +53,7 @@ class Cifar100:
         (self.folder / "fine_label_names.txt").write_text("\n".join(self.classes) + "\n\n")
 
     def pack(self, path: pathlib.Path) -> sources.Archive:
-        """Packs the folder as the published archive does, and returns what `sources` must know of it."""
+        """Packs the folder as the published archive does, and returns its entry for `sources`."""
         with tarfile.open(path, "w:gz") as archive:
             archive.add(self.folder, self.folder.name)
         return sources.Archive(path.name, path.as_uri(), path.stat().st_size, storage.sha256(path))
@@ -61,7 +61,7 @@ class Cifar100:
 
 @pytest.fixture
 def published_images(monkeypatch):
-    """Makes files of so many images the published ones of a data set."""
+    """Changes the published numbers of images in the files of a data set."""
 
     def change(name: str, images: dict[str, int]) -> None:
         monkeypatch.setitem(sources.PUBLISHED, name, dataclasses.replace(sources.PUBLISHED[name], images=images))
@@ -77,7 +77,7 @@ def cifar100(tmp_path, published_images):
 
 @pytest.fixture
 def publish(monkeypatch):
-    """Makes `archive` the published one of a data set."""
+    """Changes the published archive of a data set."""
 
     def publish(name: str, archive: sources.Archive) -> None:
         monkeypatch.setitem(sources.PUBLISHED, name, dataclasses.replace(sources.PUBLISHED[name], archive=archive))
@@ -87,7 +87,7 @@ def publish(monkeypatch):
 
 @pytest.fixture
 def mini_imagenet(tmp_path):
-    """Writes a Mini-ImageNet of 3 classes with 7, 12 and 6 images, whose pixels give class and place in the list."""
+    """Writes a Mini-ImageNet with 3 classes of 7, 12 and 6 images. Pixels encode the class and the position."""
 
     def write(size_of=lambda label, i: (84, 84)) -> pathlib.Path:
         folder = tmp_path / "originals" / "mini-imagenet"

@@ -14,18 +14,18 @@ def views(image: np.ndarray, padding: int) -> dict[bytes, tuple[int, int, bool]]
     """Every crop and mirrored crop there can be, by its bytes."""
     padded = np.zeros((image.shape[0] + 2 * padding, image.shape[1] + 2 * padding, image.shape[2]), image.dtype)
     padded[padding : padding + image.shape[0], padding : padding + image.shape[1]] = image
-    found = {}
+    views = {}
     for top in range(2 * padding + 1):
         for left in range(2 * padding + 1):
             crop = padded[top : top + image.shape[0], left : left + image.shape[1]]
-            found[crop.tobytes()] = (top, left, False)
-            found[crop[:, ::-1].tobytes()] = (top, left, True)
-    return found
+            views[crop.tobytes()] = (top, left, False)
+            views[crop[:, ::-1].tobytes()] = (top, left, True)
+    return views
 
 
 @pytest.mark.parametrize("padding", [0, 1, 2])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_view_is_a_crop_over_black_and_all_crops_come_up_equally_often(padding, channels):
+def test_views_are_crops_with_black_padding_and_all_crops_are_equally_likely(padding, channels):
     image = images_of_noise(1, channels=channels)[0]
     n = 400 * (2 * padding + 1) ** 2
     batch = jnp.broadcast_to(image, (n, *image.shape))
@@ -38,7 +38,7 @@ def test_every_view_is_a_crop_over_black_and_all_crops_come_up_equally_often(pad
     assert np.all(abs(counts - 200) < 5 * np.sqrt(200))
 
 
-def test_an_images_view_hangs_on_its_own_key_alone():
+def test_the_view_of_an_image_depends_only_on_its_key():
     batch, keys = images_of_noise(8), jax.random.split(jax.random.key(1), 8)
     whole = augment.crop_and_flip(keys, batch)
     np.testing.assert_array_equal(whole[3:5], augment.crop_and_flip(keys[3:5], batch[3:5]))

@@ -10,13 +10,13 @@ from cnn2gnn_jax.runtime.errors import UserError
 
 @pytest.mark.parametrize("n", [1, 2, 100, 1797])
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**70])
-def test_an_epochs_order_is_a_permutation_fixed_by_seed_and_epoch(n, seed):
+def test_epoch_order_is_a_permutation_that_depends_on_seed_and_epoch(n, seed):
     order = batches.epoch_order(seed, 3, n)
     assert order.dtype == np.int32 and sorted(order) == list(range(n))
     np.testing.assert_array_equal(order, batches.epoch_order(seed, 3, n))
 
 
-def test_epochs_seeds_and_uses_have_orders_of_their_own():
+def test_orders_differ_between_epochs_seeds_and_streams():
     orders = [
         batches.epoch_order(0, 0, 100),
         batches.epoch_order(0, 1, 100),
@@ -27,7 +27,7 @@ def test_epochs_seeds_and_uses_have_orders_of_their_own():
     assert len({tuple(order) for order in orders}) == len(orders)
 
 
-def test_orders_are_those_of_earlier_versions():
+def test_orders_equal_those_of_earlier_versions():
     # Runs resumed after an upgrade of NumPy must go on with the same batches.
     assert batches.epoch_order(0, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
     assert batches.epoch_order(7, 11, 10).tolist() == [8, 3, 1, 4, 0, 9, 6, 7, 2, 5]
@@ -45,7 +45,7 @@ def test_class_sorted_order_keeps_the_order_within_a_class():
 
 
 @pytest.mark.parametrize(("n", "size"), [(1, 1), (1, 100), (100, 100), (101, 100), (359, 100), (250, 100), (10000, 96)])
-def test_evaluation_batches_hold_every_image_once_in_nearly_equal_numbers(n, size):
+def test_evaluation_batches_contain_every_image_once_and_have_nearly_equal_sizes(n, size):
     indices, mask = batches.evaluation_batches(n, size)
     assert indices.shape == mask.shape == (-(-n // size), -(-n // indices.shape[0]))
     assert indices.shape[1] <= size and indices.dtype == np.int32 and mask.dtype == bool
@@ -57,7 +57,7 @@ def test_evaluation_batches_hold_every_image_once_in_nearly_equal_numbers(n, siz
         assert (row[valid.sum() :] == row[valid][-1]).all()
 
 
-def test_evaluation_batches_follow_the_order_given():
+def test_evaluation_batches_follow_the_order():
     order = batches.shuffled_order(23, 5)
     indices, mask = batches.evaluation_batches(23, 5, order)
     np.testing.assert_array_equal(indices[mask], order)
@@ -73,7 +73,7 @@ def test_a_balanced_batch_has_no_repeats_and_equal_classes(size):
     np.testing.assert_array_equal(batch, batches.balanced_batch(labels, size, seed=3))
 
 
-def test_the_seed_of_a_balanced_batch_chooses_images_and_the_classes_with_one_more():
+def test_the_seed_chooses_the_images_and_the_classes_with_one_more():
     labels = np.arange(10).repeat(60)
     drawn = [batches.balanced_batch(labels, 25, seed) for seed in range(20)]
     assert len({tuple(batch) for batch in drawn}) == 20
@@ -82,14 +82,14 @@ def test_the_seed_of_a_balanced_batch_chooses_images_and_the_classes_with_one_mo
     assert any((np.diff(labels[batch]) < 0).any() for batch in drawn)
 
 
-def test_a_balanced_batch_gives_one_more_only_to_classes_that_have_it():
+def test_a_balanced_batch_takes_one_more_only_from_classes_with_enough_images():
     labels = np.array([0, 0, 1, 1, 1])
     for seed in range(10):
         assert np.bincount(labels[batches.balanced_batch(labels, 5, seed)]).tolist() == [2, 3]
 
 
 @pytest.mark.parametrize(("labels", "size"), [([0, 0, 1, 1], 5), ([0, 0, 1, 1], 0), ([0, 1, 1, 1], 4)])
-def test_a_balanced_batch_that_cannot_be_is_refused(labels, size):
+def test_an_impossible_balanced_batch_is_refused(labels, size):
     with pytest.raises(UserError, match="class-balanced batch"):
         batches.balanced_batch(np.array(labels), size, seed=0)
 
@@ -115,7 +115,7 @@ def groupings(draw):
 
 @hypothesis.settings(max_examples=300, deadline=None)
 @hypothesis.given(groupings(), st.integers(0, 50))
-def test_each_grouped_batch_holds_exactly_its_classes_and_no_image_twice(grouping, epoch):
+def test_a_grouped_batch_has_the_right_number_of_classes_and_no_image_twice(grouping, epoch):
     labels, classes, size, seed = grouping
     order = batches.grouped_order(*grouping, epoch)
     assert order.dtype == np.int32 and len(order) == len(labels) // size * size
@@ -166,7 +166,7 @@ def test_grouped_batches_change_with_seed_and_epoch_and_mix_all_classes():
         ([15] * 100, 3, 100, "takes 34 images of .* class 0 has 15"),
     ],
 )
-def test_grouped_batches_that_cannot_be_are_refused(counts, classes, size, message):
+def test_impossible_grouped_batches_are_refused(counts, classes, size, message):
     labels = np.repeat(np.arange(len(counts)), counts)
     with pytest.raises(UserError, match=message):
         batches.grouped_order(labels, classes, size, seed=0, epoch=0)

@@ -40,21 +40,21 @@ def folder(tmp_path, arrays):
     return tmp_path / "x"
 
 
-def test_what_is_written_is_read(folder, arrays):
-    found = cache.read(folder)
+def test_written_arrays_are_read_back(folder, arrays):
+    loaded = cache.read(folder)
     for split, (images, labels) in arrays.items():
-        np.testing.assert_array_equal(found.images[split], images)
-        np.testing.assert_array_equal(found.labels[split], labels)
-        assert isinstance(found.images[split], np.memmap) and not found.images[split].flags.writeable
-        assert found.labels[split].dtype == np.int32
-        assert found.files[split] == tuple(f"image {i}" for i in range(len(labels)))
-    assert found.facts["classes"] == list(CLASSES)
+        np.testing.assert_array_equal(loaded.images[split], images)
+        np.testing.assert_array_equal(loaded.labels[split], labels)
+        assert isinstance(loaded.images[split], np.memmap) and not loaded.images[split].flags.writeable
+        assert loaded.labels[split].dtype == np.int32
+        assert loaded.files[split] == tuple(f"image {i}" for i in range(len(labels)))
+    assert loaded.facts["classes"] == list(CLASSES)
     pixels = arrays["train"][0] / 255
-    np.testing.assert_allclose(found.facts["mean"], pixels.mean((0, 1, 2)), rtol=1e-12)
-    np.testing.assert_allclose(found.facts["std"], pixels.std((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(loaded.facts["mean"], pixels.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(loaded.facts["std"], pixels.std((0, 1, 2)), rtol=1e-12)
 
 
-def test_nothing_there_is_missing(tmp_path):
+def test_an_empty_folder_is_reported_as_missing(tmp_path):
     with pytest.raises(artifact.Missing):
         cache.read(tmp_path / "absent")
 
@@ -107,7 +107,7 @@ def test_damage_is_found(folder, damage):
         cache.read(folder)
 
 
-def test_another_version_is_no_damage(folder):
+def test_another_version_is_not_reported_as_damage(folder):
     manifest = storage.read_json(folder / "manifest.json")
     storage.write_json(folder / "manifest.json", manifest | {"format": cache.KIND.format + 1})
     with pytest.raises(artifact.Outdated):
@@ -133,7 +133,7 @@ def test_both_splits_must_have_images_of_one_shape(tmp_path, arrays):
         (([np.zeros((4, 4, 3), np.uint8)], [-1]), "image 0 has label -1, expected 0 to 2"),
     ],
 )
-def test_what_cannot_be_a_data_set_is_refused_and_leaves_nothing(tmp_path, arrays, train, message):
+def test_an_invalid_data_set_is_refused_and_nothing_is_written(tmp_path, arrays, train, message):
     splits = {"train": examples(*train), "test": examples(*arrays["test"])}
     with pytest.raises(UserError, match=message):
         cache.write(tmp_path / "x", "x", CLASSES, splits, {})

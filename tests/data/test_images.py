@@ -20,13 +20,13 @@ def noise(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_png_goes_there_and_back_exactly(channels):
+def test_png_round_trip_is_exact(channels):
     image = noise(9, 7, channels)
     np.testing.assert_array_equal(images.decode(images.encode_png(image), "x", channels), image)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
-def test_any_8_bit_image_becomes_rgb_or_grey(mode):
+def test_any_8_bit_image_is_converted_to_rgb_or_gray(mode):
     image = Image.fromarray(noise(8, 8, 3)).convert(mode)
     data = encoded(image, "JPEG" if mode == "CMYK" else "PNG")
     assert images.decode(data, "x").shape == (8, 8, 3)
@@ -37,24 +37,24 @@ def on_white(rgb, alpha):
     return rgb * (alpha / 255) + 255 * (1 - alpha / 255)
 
 
-def test_grey_is_repeated_and_what_is_transparent_lies_on_white():
+def test_gray_is_repeated_and_transparency_becomes_white():
     grey = noise(4, 4)
     np.testing.assert_array_equal(images.decode(encoded(grey), "x"), np.stack([grey] * 3, -1))
     rgba = noise(4, 4, 4)
     np.testing.assert_allclose(images.decode(encoded(rgba), "x"), on_white(rgba[..., :3], rgba[..., 3:]), atol=1)
     grey_and_alpha = noise(4, 4, 2)
-    found = images.decode(encoded(Image.fromarray(grey_and_alpha, "LA")), "x", channels=1)
-    np.testing.assert_allclose(found, on_white(grey_and_alpha[..., :1], grey_and_alpha[..., 1:]), atol=1)
+    decoded = images.decode(encoded(Image.fromarray(grey_and_alpha, "LA")), "x", channels=1)
+    np.testing.assert_allclose(decoded, on_white(grey_and_alpha[..., :1], grey_and_alpha[..., 1:]), atol=1)
 
 
-def test_a_palette_with_transparency_lies_on_white():
+def test_transparency_of_a_palette_becomes_white():
     palette = Image.fromarray(noise(4, 4)).convert("P")
     alpha = np.arange(256)[np.asarray(palette)][..., None]
     data = encoded(palette, transparency=bytes(range(0, 256)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = images.decode(data, "x")
-    np.testing.assert_allclose(found, on_white(np.asarray(palette.convert("RGB")), alpha), atol=1)
+        decoded = images.decode(data, "x")
+    np.testing.assert_allclose(decoded, on_white(np.asarray(palette.convert("RGB")), alpha), atol=1)
 
 
 def test_sixteen_bits_keep_the_upper_eight():
@@ -67,21 +67,21 @@ def test_sixteen_bits_keep_the_upper_eight():
     ("orientation", "upright"),
     [(1, lambda x: x), (3, lambda x: x[::-1, ::-1]), (6, lambda x: np.rot90(x, -1)), (8, np.rot90), (2, np.fliplr)],
 )
-def test_a_photograph_is_turned_upright(orientation, upright):
+def test_a_photograph_is_rotated_upright(orientation, upright):
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = noise(4, 6, 3)
     np.testing.assert_array_equal(images.decode(encoded(image, exif=exif), "x"), upright(image))
 
 
-def test_many_are_decoded_in_order_and_errors_keep_their_place():
+def test_many_images_are_decoded_in_order_and_errors_keep_their_position():
     good = [noise(3, 3 + i, 3) for i in range(5)]
     data = [encoded(image) for image in good]
     data[2] = data[2][:40]
-    found = images.decode_all(data, [f"{i}.png" for i in range(5)], 3, 0)
-    assert str(found[2]).startswith("2.png: ")
+    decoded = images.decode_all(data, [f"{i}.png" for i in range(5)], 3, 0)
+    assert str(decoded[2]).startswith("2.png: ")
     for i in (0, 1, 3, 4):
-        np.testing.assert_array_equal(found[i], good[i])
+        np.testing.assert_array_equal(decoded[i], good[i])
 
 
 @pytest.mark.parametrize(
@@ -103,13 +103,13 @@ def test_files_that_cannot_be_used_are_named(data, message):
     assert "BytesIO" not in str(raised.value)
 
 
-def test_resizing_averages_what_it_merges():
+def test_resizing_averages_pixels():
     checkers = np.indices((64, 64)).sum(0)[..., None].astype(np.uint8) % 2 * 255
     small = images.resize(checkers, 16)
     assert small.shape == (16, 16, 1) and abs(small[2:-2, 2:-2].astype(float) - 127.5).max() < 3
 
 
-def test_resizing_keeps_the_centre_square():
+def test_resizing_crops_the_center_square():
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = (50, 100, 150)
     np.testing.assert_array_equal(images.resize(wide, 10), wide[:, 10:20])
@@ -118,6 +118,6 @@ def test_resizing_keeps_the_centre_square():
     np.testing.assert_array_equal(images.decode(encoded(wide), "x", size=10), wide[:, 10:20])
 
 
-def test_an_image_of_the_right_size_is_left_alone():
+def test_an_image_of_the_right_size_is_not_changed():
     image = noise(12, 12, 3)
     np.testing.assert_array_equal(images.resize(image, 12), image)

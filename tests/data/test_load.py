@@ -33,11 +33,11 @@ def of_datasets(cache_dir: pathlib.Path) -> pathlib.Path:
 
 def assert_is(dataset: data.Dataset, cifar100) -> None:
     assert dataset.classes == cifar100.classes
-    for split, found in (("train", dataset.train), ("test", dataset.test)):
-        np.testing.assert_array_equal(found.images, cifar100.images[split])
-        np.testing.assert_array_equal(found.labels, cifar100.labels[split])
-        np.testing.assert_array_equal(found.index, np.arange(len(found)))
-        assert (found.images.dtype, found.labels.dtype, found.index.dtype) == (np.uint8, np.int32, np.int32)
+    for split, loaded in (("train", dataset.train), ("test", dataset.test)):
+        np.testing.assert_array_equal(loaded.images, cifar100.images[split])
+        np.testing.assert_array_equal(loaded.labels, cifar100.labels[split])
+        np.testing.assert_array_equal(loaded.index, np.arange(len(loaded)))
+        assert (loaded.images.dtype, loaded.labels.dtype, loaded.index.dtype) == (np.uint8, np.int32, np.int32)
 
 
 def test_cifar100_is_read_exactly_and_in_order_and_then_without_the_originals(tmp_path, config, cifar100):
@@ -63,7 +63,7 @@ def test_the_archive_gives_the_same_data_set_as_the_folder(tmp_path, config, cif
     assert from_archive.fingerprint == from_folder.fingerprint
 
 
-def test_other_originals_get_a_cache_of_their_own(tmp_path, config, cifar100):
+def test_different_original_files_have_different_caches(tmp_path, config, cifar100):
     first = data.load(config(name="cifar100", manual_dir=cifar100.folder), tmp_path / "cache")
     shutil.copytree(cifar100.folder, tmp_path / "copy", copy_function=shutil.copyfile)
     copied = data.load(config(name="cifar100", manual_dir=tmp_path / "copy"), tmp_path / "cache")
@@ -85,7 +85,7 @@ def flip_a_bit(path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("array", ["train_images", "test_labels"])
-def test_a_damaged_cache_is_named_and_made_anew(tmp_path, config, cifar100, caplog, array):
+def test_a_damaged_cache_is_reported_and_rebuilt(tmp_path, config, cifar100, caplog, array):
     settings = config(name="cifar100", manual_dir=cifar100.folder)
     fingerprint = data.load(settings, tmp_path / "cache").fingerprint
     folder = of_datasets(tmp_path / "cache")
@@ -97,7 +97,7 @@ def test_a_damaged_cache_is_named_and_made_anew(tmp_path, config, cifar100, capl
     assert any(str(folder) in line and array in line and "damaged" in line for line in caplog.messages)
 
 
-def test_a_cache_of_another_version_is_no_damage_and_made_anew(tmp_path, config, cifar100, caplog):
+def test_a_cache_of_another_version_is_rebuilt(tmp_path, config, cifar100, caplog):
     settings = config(name="cifar100", manual_dir=cifar100.folder)
     data.load(settings, tmp_path / "cache")
     manifest = of_datasets(tmp_path / "cache") / "manifest.json"
@@ -109,7 +109,7 @@ def test_a_cache_of_another_version_is_no_damage_and_made_anew(tmp_path, config,
     assert "format 1; this one is " in said and "damaged" not in said
 
 
-def test_damaged_records_are_prepared_anew(tmp_path, config, cifar100):
+def test_damaged_records_are_prepared_again(tmp_path, config, cifar100):
     settings = config(name="cifar100", manual_dir=cifar100.folder)
     data.load(settings, tmp_path / "cache")
     for path in (tmp_path / "cache" / "tfds").rglob("*.array_record*"):
@@ -155,7 +155,7 @@ def test_processes_share_a_cache(tmp_path, config, cifar100):
     assert not list((tmp_path / "cache").rglob("*.partial"))
 
 
-def test_a_killed_attempt_leaves_nothing_that_counts(tmp_path, config, cifar100):
+def test_a_killed_process_leaves_nothing_that_is_read(tmp_path, config, cifar100):
     program = (
         "import os, pathlib, sys, types\n"
         "from cnn2gnn_jax import data\n"
@@ -175,7 +175,7 @@ def test_a_killed_attempt_leaves_nothing_that_counts(tmp_path, config, cifar100)
     assert not list((tmp_path / "cache" / "datasets").glob("*.partial"))
 
 
-def test_preparing_prints_and_warns_of_nothing(tmp_path, config, cifar100):
+def test_preparing_prints_nothing_and_warns_of_nothing(tmp_path, config, cifar100):
     program = (
         "import pathlib, types\n"
         "from cnn2gnn_jax import data\n"
@@ -373,7 +373,7 @@ def test_wrong_folders_of_images_are_refused(tmp_path, config, image_folder):
         data.load(settings, tmp_path / "cache")
 
 
-def test_an_image_folder_that_is_wrong_never_gives_the_one_in_the_cache(tmp_path, config, image_folder):
+def test_a_wrong_image_folder_does_not_use_the_cache_of_another(tmp_path, config, image_folder):
     data.load(config(name="image_folder", manual_dir=image_folder), tmp_path / "cache")
     (tmp_path / "empty").mkdir()
     for manual_dir, message in (
@@ -389,7 +389,7 @@ def test_an_image_folder_that_is_wrong_never_gives_the_one_in_the_cache(tmp_path
         data.load(config(name="image_folder", manual_dir=tmp_path / "single"), tmp_path / "cache")
 
 
-def test_an_image_folder_changed_within_the_same_sizes_is_read_anew(tmp_path, config, image_folder):
+def test_an_image_folder_is_read_again_after_a_change_of_the_same_size(tmp_path, config, image_folder):
     for path in image_folder.rglob("*.png"):
         Image.open(path).save(path.with_suffix(".bmp"))
         path.unlink()
@@ -401,7 +401,7 @@ def test_an_image_folder_changed_within_the_same_sizes_is_read_anew(tmp_path, co
     assert second.train.images[0].reshape(-1, 3).tolist() == [[255, 0, 0]] * 81
 
 
-def test_two_folders_whose_files_have_the_same_names_sizes_and_times_are_two(tmp_path, config):
+def test_folders_with_equal_names_sizes_and_times_are_distinguished(tmp_path, config):
     first = {}
     for seed, name in enumerate(("one", "two")):
         rng = np.random.default_rng(seed)
@@ -433,7 +433,7 @@ def test_names_that_could_be_splits_or_classes_are_refused(tmp_path, config, fol
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10", "mini_imagenet", "insects", "digits"])
-def test_a_folder_without_the_files_never_gives_what_is_in_the_cache(tmp_path, config, cifar100, name):
+def test_a_folder_without_the_files_does_not_use_the_cache(tmp_path, config, cifar100, name):
     data.load(config(), tmp_path / "cache")
     data.load(config(name="cifar100", manual_dir=cifar100.folder), tmp_path / "cache")
     for place in ("datasets", "tfds"):
@@ -457,7 +457,7 @@ def test_class_folders_are_read_with_the_folders_in_them(tmp_path, config, image
     assert dataset.train.files == tuple(f"train/{name}/{file}" for name in ("ant", "bee") for file in names)
 
 
-def test_what_is_left_out_is_named(tmp_path, config, image_folder, capsys):
+def test_files_that_are_not_read_are_reported(tmp_path, config, image_folder, capsys):
     shutil.copytree(image_folder / "val", image_folder / "test")
     shutil.copytree(image_folder / "train" / "ant", image_folder / "wasp")
     (image_folder / "train" / "ant" / "notes.txt").write_text("")
@@ -539,7 +539,7 @@ def test_a_wrong_list_of_tiny_imagenet_is_refused(tmp_path, config, tiny_imagene
         data.load(config(name="image_folder", manual_dir=tiny_imagenet), tmp_path / "cache")
 
 
-def test_a_test_folder_whose_classes_are_none_of_train_is_refused(tmp_path, config, image_folder):
+def test_a_test_folder_without_any_class_of_train_is_refused(tmp_path, config, image_folder):
     for name in ("ant", "bee"):
         (image_folder / "val" / name).rename(image_folder / "val" / name.upper())
     with pytest.raises(UserError, match=r"val: none of its folders \(ANT, BEE\) is a class of train/: name them"):
@@ -605,7 +605,7 @@ def test_unreadable_images_are_listed_and_left_out_only_if_asked(tmp_path, confi
         data.load(config(**vars(settings) | {"skip_unreadable": True}), tmp_path / "cache")
 
 
-def test_what_tfds_has_prepared_is_read(tmp_path, config, image_folder):
+def test_a_data_set_prepared_by_tfds_is_read(tmp_path, config, image_folder):
     # Any prepared data set with an image and a label; here made of the folder, then opened by its name.
     import tensorflow_datasets as tfds
 
@@ -635,7 +635,7 @@ def test_what_tfds_has_prepared_is_read(tmp_path, config, image_folder):
             data.load(config(name="insects"), tmp_path / "another_cache")
 
 
-def test_digits_need_nothing(tmp_path, config):
+def test_digits_need_no_files(tmp_path, config):
     dataset = data.load(config(), tmp_path)
     assert dataset.train.images.shape == (1438, 8, 8, 1) and dataset.test.images.shape == (359, 8, 8, 1)
     assert dataset.classes == tuple("0123456789")
@@ -650,7 +650,7 @@ def test_digits_need_nothing(tmp_path, config):
     np.testing.assert_array_equal(large.train.labels, dataset.train.labels)
 
 
-def test_limit_keeps_the_first_of_each_class(tmp_path, config):
+def test_limit_keeps_the_first_images_of_each_class(tmp_path, config):
     whole, limited = data.load(config(), tmp_path), data.load(config(limit=7), tmp_path)
     for full, part in ((whole.train, limited.train), (whole.test, limited.test)):
         assert np.bincount(part.labels).tolist() == [7] * 10
@@ -662,7 +662,7 @@ def test_limit_keeps_the_first_of_each_class(tmp_path, config):
     assert len(data.load(config(limit=10**6), tmp_path).train) == len(whole.train)
 
 
-def test_classes_keeps_the_first(tmp_path, config):
+def test_classes_keeps_the_first_classes(tmp_path, config):
     whole, few = data.load(config(limit=7), tmp_path), data.load(config(limit=7, classes=3), tmp_path)
     assert few.classes == whole.classes[:3] and few.fingerprint != whole.fingerprint
     np.testing.assert_array_equal(few.train.images, whole.train.images[whole.train.labels < 3])
@@ -673,7 +673,7 @@ def test_classes_keeps_the_first(tmp_path, config):
 
 @pytest.mark.parametrize("limit", [0, 20])
 @pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 0.999])
-def test_holdout_is_a_stratified_part_of_train(tmp_path, config, limit, fraction):
+def test_holdout_is_a_stratified_fraction_of_train(tmp_path, config, limit, fraction):
     whole = data.load(config(limit=limit), tmp_path)
     split = data.load(config(limit=limit, holdout=fraction), tmp_path)
     assert len(split.train) + len(split.holdout) == len(whole.train) and len(split.test) == len(whole.test)
@@ -691,7 +691,7 @@ def test_holdout_is_a_stratified_part_of_train(tmp_path, config, limit, fraction
     assert not np.array_equal(other.holdout.images, split.holdout.images)
 
 
-def test_the_fingerprint_follows_what_changes_a_result_and_nothing_else(tmp_path, config):
+def test_the_fingerprint_depends_only_on_what_affects_results(tmp_path, config):
     def of(**fields):
         return data.load(config(**fields), tmp_path / "cache").fingerprint
 

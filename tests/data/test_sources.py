@@ -24,13 +24,13 @@ def test_the_folder_its_parent_and_the_archive_are_found(tmp_path, cifar100, pub
     assert sources.find("cifar100", str(downloads), archives) is None
 
 
-def test_an_incomplete_folder_gives_way_to_the_archive(tmp_path, cifar100, publish):
+def test_the_archive_is_used_if_the_folder_is_incomplete(tmp_path, cifar100, publish):
     publish("cifar100", cifar100.pack(cifar100.parent / "cifar-100-binary.tar.gz"))
     (cifar100.folder / "test.bin").unlink()
     assert sources.find("cifar100", str(cifar100.parent), tmp_path).path.name == "cifar-100-binary.tar.gz"
 
 
-def test_the_key_follows_names_and_sizes_and_not_the_place(tmp_path, cifar100):
+def test_the_key_depends_on_names_and_sizes_but_not_on_the_location(tmp_path, cifar100):
     key = sources.find("cifar100", str(cifar100.parent), tmp_path).key
     (cifar100.folder / "coarse_label_names.txt").write_text("not read")
     moved = cifar100.parent.rename(tmp_path / "moved")
@@ -40,7 +40,7 @@ def test_the_key_follows_names_and_sizes_and_not_the_place(tmp_path, cifar100):
     assert sources.find("cifar100", str(moved), tmp_path).key != key
 
 
-def test_published_checksums_are_whole():
+def test_published_checksums_are_complete():
     for published in sources.PUBLISHED.values():
         if published.archive:
             assert len(bytes.fromhex(published.archive.sha256)) == 32
@@ -48,7 +48,7 @@ def test_published_checksums_are_whole():
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10"])
-def test_offline_the_files_wanted_are_named_at_once(tmp_path, config, monkeypatch, name):
+def test_offline_the_expected_files_are_named_immediately(tmp_path, config, monkeypatch, name):
     def no_name_server(*args, **kwargs):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -63,7 +63,7 @@ def test_offline_the_files_wanted_are_named_at_once(tmp_path, config, monkeypatc
     assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_server_that_does_not_answer_is_given_up(tmp_path, config, monkeypatch):
+def test_a_server_that_does_not_answer_is_reported(tmp_path, config, monkeypatch):
     assert download._ANSWER_SECONDS < 8
     monkeypatch.setattr(download, "_ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: time.sleep(1))
@@ -99,7 +99,7 @@ def test_a_wrong_download_is_refused_and_leaves_nothing(tmp_path, config, cifar1
     assert [path.suffix for path in (tmp_path / "cache" / "downloads").iterdir()] == [".lock"]
 
 
-def test_an_archive_given_by_the_user_is_verified(tmp_path, config, cifar100, publish):
+def test_an_archive_in_manual_dir_is_verified(tmp_path, config, cifar100, publish):
     archive = cifar100.pack(tmp_path / "cifar-100-binary.tar.gz")
     publish("cifar100", archive)
     path = tmp_path / archive.name
@@ -126,7 +126,7 @@ def test_an_archive_given_by_the_user_is_verified(tmp_path, config, cifar100, pu
         ({"name": ""}, ["unknown data set"]),
     ],
 )
-def test_what_is_not_at_hand_is_described(tmp_path, config, cifar100, fields, needed):
+def test_a_missing_data_set_is_described(tmp_path, config, cifar100, fields, needed):
     (cifar100.folder / "test.bin").unlink()
     with pytest.raises(UserError) as raised:
         data.load(config(manual_dir=cifar100.parent, **fields), tmp_path / "cache")

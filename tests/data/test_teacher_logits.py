@@ -17,23 +17,23 @@ def folder(tmp_path):
     return tmp_path / "logits"
 
 
-def test_what_was_written_is_read_from_a_memory_map(folder):
+def test_written_arrays_are_read_as_memory_maps(folder):
     arrays, facts = teacher_logits.read(folder, "abc", ROWS)
     assert isinstance(arrays["train"], np.memmap)
     assert {name: array.shape for name, array in arrays.items()} == {"train": (7, 4), "test": (3, 4)}
     assert facts["test_accuracy"] == 50.0
 
 
-def test_arrays_written_block_after_block_are_whole(tmp_path):
+def test_arrays_written_in_blocks_are_complete(tmp_path):
     whole = {f"train_{k}": np.random.default_rng(k).normal(size=(7, k, 2)).astype(np.float32) for k in (1, 2)}
     blocks = ({name: array[rows] for name, array in whole.items()} for rows in (slice(0, 3), slice(3, 6), slice(6, 7)))
     teacher_logits.write(tmp_path / "maps", "abc", {"train": 7}, blocks, {})
-    found, _ = teacher_logits.read(tmp_path / "maps", "abc", {"train": 7})
+    loaded, _ = teacher_logits.read(tmp_path / "maps", "abc", {"train": 7})
     for name, array in whole.items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(loaded[name], array)
 
 
-def test_what_breaks_off_between_blocks_leaves_nothing(tmp_path):
+def test_an_error_between_blocks_leaves_nothing(tmp_path):
     def blocks():
         yield {"train": np.zeros((3, 2), np.float32)}
         raise KeyboardInterrupt
@@ -51,7 +51,7 @@ def test_outputs_that_are_not_finite_are_not_stored(tmp_path, bad):
     assert not list(tmp_path.iterdir())
 
 
-def test_they_are_computed_once(folder):
+def test_outputs_are_computed_once(folder):
     def never():
         raise AssertionError
 
@@ -61,7 +61,7 @@ def test_they_are_computed_once(folder):
 
 @pytest.mark.parametrize("name", ["train.npy", "test.npy"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove", "swap", "pickle"])
-def test_damage_is_found_and_named(folder, name, damage):
+def test_damage_is_reported(folder, name, damage):
     path, other = folder / name, folder / ("test.npy" if name == "train.npy" else "train.npy")
     data = bytearray(path.read_bytes())
     if damage == "flip":
@@ -97,7 +97,7 @@ def test_another_manifest_is_refused(folder, change, message):
         teacher_logits.read(folder, "abc", ROWS)
 
 
-def test_another_format_is_no_damage_and_computed_anew(folder, capsys):
+def test_outputs_of_another_format_are_computed_again(folder, capsys):
     path = folder / artifact.MANIFEST
     storage.write_json(path, storage.read_json(path) | {"format": 0})
     with pytest.raises(
@@ -105,8 +105,8 @@ def test_another_format_is_no_damage_and_computed_anew(folder, capsys):
     ):
         teacher_logits.read(folder, "abc", ROWS)
     arrays = {name: np.ones((rows, 4), np.float32) for name, rows in ROWS.items()}
-    found, _ = teacher_logits.ensure(folder, "abc", ROWS, lambda: ([arrays], {}))
-    assert found["train"][0, 0] == 1
+    loaded, _ = teacher_logits.ensure(folder, "abc", ROWS, lambda: ([arrays], {}))
+    assert loaded["train"][0, 0] == 1
     said = capsys.readouterr().err
     assert "made anew: " in said and "format 0" in said and "damaged" not in said
 
@@ -121,9 +121,9 @@ GOOD = np.eye(4)[LABELS] + np.random.default_rng(0).normal(size=(100, 4)) / 2
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
-def test_logits_from_elsewhere_are_read_as_float32(tmp_path, dtype):
+def test_a_logits_file_is_read_as_float32(tmp_path, dtype):
     np.save(tmp_path / "x.npy", GOOD.astype(dtype))
-    logits, accuracy = teacher_logits.given(str(tmp_path / "x.npy"), LABELS, 4)
+    logits, accuracy = teacher_logits.read_logits_file(str(tmp_path / "x.npy"), LABELS, 4)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, GOOD, rtol=2e-3, atol=1e-3)
     assert accuracy == 100 * np.mean(GOOD.argmax(1) == LABELS)
@@ -150,21 +150,21 @@ def with_value(value):
         (np.zeros((100, 4)), "gives 25.00% .*no better than guessing"),
     ],
 )
-def test_logits_from_elsewhere_that_cannot_be_right_are_refused(tmp_path, array, message):
+def test_a_logits_file_that_cannot_be_right_is_refused(tmp_path, array, message):
     np.save(tmp_path / "x.npy", array, allow_pickle=True)
     with pytest.raises(UserError, match=message) as raised:
-        teacher_logits.given(str(tmp_path / "x.npy"), LABELS, 4)
+        teacher_logits.read_logits_file(str(tmp_path / "x.npy"), LABELS, 4)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"x,y\n1,2\n", b"\x93NUMPY\x01\x00"])
-def test_a_file_that_is_no_array_is_refused(tmp_path, content):
+def test_a_file_that_is_not_an_array_is_refused(tmp_path, content):
     (tmp_path / "x.npy").write_bytes(content)
     with pytest.raises(UserError, match="cannot be read"):
-        teacher_logits.given(str(tmp_path / "x.npy"), LABELS, 4)
+        teacher_logits.read_logits_file(str(tmp_path / "x.npy"), LABELS, 4)
 
 
 def test_an_archive_of_arrays_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", GOOD)
     with pytest.raises(UserError, match="holds an archive"):
-        teacher_logits.given(str(tmp_path / "x.npz"), LABELS, 4)
+        teacher_logits.read_logits_file(str(tmp_path / "x.npz"), LABELS, 4)

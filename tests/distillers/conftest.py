@@ -1,4 +1,4 @@
-"""Random outputs of two small networks, and the methods' losses on them."""
+"""Random outputs of two small networks, for which the losses of the methods are computed."""
 
 import types
 
@@ -8,7 +8,7 @@ import pytest
 
 from cnn2gnn_jax import distillers, networks
 
-# (side, channels) of f0, f1, ... ; every way in which two maps can differ occurs.
+# (height and width, channels) of f0, f1, ... They cover all ways in which two feature maps can differ.
 MAPS = {
     "alike": (((8, 4), (8, 6), (4, 8), (2, 10)), ((8, 4), (8, 6), (4, 12), (2, 10))),
     "larger_student": (((9, 4), (9, 6), (8, 8), (4, 10)), ((8, 4), (4, 6), (4, 12), (2, 12))),
@@ -17,7 +17,7 @@ MAPS = {
     "more_stages": (((8, 4), (8, 6), (4, 8), (2, 10)), ((8, 4), (8, 6), (8, 8), (4, 12), (2, 14))),
 }
 TRAINING_LABELS = np.array([0, 1, 2, 3, 4] * 6 + [0, 0, 1], np.int32)  # classes of different sizes
-FEW = {"negatives": 9, "feature_dim": 7}  # for crd: some of the 33 images, and not the published dimensions
+FEW = {"negatives": 9, "feature_dim": 7}  # hyperparameters of crd for only 33 training images
 
 
 def random_outputs(seed, maps, rows, classes, dtype):
@@ -32,7 +32,7 @@ def random_outputs(seed, maps, rows, classes, dtype):
 
 
 def random_state(distiller, student, teacher):
-    """Parameters, none of them 0 or 1, and memory as it starts, without the compilation of `init`."""
+    """Random parameters and the initial memory, without compiling `init`."""
     rng = np.random.default_rng(7)
     params, memory = jax.eval_shape(distiller.init, jax.random.key(7), student, teacher)
     params = jax.tree.map(lambda leaf: rng.uniform(-0.6, 0.6, leaf.shape).astype(leaf.dtype), params)

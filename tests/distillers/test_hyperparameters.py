@@ -35,16 +35,16 @@ BY_SETTING = {"ft": {"pretrain_learning_rate"}, "ccd": {"policy", "probability"}
 @pytest.mark.parametrize("method", FIXED)
 @pytest.mark.parametrize("pair", networks.PAIRS)
 def test_values_that_hold_for_every_pair(method, pair):
-    found = distillers.hyperparameters(method, *networks.parse_pair(pair))
-    assert {name: value for name, value in found.items() if name not in BY_SETTING.get(method, ())} == FIXED[method]
-    assert set(found) == set(FIXED[method]) | BY_SETTING.get(method, set())
+    hyper = distillers.hyperparameters(method, *networks.parse_pair(pair))
+    assert {name: value for name, value in hyper.items() if name not in BY_SETTING.get(method, ())} == FIXED[method]
+    assert set(hyper) == set(FIXED[method]) | BY_SETTING.get(method, set())
 
 
 def test_every_row_of_the_tables_is_there():
     assert set(FIXED) | {"cnn2gnn", "cnn2gnn_off", "gnn", "ce", "kd_tau48"} == set(distillers.METHODS)
 
 
-def test_the_controls_differ_from_the_graph_student_in_student_and_graph_alone():
+def test_the_controls_differ_from_the_graph_student_only_in_student_and_graph():
     graph, off, cnn = (distillers.METHODS[name] for name in ("cnn2gnn", "cnn2gnn_off", "kd_tau48"))
     assert graph.hyper == {"temperature": 48, "ce_weight": 1, "kd_weight": 1, "tau_squared": True}
     assert off == graph._replace(graph="off", title=off.title)
@@ -72,7 +72,7 @@ def test_beta_of_dkd(pair, beta):
     ("student", "rate"),
     [("resnet18", 0.05), ("vgg8", 0.05), ("wrn_16_2", 0.01), ("wrn_40_1", 0.01), ("resnet8", 0.01), ("resnet32", 0.01)],
 )
-def test_first_learning_rate_of_ft(student, rate):
+def test_pretrain_learning_rate_of_ft(student, rate):
     assert distillers.hyperparameters("ft", "resnet34", student)["pretrain_learning_rate"] == rate
 
 
@@ -87,8 +87,8 @@ def test_first_learning_rate_of_ft(student, rate):
     ],
 )
 def test_strong_view_of_ccd(data, policy, probability):
-    found = distillers.hyperparameters("ccd", "vgg13", "vgg8", data)
-    assert (found["policy"], found["probability"]) == (policy, probability)
+    hyper = distillers.hyperparameters("ccd", "vgg13", "vgg8", data)
+    assert (hyper["policy"], hyper["probability"]) == (policy, probability)
 
 
 def test_policies_are_the_published_ones():
@@ -104,7 +104,7 @@ def test_policies_are_the_published_ones():
     }  # fmt: skip
 
 
-def test_unknown_names_list_the_known():
+def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match="crd, dkd"):
         distillers.create("cdr", {})
     hyper = distillers.hyperparameters("ccd", "vgg13", "vgg8") | {"policy": "svhn"}
@@ -117,7 +117,7 @@ def create(method):
 
 
 @pytest.mark.parametrize("method", ["none", "kd", "fitnets", "at", "sp", "vid", "rkd", "pkt", "crd", "ccd", "dkd"])
-def test_methods_of_one_stage_train_everything_by_the_recipe(method):
+def test_methods_with_one_stage_train_all_parameters_with_the_recipe(method):
     hyper = {} if method == "none" else distillers.hyperparameters(method, "resnet34", "wrn_16_2")
     (stage,) = distillers.create(method, hyper).stages
     assert (stage.name, stage.epochs, stage.learning_rate) == ("train", None, None)
@@ -125,7 +125,7 @@ def test_methods_of_one_stage_train_everything_by_the_recipe(method):
 
 
 @pytest.mark.parametrize(("method", "rate"), [("ab", 0.05), ("ft", 0.01)])
-def test_two_stages(method, rate):
+def test_methods_with_two_stages(method, rate):
     pretrain, train = create(method).stages
     assert (pretrain.name, pretrain.epochs, pretrain.learning_rate) == ("pretrain", 30, rate)
     assert (train.name, train.epochs, train.learning_rate) == ("train", None, None)
@@ -143,7 +143,7 @@ def test_two_stages(method, rate):
         ("ft", ("distiller", "translator", "conv0", "kernel"), (False, True)),
     ],
 )
-def test_what_each_stage_trains(method, path, trained):
+def test_parameters_that_each_stage_trains(method, path, trained):
     assert tuple(stage.trains(path) for stage in create(method).stages) == trained
 
 

@@ -216,7 +216,7 @@ def crd(e):
     n, k, t = 33, 9, 0.07
     labels = e.hyper["training_labels"]
     index, own = e.batch["index"], e.batch["label"]
-    times = np.asarray(draw_negatives(jax.random.key(RNG_SEED), index, own, labels, k).times)
+    times = np.asarray(draw_negatives(jax.random.key(RNG_SEED), index, own, labels, k).counts)
     embed = {
         side: unit(p @ np.asarray(e.params[side]["linear"]["kernel"]) + np.asarray(e.params[side]["linear"]["bias"]))
         for side, p in (("student", e.student.pooled), ("teacher", e.teacher.pooled))
@@ -324,8 +324,8 @@ def test_loss_equals_its_formula(example, method, maps, name, bits):
         tolerance = 1e-9 if bits == 64 else 1e-3
         np.testing.assert_allclose(loss, total, rtol=tolerance)
         if extra is not None:
-            found = metrics["reconstruction" if (method, name) == ("ft", "pretrain") else "distillation"]
-            np.testing.assert_allclose(found, extra, rtol=tolerance)
+            metric = metrics["reconstruction" if (method, name) == ("ft", "pretrain") else "distillation"]
+            np.testing.assert_allclose(metric, extra, rtol=tolerance)
 
 
 EXTREMES = {

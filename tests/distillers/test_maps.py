@@ -19,34 +19,34 @@ def test_pooling_windows_overlap_where_sizes_do_not_divide():
     np.testing.assert_allclose(maps.adaptive_average_pool(x, 3, 1).ravel(), [0.5, 2, 3.5])  # 0-1, 1-3, 3-4
 
 
-def test_maps_of_one_size_are_not_touched():
+def test_maps_of_the_same_size_are_not_changed():
     x = jnp.ones((1, 3, 4, 2))
     assert maps.adaptive_average_pool(x, 3, 4) is x
 
 
-def test_sides_are_pooled_one_by_one():
+def test_height_and_width_are_pooled_independently():
     x, y = maps.to_smaller_size(jnp.ones((1, 3, 8, 2)), jnp.ones((1, 5, 4, 7), jnp.bfloat16))
     assert x.shape == (1, 3, 4, 2) and y.shape == (1, 3, 4, 7)
     assert y.dtype == jnp.float32
 
 
-def test_rows_are_normalised_and_zero_stays():
+def test_rows_are_normalized_and_zero_stays_zero():
     x = jnp.array([[3.0, 4.0], [0.0, 0.0], [1e-13, 0.0], [1e15, 1e15]])
     np.testing.assert_allclose(maps.normalize_rows(x), [[0.6, 0.8], [0, 0], [0.1, 0], [0.5**0.5] * 2], rtol=1e-6)
     gradient = jax.grad(lambda x: jnp.sum(maps.normalize_rows(x)))(x)
     assert np.all(np.isfinite(gradient))
 
 
-def test_the_gradient_of_normalised_rows_is_the_formulas_also_where_it_is_compiled():
+def test_the_compiled_gradient_of_normalized_rows_equals_the_formula():
     x = jax.random.normal(jax.random.key(0), (50, 7))
     weights = jax.random.normal(jax.random.key(1), x.shape)
-    found = jax.jit(jax.grad(lambda x: jnp.sum(weights * maps.normalize_rows(x))))(x)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(weights * maps.normalize_rows(x))))(x)
     length = np.linalg.norm(x, axis=-1, keepdims=True)
     u, w = np.asarray(x) / length, np.asarray(weights)
-    np.testing.assert_allclose(found, (w - u * np.sum(u * w, -1, keepdims=True)) / length, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradient, (w - u * np.sum(u * w, -1, keepdims=True)) / length, rtol=1e-4, atol=1e-6)
 
 
-def test_one_channel_has_the_attention_of_the_map():
+def test_one_channel_has_the_same_attention():
     x = jax.random.normal(jax.random.key(0), (4, 6, 5, 9))
     assert maps.one_channel(x).shape == (4, 6, 5, 1)
     np.testing.assert_allclose(maps.attention(maps.one_channel(x)), maps.attention(x), rtol=1e-6)
@@ -63,9 +63,9 @@ def test_one_channel_has_the_attention_of_the_map():
         ((8, 8, 4), (8, 8, 8, 5), False),
     ],
 )
-def test_none_larger(student, teacher, answer):
-    sides = (tuple(jnp.zeros((1, side, side, 2)) for side in found) for found in (student, teacher))
-    assert maps.none_larger(*sides) is answer
+def test_teacher_maps_not_larger(student, teacher, answer):
+    sides = (tuple(jnp.zeros((1, side, side, 2)) for side in sizes) for sizes in (student, teacher))
+    assert maps.teacher_maps_not_larger(*sides) is answer
 
 
 def test_the_last_stages_are_paired():
@@ -96,11 +96,11 @@ def test_connector(student, teacher, target, kernel):
     assert variables["params"]["conv"]["bias"].shape == (5,)
 
 
-def test_doubling_is_the_transposed_convolution():
+def test_transposed_conv_equals_the_one_of_jax():
     class Double(connectors.nn.Module):
         @connectors.nn.compact
         def __call__(self, x):
-            return connectors.double(x, 5, name="conv")
+            return connectors.transposed_conv(x, 5, name="conv")
 
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, 6))
     y, variables = jax.jit(Double().init_with_output)(jax.random.key(1), x)

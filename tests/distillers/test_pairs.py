@@ -41,7 +41,7 @@ def count(tree):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("pair", [*networks.PAIRS, "resnet32-resnet8", "resnet34-wrn_16_2", "wrn_40_2-vgg8"])
-def test_every_method_takes_every_pair(pair, method):
+def test_every_method_works_with_every_pair(pair, method):
     teacher_name, student_name = networks.parse_pair(pair)
     distiller = create(method, teacher_name, student_name)
     rows = BATCH if distiller.second_view is None else 2 * BATCH
@@ -89,7 +89,7 @@ def test_added_parameters(method):
 
 
 @pytest.mark.parametrize("method", ["fitnets", "at", "sp", "vid", "ab", "ft"])
-def test_a_graph_student_has_no_maps(method):
+def test_a_graph_student_without_feature_maps_is_refused(method):
     student = only(("logits", "pooled"), shapes("resnet18"))
     with pytest.raises(UserError, match=f"{method} .*student gives 0 such maps.*kd, dkd"):
         create(method).init(jax.random.key(0), student, shapes("resnet34"))

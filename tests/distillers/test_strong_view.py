@@ -101,10 +101,10 @@ EXACT = {"equalize", "invert", "posterize", "solarize", "brightness", "translate
 @pytest.mark.parametrize("name", VALUES)
 def test_operation_equals_pillow(name, kind):
     batch = images()[kind]
-    for value, found in zip(VALUES[name], by_us(name, batch, VALUES[name]), strict=True):
+    for value, actual in zip(VALUES[name], by_us(name, batch, VALUES[name]), strict=True):
         expected = np.stack([by_pillow(name, image, value) for image in batch]).astype(int)
-        assert found.dtype == jnp.uint8 and found.shape == batch.shape
-        difference = np.abs(np.asarray(found).astype(int) - expected)
+        assert actual.dtype == jnp.uint8 and actual.shape == batch.shape
+        difference = np.abs(np.asarray(actual).astype(int) - expected)
         assert difference.max() <= (0 if name in EXACT else 1), value
         assert np.mean(difference > 0) < 0.02, value  # rounding, now and then
 
@@ -125,8 +125,8 @@ def test_signs_and_units_of_a_policy(policy):
                 "solarize": magnitude,
                 **dict.fromkeys(("autocontrast", "equalize", "invert")),
             }.get(name, 1 + sign * magnitude)
-            found = jax.jit(functools.partial(strong_view.apply, name, magnitude=magnitude))(image, negative=sign < 0)
-            difference = np.asarray(found).astype(int) - by_pillow(name, image, value)
+            actual = jax.jit(functools.partial(strong_view.apply, name, magnitude=magnitude))(image, negative=sign < 0)
+            difference = np.asarray(actual).astype(int) - by_pillow(name, image, value)
             assert np.abs(difference).max() <= 1, (name, sign)
 
 
@@ -136,7 +136,7 @@ def view(keys, batch, policy, probability):
     )
 
 
-def test_each_operation_happens_with_its_probability_to_each_image_by_itself():
+def test_operations_are_applied_with_the_probability_and_independently_for_each_image():
     batch = np.zeros((2000, 1, 1, 1), np.uint8)
     keys = jax.random.split(jax.random.key(0), 2000)
     twice = (("invert", 0), ("solarize", 128))  # 0, or 255 after the first alone, or 0 again
@@ -146,14 +146,14 @@ def test_each_operation_happens_with_its_probability_to_each_image_by_itself():
         assert abs((view(keys, batch, twice, probability) == 255).mean() - probability * (1 - probability)) < 0.04
 
 
-def test_operations_follow_in_order():
+def test_operations_are_applied_in_order():
     batch, keys = np.full((1, 1, 1, 1), 200, np.uint8), jax.random.split(jax.random.key(0), 1)
     invert, posterize = ("invert", 0), ("posterize", 1)
     assert view(keys, batch, (invert, posterize), 1.0) == 0
     assert view(keys, batch, (posterize, invert), 1.0) == 127
 
 
-def test_both_signs_occur_alike_and_rotations_have_one():
+def test_both_signs_are_equally_likely_but_rotations_have_one():
     batch = np.tile(np.arange(8, dtype=np.uint8)[:, None, None], (1000, 1, 8, 1))
     keys = jax.random.split(jax.random.key(0), 1000)
     down = view(keys, batch, (("translate_y", 0.25),), 1.0)[:, 0, 0, 0] == image_ops.FILL
@@ -164,7 +164,7 @@ def test_both_signs_occur_alike_and_rotations_have_one():
 
 @pytest.mark.parametrize("policy", strong_view.POLICIES)
 @pytest.mark.parametrize("kind", ["photographs", "digits"])
-def test_view_of_an_image_is_its_own_whatever_the_batch(policy, kind):
+def test_the_view_of_an_image_does_not_depend_on_the_batch(policy, kind):
     batch = images()[kind]
     make = functools.partial(view, policy=strong_view.POLICIES[policy], probability=0.5)
     keys = jax.random.split(jax.random.key(1), len(batch))
@@ -174,11 +174,11 @@ def test_view_of_an_image_is_its_own_whatever_the_batch(policy, kind):
     assert np.mean([np.any(a != b) for a, b in zip(whole, batch, strict=True)]) > 0.9
 
 
-def test_ccd_makes_the_view():
+def test_ccd_uses_the_strong_view():
     hyper = distillers.hyperparameters("ccd", "vgg13", "vgg8", "cifar10")
     batch, keys = images()["digits"], jax.random.split(jax.random.key(1), 10)
-    found = jax.jit(distillers.create("ccd", hyper).second_view)(keys, batch)
-    np.testing.assert_array_equal(found, view(keys, batch, strong_view.POLICIES["cifar10"], 0.5))
+    actual = jax.jit(distillers.create("ccd", hyper).second_view)(keys, batch)
+    np.testing.assert_array_equal(actual, view(keys, batch, strong_view.POLICIES["cifar10"], 0.5))
 
 
 def test_two_channels_are_refused():

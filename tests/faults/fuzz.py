@@ -302,7 +302,7 @@ def parsers(place: pathlib.Path) -> dict[str, Parser]:
         "image": Parser(decode, everything),
         "folder of images": Parser(read_folder, [b"a/b.png", b".a/b.png", b"a/b.txt", b"train/a/b.png"]),
         "logits .npy": Parser(
-            in_file("x.npy", lambda path: teacher_logits.given(str(path), labels, 4)),
+            in_file("x.npy", lambda path: teacher_logits.read_logits_file(str(path), labels, 4)),
             [npy(logits), npy(logits.astype(np.float16)), npy(np.array([{}]), allow_pickle=True)],
         ),
         "logits manifest": manifest("logits", read_logits),

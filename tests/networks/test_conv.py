@@ -53,12 +53,12 @@ CASES = [  # (height, width), kernel, stride, padding
 
 
 @pytest.mark.parametrize(("size", "kernel", "stride", "padding"), CASES)
-def test_output_and_gradients_equal_xlas(size, kernel, stride, padding):
+def test_output_and_gradients_equal_those_of_xla(size, kernel, stride, padding):
     with jax.enable_x64():
         arguments = operands(size, kernel)
-        found = with_gradients(convolve, stride, padding)(*arguments)
+        actual = with_gradients(convolve, stride, padding)(*arguments)
         expected = with_gradients(plain, stride, padding)(*arguments)
-        for ours, xlas in zip(found, expected, strict=True):
+        for ours, xlas in zip(actual, expected, strict=True):
             np.testing.assert_allclose(ours, xlas, rtol=1e-12, atol=1e-12)
             assert np.abs(xlas).max() > 0.1
 
@@ -82,9 +82,9 @@ def test_float32_equals_float64(size, kernel, stride, padding):
 
 def test_bfloat16():
     arguments = [jnp.asarray(a, jnp.bfloat16) for a in operands((8, 8), 3)]
-    found = with_gradients(convolve, 2, 1)(*arguments)
+    actual = with_gradients(convolve, 2, 1)(*arguments)
     expected = with_gradients(plain, 2, 1)(*(a.astype(jnp.float32) for a in arguments))
-    for ours, xlas in zip(found, expected, strict=True):
+    for ours, xlas in zip(actual, expected, strict=True):
         assert ours.dtype == jnp.bfloat16
         np.testing.assert_allclose(np.float32(ours), xlas, atol=2e-2 * np.abs(xlas).max())
 
@@ -92,10 +92,10 @@ def test_bfloat16():
 def test_inside_a_loop():
     x, kernel = (np.float32(a) for a in operands((6, 6), 3, outputs=3))
     run = with_gradients(convolve, 1, 1)
-    _, found = jax.jit(lambda: lax.scan(lambda c, seed: (c, run(x, kernel, seed)), 0, jnp.arange(3.0)))()
+    _, actual = jax.jit(lambda: lax.scan(lambda c, seed: (c, run(x, kernel, seed)), 0, jnp.arange(3.0)))()
     for seed in range(3):
         expected = with_gradients(plain, 1, 1)(x, kernel, float(seed))
-        for ours, xlas in zip(found, expected, strict=True):
+        for ours, xlas in zip(actual, expected, strict=True):
             np.testing.assert_allclose(ours[seed], xlas, rtol=1e-4, atol=1e-4)
 
 
@@ -114,11 +114,11 @@ def test_two_layers_under_vmap(shared_images):
 
     axes = (0, None) if shared_images else (0, 0)
     images = x[0] if shared_images else x
-    found = jax.jit(jax.vmap(gradients(convolve), axes))(kernels, images)
+    actual = jax.jit(jax.vmap(gradients(convolve), axes))(kernels, images)
     single = jax.jit(gradients(plain))
     for seed in range(3):
         expected = single(kernels[seed], images if shared_images else images[seed])
-        for ours, xlas in zip(found, expected, strict=True):
+        for ours, xlas in zip(actual, expected, strict=True):
             np.testing.assert_allclose(ours[seed], xlas, rtol=1e-4, atol=1e-4 * np.abs(xlas).max())
 
 
@@ -131,6 +131,6 @@ def test_the_module_has_the_parameters_and_output_of_flax(use_bias, dtype):
     jax.tree.map(np.testing.assert_array_equal, variables, theirs)
     if use_bias:
         variables["params"]["bias"] += jnp.arange(4.0)
-    found, expected = jax.jit(lambda v, x: (ours.apply(v, x), flax.apply(v, x)))(variables, x)
-    assert found.dtype == dtype
-    np.testing.assert_array_equal(np.float32(found), np.float32(expected))
+    actual, expected = jax.jit(lambda v, x: (ours.apply(v, x), flax.apply(v, x)))(variables, x)
+    assert actual.dtype == dtype
+    np.testing.assert_array_equal(np.float32(actual), np.float32(expected))

@@ -156,7 +156,7 @@ def test_any_size_and_one_channel(name, size):
         ("wrn_10_1", "cifar", {}),
     ],
 )
-def test_digits_train(name, stem, fields):
+def test_a_network_learns_digits(name, stem, fields):
     net = networks.create(name, 10, stem=stem).clone(**fields)
     images = jax.random.uniform(KEY, (4, 8, 8, 1))
     variables = jax.jit(net.init)(KEY, images)
@@ -188,7 +188,7 @@ def worked_example(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_preactivations_are_what_relu_reads(name):
+def test_preactivations_are_the_inputs_of_relu(name):
     _, _, variables, _, evaluated, trained, _ = worked_example(name)
     for out in (evaluated, trained):
         if name.startswith("wrn"):  # features are raw; the final BN's output is pooled after its ReLU
@@ -223,7 +223,7 @@ def test_evaluation_with_the_moments_of_a_batch_equals_training_on_it(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_bfloat16_computes_narrow_and_returns_wide(name):
+def test_a_bfloat16_network_returns_float32(name):
     net, images, variables, _, wide, _, _ = worked_example(name)
     narrow_net = net.clone(dtype=jnp.bfloat16)
     narrow = jax.jit(narrow_net.apply)(variables, images)
@@ -236,7 +236,7 @@ def test_bfloat16_computes_narrow_and_returns_wide(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype(jnp.float32)}
 
 
-def test_float64_stays():
+def test_a_float64_network_returns_float64():
     with jax.enable_x64():
         net = networks.create("wrn_10_1", 10, dtype=jnp.float64)
         images = jnp.zeros((1, 8, 8, 3), jnp.float64)
@@ -271,7 +271,7 @@ def test_parse_pair():
 
 
 @pytest.mark.parametrize("name", ["resnet17", "ResNet18", "", "wrn", "wrn_40", "wrn_16_0", "wrn_016_2", "vgg11 "])
-def test_unknown_name_lists_the_known(name):
+def test_an_unknown_name_is_refused_with_the_known_ones(name):
     with pytest.raises(UserError, match="Unknown network") as error:
         networks.create(name, 10)
     assert all(known in str(error.value) for known in ("resnet152", "resnet8", "vgg19", "wrn_<depth>_<widen>"))
@@ -289,7 +289,7 @@ def test_unknown_stem():
 
 
 @pytest.mark.parametrize("word", ["resnet18", "vgg13-vgg8-vgg8", "", "vgg13_vgg8"])
-def test_word_that_is_no_pair(word):
+def test_a_word_that_is_not_a_pair_is_refused(word):
     with pytest.raises(UserError, match="resnet34-resnet18"):
         networks.parse_pair(word)
 

@@ -26,7 +26,7 @@ def oracle(x, mask, momentum=0.9, epsilon=1e-5):
 
 @pytest.mark.parametrize("shape", [(6, 3, 5, 4), (6, 4)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_training_step_equals_the_oracle(shape, masked):
+def test_training_step_equals_numpy(shape, masked):
     rng = np.random.default_rng(0)
     x = rng.normal(3, 2, shape)
     mask = np.array([1, 1, 0, 1, 0, 1], bool) if masked else None
@@ -75,7 +75,7 @@ def test_evaluation_uses_the_running_statistics_and_ignores_the_mask():
     np.testing.assert_array_equal(apply(mask=jnp.array([True, False, False, True])), apply())
 
 
-def test_padding_content_changes_nothing():
+def test_the_content_of_padding_has_no_effect():
     x = np.random.default_rng(0).normal(size=(4, 2, 2, 3)).astype(np.float32)
     mask = jnp.array([True, True, False, True])
     norm = BatchNorm()

@@ -1,4 +1,4 @@
-"""What builders share whose published files are plain arrays of pixels."""
+"""The base class of builders for data sets that are published as plain arrays of pixels."""
 
 import pathlib
 from collections.abc import Iterator
@@ -12,28 +12,28 @@ from cnn2gnn_jax.runtime.errors import UserError
 
 
 class ArraysBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Reads files, checks them all before the first is stored, and stores images as PNG, in published order."""
+    """Stores images as PNG in the published order. All files are read and checked before the first image is stored."""
 
-    VERSION = tfds.core.Version("1.1.0")  # 1.0.0 took files of any number of images
+    VERSION = tfds.core.Version("1.1.0")  # version 1.0.0 accepted files with any number of images
     SIDE: int
     CLASSES: int
     FOLDER: str
     NAMES_FILE: str
 
     def _read(self, files: dict[str, bytes], path: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Images (N, H, W, 3) uint8 and labels (N,) of a split; `path` is for errors."""
+        """Returns images (N, H, W, 3) uint8 and labels (N,) of a split. Errors use `path`."""
         raise NotImplementedError
 
     def _checked(self, file: str, path: pathlib.Path, images_and_labels: tuple[np.ndarray, np.ndarray]) -> Any:
-        """The images and labels of a file, which holds as many as the published one.
+        """Returns the images and labels of a file after checking their number.
 
         Raises:
-          UserError: it does not.
+          UserError: the number of images differs from the published one.
         """
-        found, expected = len(images_and_labels[1]), sources.PUBLISHED[self.name].images[file]
-        if found != expected:
+        count, expected = len(images_and_labels[1]), sources.PUBLISHED[self.name].images[file]
+        if count != expected:
             raise UserError(
-                f"{path}: {file} holds {found:,} images, expected the {expected:,} of the published file: fetch it "
+                f"{path}: {file} holds {count:,} images, expected the {expected:,} of the published file: fetch it "
                 "again, or set data.limit to use a part of it"
             )
         return images_and_labels

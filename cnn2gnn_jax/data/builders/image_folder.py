@@ -1,4 +1,4 @@
-"""A folder of the user's own images, as `image_folders` reads it."""
+"""The builder for a user's folder of images; see `image_folders`."""
 
 import os
 import pathlib
@@ -15,9 +15,9 @@ from cnn2gnn_jax.runtime.errors import UserError
 
 
 class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Classes are the sub-folders, sorted by name; images are sorted by path within a class.
+    """Classes are the subfolders, sorted by name. The images of a class are sorted by path.
 
-    Without a folder to test on, `test_fraction` and `split_seed` choose what is tested on.
+    If there is no test folder, `test_fraction` and `split_seed` determine the test images.
     """
 
     VERSION = tfds.core.Version("1.1.0")
@@ -46,8 +46,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
         root = pathlib.Path(dl_manager.manual_dir)
-        found = image_folders.scan(root)
-        train, test = (found.train, found.test) if found.test else divide(found.train, self._split)
+        scanned = image_folders.scan(root)
+        train, test = (scanned.train, scanned.test) if scanned.test else divide(scanned.train, self._split)
         self.info.features["label"].names = sorted(train)
         return {
             "train": self._generate_examples(root, train, train),
@@ -62,10 +62,10 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
 
 
 def divide(files: Files, split: sources.FolderSplit) -> tuple[Files, Files]:
-    """Files to train and to test on, class by class.
+    """Divides the files of each class into training and test files.
 
     Raises:
-      UserError: a class has a single image.
+      UserError: a class has only one image.
     """
     for name, paths in files.items():
         if len(paths) < 2:
@@ -75,8 +75,8 @@ def divide(files: Files, split: sources.FolderSplit) -> tuple[Files, Files]:
     train: Files = {name: [] for name in files}
     test: Files = {name: [] for name in files}
     parts = selection.hold_out(labels, split.test_fraction, split.split_seed, Stream.FOLDER_SPLIT)
-    for found, positions in zip((train, test), parts, strict=True):
+    for files_of_split, positions in zip((train, test), parts, strict=True):
         for position in positions:
             name, path = pairs[position]
-            found[name].append(path)
+            files_of_split[name].append(path)
     return train, test

@@ -12,13 +12,13 @@ from cnn2gnn_jax.data.builders.mini_imagenet_names import NAMES
 from cnn2gnn_jax.runtime.errors import UserError
 
 _LISTS = ("train.csv", "val.csv", "test.csv")
-_TRAIN_SHARE = (5, 6)
+_TRAIN_FRACTION = (5, 6)  # numerator and denominator
 
 
 class MiniImagenet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Mini-ImageNet: of the 600 images of each class, in the order of the lists, 500 to train and 100 to test on.
+    """Mini-ImageNet with 600 images per class. In the order of the lists, the first 500 are train, the last 100 test.
 
-    Label k is the k-th WordNet id in sorted order. The files are stored as they are, whatever their size.
+    Label k is the k-th WordNet ID in sorted order. Image files are stored unchanged.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -44,7 +44,7 @@ class MiniImagenet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         folder = sources.published_path(self.name, pathlib.Path(dl_manager.manual_dir))
         files = files_by_class(folder)
         self.info.features["label"].names = [NAMES.get(wnid, wnid) for wnid in sorted(files)]
-        cut = {wnid: len(names) * _TRAIN_SHARE[0] // _TRAIN_SHARE[1] for wnid, names in files.items()}
+        cut = {wnid: len(names) * _TRAIN_FRACTION[0] // _TRAIN_FRACTION[1] for wnid, names in files.items()}
         return {
             "train": self._generate_examples(folder / "images", [files[wnid][: cut[wnid]] for wnid in sorted(files)]),
             "test": self._generate_examples(folder / "images", [files[wnid][cut[wnid] :] for wnid in sorted(files)]),
@@ -61,11 +61,11 @@ class MiniImagenet(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
 
 def files_by_class(folder: pathlib.Path) -> dict[str, list[str]]:
-    """The file names of each WordNet id in `folder`'s three lists, in the order of the lists.
+    """The file names of each WordNet ID in the three lists of `folder`, in the order of the lists.
 
     Raises:
-      UserError: a list has another form, a name is not that of a file in images/ or occurs twice, or a class has fewer
-        than 6 images.
+      UserError: a list has another format, a name is not a valid file name or occurs twice, or a class has fewer than 6
+        images.
     """
     files: dict[str, list[str]] = {}
     seen: set[str] = set()
@@ -75,8 +75,8 @@ def files_by_class(folder: pathlib.Path) -> dict[str, list[str]]:
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"{folder / name} is no list of images ({error}): fetch it again") from None
         if not rows or rows[0] != ["filename", "label"]:
-            found = ",".join(rows[0])[:80] if rows else "nothing"
-            raise UserError(f"{folder / name} begins with {found!r}, expected filename,label: fetch it again")
+            header = ",".join(rows[0])[:80] if rows else "nothing"
+            raise UserError(f"{folder / name} begins with {header!r}, expected filename,label: fetch it again")
         for number, row in enumerate(rows[1:], 2):
             if len(row) != 2 or not all(row) or row[0].startswith(".") or not set(row[0]).isdisjoint("/\\\0"):
                 raise UserError(f"{folder / name}, line {number}: {','.join(row)[:80]!r}, expected FILE,CLASS")
@@ -85,6 +85,6 @@ def files_by_class(folder: pathlib.Path) -> dict[str, list[str]]:
             seen.add(row[0])
             files.setdefault(row[1], []).append(row[0])
     for wnid, names in files.items():
-        if len(names) < _TRAIN_SHARE[1]:
-            raise UserError(f"{folder}: class {wnid} has {len(names)} images, expected at least {_TRAIN_SHARE[1]}")
+        if len(names) < _TRAIN_FRACTION[1]:
+            raise UserError(f"{folder}: class {wnid} has {len(names)} images, expected at least {_TRAIN_FRACTION[1]}")
     return files

@@ -1,4 +1,4 @@
-"""STL-10 (Coates, Ng and Lee, 2011) from its binary version: the labelled images."""
+"""STL-10 (Coates, Ng and Lee, 2011) from its binary version: the labeled images only."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ from cnn2gnn_jax.data.builders.arrays import ArraysBuilder
 
 
 class Stl10(ArraysBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """STL-10: 5,000 training and 8,000 test images; the unlabelled ones are not read."""
+    """STL-10: 5,000 training and 8,000 test images. The unlabeled images are not read."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put stl10_binary.tar.gz, or the folder unpacked from it, into manual_dir."
     SIDE = 96
