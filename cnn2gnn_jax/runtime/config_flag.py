@@ -1,7 +1,7 @@
-"""The flag --config and the fields that --config.field=value sets, which ml_collections reads, with errors of one line.
+"""The flags --config=FILE and --config.field=value of ml_collections, with errors of one line.
 
-Of a missing file, a file that fails and a field that is not there ml_collections says so by a traceback or a KeyError,
-and it takes a value for a whole section. These are therefore checked here, before it sets the fields.
+For a missing file, a file that raises, and an unknown field, ml_collections shows a traceback or a KeyError, and it
+accepts a value for a whole section. All of this is therefore checked here, before it sets the fields.
 """
 
 import inspect
@@ -17,14 +17,16 @@ from cnn2gnn_jax.runtime import fields
 from cnn2gnn_jax.runtime.errors import UserError
 
 _BUILT_IN = pathlib.Path(__file__).parents[2] / "configs"
-_NO_CONFIGS = ("__init__.py", "base.py")
+_NOT_CONFIGS = ("__init__.py", "base.py")
 _FIELD = re.compile(r"--?(?:no)?config\.([^=]*)")
 
 
 def define_file(values: flags.FlagValues) -> None:
-    """Defines `--config=FILE[:WORD]`, whose value is the file's config with the fields that the command line sets."""
-    what = "FILE[:WORD], as configs/digits.py; the file's docstring tells the words; --config.field=value sets a field"
-    config_flags.DEFINE_config_file("config", None, what, flag_values=values)
+    """Defines `--config=FILE[:WORD]`; its value is the file's config with the fields that the command line sets."""
+    help_text = (
+        "FILE[:WORD], as configs/digits.py; the file's docstring lists the words; --config.field=value sets a field"
+    )
+    config_flags.DEFINE_config_file("config", None, help_text, flag_values=values)
     values["config"].parser = _FileParser()
 
 
@@ -32,11 +34,11 @@ def define_fields(values: flags.FlagValues, config: ConfigDict) -> None:
     """Defines `--config.field=value` for each field of a config; see `config_flags.get_override_values`.
 
     Raises:
-      UserError: the command line sets a field that the config has not.
+      UserError: the command line sets a field that the config does not have.
     """
     _check_names(config)
-    what = "--config.field=value sets a field of all configs"
-    config_flags.DEFINE_config_dict("config", config, what, flag_values=values)
+    help_text = "--config.field=value sets a field of all configs"
+    config_flags.DEFINE_config_dict("config", config, help_text, flag_values=values)
 
 
 class _FileParser(flags.ArgumentParser):
@@ -49,15 +51,15 @@ class _FileParser(flags.ArgumentParser):
 
 
 def load(text: str) -> ConfigDict:
-    """The config of a file, given as PATH or PATH:WORD.
+    """Loads the config of a file, which is given as PATH or PATH:WORD.
 
     Raises:
-      UserError: there is no such file, it has no `get_config`, or this fails.
+      UserError: there is no such file, it has no `get_config`, or `get_config` raises an exception.
     """
     name, colon, word = text.partition(":")
     path = pathlib.Path(name)
     if not path.is_file():
-        built_in = sorted(file.name for file in _BUILT_IN.glob("*.py") if file.name not in _NO_CONFIGS)
+        built_in = sorted(file.name for file in _BUILT_IN.glob("*.py") if file.name not in _NOT_CONFIGS)
         raise UserError(
             f"there is no config file {name}: give the path of one; "
             f"the built-in ones are {', '.join(f'configs/{file}' for file in built_in)}"
@@ -71,7 +73,7 @@ def load(text: str) -> ConfigDict:
         config = get_config(word) if colon else get_config()
     except UserError:
         raise
-    except Exception as error:  # of a user's file, any kind
+    except Exception as error:  # a user's file may raise any type
         reason = " ".join(str(error).split())
         raise UserError(f"{name} cannot be loaded ({type(error).__name__}: {reason}): correct the file") from error
     if not isinstance(config, ConfigDict):
@@ -82,11 +84,13 @@ def load(text: str) -> ConfigDict:
 
 
 def _check_names(config: ConfigDict) -> None:
-    """Raises UserError where the command line sets a field that the config has not, or a section."""
+    """Raises UserError if the command line sets a section, or a field that the config does not have."""
     names = fields.flat(config)
     for field in [match[1] for argument in sys.argv[1:] if (match := _FIELD.match(argument))]:
-        inside = [name for name in names if name.startswith(f"{field}.")]
-        if inside:
-            raise UserError(f"config.{field} is a section: set one of its fields, as --config.{inside[0]}=VALUE")
+        section_fields = [name for name in names if name.startswith(f"{field}.")]
+        if section_fields:
+            raise UserError(
+                f"config.{field} is a section: set one of its fields, as --config.{section_fields[0]}=VALUE"
+            )
         if field not in names:
             raise fields.no_such_field(field, names)

@@ -51,7 +51,7 @@ def test_a_library_that_imports_everything_and_begins_a_run_keeps_its_own_settin
 def test_a_command_keeps_compiled_programs_if_the_config_says_so(command, keep, tmp_path, monkeypatch):
     settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in settings}
-    monkeypatch.setattr(processes, "heed_signals", lambda: None)
+    monkeypatch.setattr(processes, "install_signal_handlers", lambda: None)
     monkeypatch.setattr(pipeline, "run", lambda *arguments: None)
     monkeypatch.setattr(runner, "run", lambda *arguments, **options: runner.Outcome(0, 0, False))
     monkeypatch.chdir(ROOT)
