@@ -247,7 +247,7 @@ def teacher_fingerprint(config: FrozenConfigDict, data: str) -> str:
 
 
 def student_fingerprint(config: FrozenConfigDict, data: str) -> str:
-    """The fingerprint of a run: a hash of those of data set and teacher, and all fields that change its first student."""
+    """The fingerprint of a run: a hash of those of data and teacher, and of fields that change its first student."""
     inputs = {"distill": {}, **fields.select(config, FIELDS, TRAINING)}
     student = inputs["student"]
     if config.student.kind == "cnn":

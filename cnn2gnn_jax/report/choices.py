@@ -38,8 +38,8 @@ def note(records: Iterable[Mapping[str, Any]]) -> str:
     return (
         "Each student, with and without the graph, has the values with the highest mean accuracy, one by one, on "
         f"{images} held-out training images ({plural(seeds, 'seed')}), never on test images.{more_labels} "
-        f"Candidates: {candidates}. "
-        "Where the chosen value is the smallest or the largest candidate, a better one may lie beyond it."
+        f"Tried: {candidates}. "
+        "Where the chosen value is the smallest or the largest that was tried, a better one may lie beyond it."
     )
 
 

@@ -61,8 +61,17 @@ def markdown(results: Mapping[str, Any], highlights: Sequence[str]) -> str:
     lines += ["", "## What to look at", "", *_listed(highlights), "", "## Costs", "", *_costs(results)]
     if table_parameters := results["student"].get("head_table_parameters"):
         lines += ["", f"In training the graph head has {table_parameters:,} more, one row for each training image."]
-    lines += ["", "## Seconds", "", *_listed(f"{stage}: {value:g}" for stage, value in results["seconds"].items())]
-    lines += ["", "Versions: " + ", ".join(f"{name} {value}" for name, value in results["versions"].items()), ""]
+    lines += [
+        "",
+        "## Seconds",
+        "",
+        *_listed(f"{stage}: {value:g}" for stage, value in sorted(results["seconds"].items())),
+    ]
+    lines += [
+        "",
+        "Versions: " + ", ".join(f"{name} {value}" for name, value in sorted(results["versions"].items())),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -128,7 +137,7 @@ def _costs(results: Mapping[str, Any]) -> list[str]:
     rows = []
     for network in filter(None, (results["teacher"], results["student"])):
         flops = network.get("inference_flops", {})
-        for mechanism, count in (flops if isinstance(flops, dict) else {"": flops}).items():
+        for mechanism, count in sorted((flops if isinstance(flops, dict) else {"": flops}).items()):
             name = f"{network['network']} {mechanism.replace('_', ' ')}".strip()
             rows.append([name, f"{network['parameters']:,}", f"{count:,.0f}"])
     return formats.markdown_lines(["network", "parameters", "FLOPs to classify one image"], rows)
