@@ -1,1 +1,1 @@
-"""Speed as ratios of things measured side by side: `python -m benchmarks --help`."""
+"""Benchmarks: ratios of times that are measured alternately, see `python -m benchmarks --help`."""

@@ -1,4 +1,4 @@
-"""The compilation cache: the digits demo with its workdir and teachers removed, cold and warm."""
+"""The compilation cache: compile time of the digits demo with an empty cache and with a filled one."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ from benchmarks.timing import Row
 
 
 def rows() -> list[Row]:
-    """The table's lines."""
+    """The rows of the table."""
     with tempfile.TemporaryDirectory() as folder:
         cold, warm = _run(pathlib.Path(folder)), _run(pathlib.Path(folder))
     detail = f"cold {cold['compilation']:.1f} s, warm {warm['compilation']:.1f} s"
@@ -26,7 +26,7 @@ def rows() -> list[Row]:
 
 
 def _run(folder: pathlib.Path) -> dict[str, float]:
-    """The seconds in the results of a run that finds nothing but decoded data and compiled programs."""
+    """The seconds that a run records, which has only decoded data and compiled programs in its cache."""
     workdir, cache = folder / "run", folder / "cache"
     shutil.rmtree(workdir, ignore_errors=True)
     shutil.rmtree(cache / "teachers", ignore_errors=True)

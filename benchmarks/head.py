@@ -1,4 +1,4 @@
-"""A step's cost does not depend on n_train: the head's decision layer is a table updated by rows."""
+"""The cost of a step does not depend on n_train, since the head's decision layer is a table updated by rows."""
 
 import functools
 import subprocess
@@ -20,8 +20,8 @@ SMALL, LARGE = 5_000, 500_000
 STEPS = 20
 
 
-def steps_of(rows: int, update: str = "rows") -> Callable[[], jax.Array]:
-    """A function that takes STEPS more steps of the `pixels` student with `rows` head rows on RESIDENT images."""
+def make_run(rows: int, update: str = "rows") -> Callable[[], jax.Array]:
+    """Makes a function that takes STEPS steps of the `pixels` student with `rows` head rows on RESIDENT images."""
     task, data = students.student("pixels", rows, head_update=update), students.images(RESIDENT)
     step = make_step(task)
 
@@ -45,13 +45,13 @@ def steps_of(rows: int, update: str = "rows") -> Callable[[], jax.Array]:
 
 
 def rows() -> list[Row]:
-    """The table's lines."""
-    # First, while this process is small: a child begins with the peak of its parent.
+    """The rows of the table."""
+    # First, while this process uses little memory: a child process inherits the peak of its parent.
     peaks = {count: _peak(count) for count in (SMALL, LARGE)}
-    seconds = take_turns({"500,000 rows": steps_of(LARGE), "5,000 rows": steps_of(SMALL)}, rounds=15)
+    seconds = take_turns({"500,000 rows": make_run(LARGE), "5,000 rows": make_run(SMALL)}, rounds=15)
     large, small = seconds.values()
-    dense = take_turns({"dense": steps_of(50_000, "dense"), "rows": steps_of(50_000)}, rounds=5)
-    grown = peaks[LARGE] - peaks[SMALL]
+    dense = take_turns({"dense": make_run(50_000, "dense"), "rows": make_run(50_000)}, rounds=5)
+    growth = peaks[LARGE] - peaks[SMALL]
     table = 2 * 4 * 257 * (LARGE - SMALL)  # weights, biases and their momenta, float32
     return [
         Row(
@@ -62,9 +62,9 @@ def rows() -> list[Row]:
         ),
         Row(
             "growth of its peak memory : table and momentum",
-            grown / table,
+            growth / table,
             "at most 1",
-            f"{grown / 1e6:.0f} MB, {table / 1e6:.0f} MB",
+            f"{growth / 1e6:.0f} MB, {table / 1e6:.0f} MB",
         ),
         Row(
             "the dense update's step : that by rows, n_train 50,000",
@@ -76,7 +76,7 @@ def rows() -> list[Row]:
 
 
 def _peak(count: int) -> int:
-    """The peak resident memory, in bytes, of a process of its own that trains with `count` rows."""
+    """The peak resident memory in bytes of a separate process that trains with `count` rows."""
     command = [sys.executable, "-m", "benchmarks.head", str(count)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -84,7 +84,7 @@ def _peak(count: int) -> int:
 if __name__ == "__main__":
     import resource
 
-    take = steps_of(int(sys.argv[1]))
+    take_steps = make_run(int(sys.argv[1]))
     for _ in range(3):
-        jax.block_until_ready(take())
+        jax.block_until_ready(take_steps())
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

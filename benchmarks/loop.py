@@ -1,4 +1,4 @@
-"""Chunks of steps on resident data against a plain Python loop that feeds NumPy batches to the same jitted step."""
+"""Chunks of steps on data on the device, compared with a Python loop that feeds NumPy batches to the same step."""
 
 from collections.abc import Callable
 
@@ -14,20 +14,20 @@ STEPS = 50
 
 
 def chunked(rows: int, size: int, host: bool = False) -> Callable[[], jax.Array]:
-    """A function that takes STEPS more steps in one call, on data of the device, or of the host."""
+    """Makes a function that takes STEPS steps in one chunk, with the data on the device or on the host."""
     task, data = students.student("pixels", rows, classes=10), students.images(rows, size, 10)
     chunk, state = loop.make_chunk(task), [students.start(task, data)]
-    resident, fed = ({}, {name: np.asarray(array) for name, array in data.items()}) if host else (data, {})
+    resident, on_host = ({}, {name: np.asarray(array) for name, array in data.items()}) if host else (data, {})
 
     def run() -> jax.Array:
-        state[0], metrics = chunk(state[0], resident, None, loop.feed([task], 0, STEPS, fed), 0)
+        state[0], metrics = chunk(state[0], resident, None, loop.feed([task], 0, STEPS, on_host), 0)
         return metrics["loss"]
 
     return run
 
 
 def looped(rows: int, size: int, donate: bool) -> Callable[[], float]:
-    """A function that takes STEPS more steps one by one, each fed from NumPy and its loss read."""
+    """Makes a function that takes STEPS steps in a Python loop, which feeds NumPy batches and reads each loss."""
     task, data = students.student("pixels", rows, classes=10), students.images(rows, size, 10)
     step = jax.jit(make_step(task), donate_argnums=0 if donate else ())
     state, host = [students.start(task, data)], {name: np.asarray(array) for name, array in data.items()}
@@ -45,8 +45,8 @@ def looped(rows: int, size: int, donate: bool) -> Callable[[], float]:
 
 
 def rows() -> list[Row]:
-    """The table's lines."""
-    found = []
+    """The rows of the table."""
+    table_rows = []
     for images, size in ((50_000, 8), (50_000, 32)):
         seconds = take_turns(
             {
@@ -59,11 +59,11 @@ def rows() -> list[Row]:
         )
         what = f"`pixels` at {size}x{size}, n_train {images:,}"
         detail = milliseconds(seconds, STEPS) + " a step"
-        found += [
+        table_rows += [
             Row(f"a plain loop : a chunk, {what}", seconds["loop"] / seconds["chunk"], "at least 3", detail),
             Row(f"the same with the state donated, {what}", seconds["loop, state donated"] / seconds["chunk"], "", ""),
             Row(
                 f"data on the host : on the device, {what}", seconds["chunk fed by the host"] / seconds["chunk"], "", ""
             ),
         ]
-    return found
+    return table_rows

@@ -1,4 +1,4 @@
-"""Both inference mechanisms over 10,000 test images, over a slim and a heavy backbone (paper: 1.79 s and 1.39 s)."""
+"""Both inference mechanisms on 10,000 test images, over a small and a large backbone (paper: 1.79 s and 1.39 s)."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ TARGETS = {"resnet18": "at most 1.3", "pixels": "at most 4"}
 
 
 def over_batches(mechanism: Callable, backbone: str) -> Callable[[], jax.Array]:
-    """A function that classifies the next batch of the test images, round and round."""
+    """Makes a function that classifies the next batch of test images; after the last batch it starts again."""
     task, data = students.student(backbone, 5_000), students.images(TEST)
     state, module, size = students.start(task, data), task.module, students.BATCH
     columns = inference.anchors(
@@ -40,15 +40,15 @@ def over_batches(mechanism: Callable, backbone: str) -> Callable[[], jax.Array]:
 
 
 def rows() -> list[Row]:
-    """The table's lines."""
-    found = []
+    """The rows of the table."""
+    table_rows = []
     for backbone, target in TARGETS.items():
-        each = {
+        functions = {
             mechanism.__name__: over_batches(mechanism, backbone)
             for mechanism in (inference.one_by_one, inference.batch_by_batch)
         }
-        seconds = take_turns(each, rounds=TEST // students.BATCH)
-        found.append(
+        seconds = take_turns(functions, rounds=TEST // students.BATCH)
+        table_rows.append(
             Row(
                 f"one by one : batch by batch, {TEST:,} images over `{backbone}`",
                 seconds["one_by_one"] / seconds["batch_by_batch"],
@@ -56,4 +56,4 @@ def rows() -> list[Row]:
                 f"median of {TEST // students.BATCH} batches of {students.BATCH}: {milliseconds(seconds)}",
             )
         )
-    return found
+    return table_rows

@@ -1,10 +1,10 @@
-"""What each CNN method costs: a table in Markdown of its extra parameters, memory and time of a step relative to KD's.
+"""The costs of each CNN method: a Markdown table of extra parameters, memory, and time of a step relative to KD's.
 
     python -m benchmarks.method_costs [--pair=resnet34-resnet18] [--batch=16] [--rounds=7]
 
 Steps are those of the CIFAR-100 config at 32x32 with 50,000 training images (random ones: no image is read), the recipe
-`paper` and so no augmentation: what of the teacher can come from disk comes with the batch, otherwise the teacher runs
-in the step. All steps are compiled first and then taken in turns; times are medians.
+`paper` and therefore no augmentation. The teacher's outputs come from disk where possible; otherwise the teacher runs
+in the step. All steps are compiled first and then run alternately; times are medians.
 """
 
 import argparse
@@ -37,7 +37,7 @@ METHODS = tuple(
 
 
 class Cost(NamedTuple):
-    """A row: extra parameters, memory in bytes, bytes on disk, and what takes a step and waits for it."""
+    """A row: the name, the teacher's outputs, extra parameters, bytes of memory and on disk, and the step to time."""
 
     name: str
     teacher: str
@@ -57,7 +57,7 @@ def _dataset() -> Dataset:
 def _task(method: str, pair: str, batch: int, augment: bool) -> Task:
     config = cifar100.get_config(pair)
     config.method, config.student.train.batch_size, config.student.train.augment = method, batch, augment
-    # The teacher is not a trained one, and its maps are large: at the usual rates some losses would overflow.
+    # The teacher is not trained and its feature maps are large, so at the usual rates some losses would overflow.
     config.student.train.learning_rate = 1e-9
     if "pretrain_learning_rate" in distillers.METHODS[method].hyper:
         config.distill.pretrain_learning_rate = 1e-9
@@ -69,19 +69,19 @@ def _bytes(tree: Any) -> int:
 
 
 def _stored(fields: Sequence[str], outputs: networks.Outputs) -> dict[str, jax.Array]:
-    """What comes from disk, as a batch carries it."""
-    found: dict[str, jax.Array] = {}
+    """The stored outputs of the teacher, by the names under which a batch has them."""
+    stored: dict[str, jax.Array] = {}
     for field in fields:
         if field == "features":
             stages = enumerate(outputs.features[1:], 1)
-            found |= {f"teacher_features{i}": maps.one_channel(features) for i, features in stages}
+            stored |= {f"teacher_features{i}": maps.one_channel(features) for i, features in stages}
         else:
-            found[f"teacher_{field}"] = getattr(outputs, field)
-    return found
+            stored[f"teacher_{field}"] = getattr(outputs, field)
+    return stored
 
 
 def prepare(method: str, pair: str, batch: int, teacher_variables: Any, augment: bool = False) -> list[Cost]:
-    """The rows of a method, one for each of its stages, each compiled."""
+    """Compiles the steps of a method: a row for each of its stages."""
     task = _task(method, pair, batch, augment)
     rng = np.random.default_rng(0)
     index = jnp.asarray(rng.choice(IMAGES, batch, replace=False), jnp.int32)
@@ -106,23 +106,23 @@ def prepare(method: str, pair: str, batch: int, teacher_variables: Any, augment:
     for stage in task.distiller.stages:
         name = method if len(task.distiller.stages) == 1 else f"{method}, {stage.name}"
         print(f"compiling {name}", file=sys.stderr, flush=True)
-        now = with_stage(task, stage)
-        shapes = teacher_shapes(now, data)
-        held = [jax.jit(lambda now=now, shapes=shapes: init_state(now, data["input"], shapes))()]
-        run = jax.jit(make_step(now), donate_argnums=0).lower(held[0], data, variables, 0).compile()
+        stage_task = with_stage(task, stage)
+        shapes = teacher_shapes(stage_task, data)
+        state = [jax.jit(lambda stage_task=stage_task, shapes=shapes: init_state(stage_task, data["input"], shapes))()]
+        run = jax.jit(make_step(stage_task), donate_argnums=0).lower(state[0], data, variables, 0).compile()
 
-        def step(held: list[Any] = held, run: Callable[..., Any] = run) -> None:
-            held[0], metrics = run(held[0], data, variables, 0)
-            jax.block_until_ready(held[0])
+        def step(state: list[Any] = state, run: Callable[..., Any] = run) -> None:
+            state[0], metrics = run(state[0], data, variables, 0)
+            jax.block_until_ready(state[0])
             assert math.isfinite(float(metrics["loss"]))
 
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(held[0].params["distiller"]))
-        costs.append(Cost(name, kind, parameters, _bytes(held[0].memory), disk, step))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state[0].params["distiller"]))
+        costs.append(Cost(name, kind, parameters, _bytes(state[0].memory), disk, step))
     return costs
 
 
 def table(costs: Sequence[Cost], seconds: Mapping[str, float]) -> str:
-    """The rows in Markdown; times are relative to KD's."""
+    """Formats the rows as Markdown; times are relative to KD's."""
     lines = [
         "| method | takes of the teacher | extra parameters | memory, MB | on disk, MB | step over KD's |",
         "|---|---|---:|---:|---:|---:|",
@@ -144,8 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     module = networks.create(networks.parse_pair(flags.pair)[0], CLASSES)
     variables = jax.jit(module.init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, SIDE, SIDE, 3)))
     costs = prepare(REFERENCE, flags.pair, flags.batch, variables)
-    live = prepare(REFERENCE, flags.pair, flags.batch, variables, augment=True)
-    costs += [cost._replace(name=f"{cost.name}, with augmentation") for cost in live]
+    with_augmentation = prepare(REFERENCE, flags.pair, flags.batch, variables, augment=True)
+    costs += [cost._replace(name=f"{cost.name}, with augmentation") for cost in with_augmentation]
     for method in flags.methods:
         costs += [] if method == REFERENCE else prepare(method, flags.pair, flags.batch, variables)
     seconds = timing.take_turns({cost.name: cost.step for cost in costs}, flags.rounds)

@@ -1,9 +1,9 @@
-"""What the graph student takes and moves on many devices, counted from the step itself: nothing is run.
+"""Memory and traffic of the graph student on many devices, counted from the traced step; nothing is run.
 
     python -m benchmarks.scaling
 
-prints the tables of docs/scaling.md. Shapes come from tracing the initial state, traffic from the collectives in the
-traced step, each counted as a ring moves it.
+prints the tables of docs/scaling.md. Shapes come from the traced initial state, traffic from the collectives in the
+traced step, for ring algorithms.
 """
 
 import dataclasses
@@ -44,17 +44,17 @@ def student(rows: int) -> Task:
 
 
 def state_of(task: Task) -> TrainState:
-    """The shapes of its state."""
+    """The shapes of the initial state of a task."""
     return jax.eval_shape(lambda: init_state(task, jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.uint8), None))
 
 
 def size(tree: Any) -> int:
-    """Bytes."""
+    """The size of a pytree in bytes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def batch_of(count: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """`count` images as the host feeds them."""
+    """The shapes of a batch of `count` images from the host."""
     return {
         "input": jax.ShapeDtypeStruct((count, SIDE, SIDE, 3), jnp.uint8),
         "teacher_logits": jax.ShapeDtypeStruct((count, CLASSES), jnp.float32),
@@ -65,7 +65,7 @@ def batch_of(count: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def traffic(task: Task, state: TrainState, devices: int, shards_head: bool) -> dict[str, int]:
-    """Bytes that one device sends in a step, by kind of collective."""
+    """The bytes that one device sends in a step, by kind of collective."""
     mesh = AbstractMesh((devices,), (AXIS,), axis_types=(AxisType.Auto,))
     axes = dataclasses.replace(
         jax.tree.map(lambda _: PartitionSpec(), state), table=PartitionSpec(AXIS) if shards_head else PartitionSpec()
@@ -79,9 +79,9 @@ def traffic(task: Task, state: TrainState, devices: int, shards_head: bool) -> d
     )
     sent: dict[str, int] = {}
     for name, operand in _collectives(jax.make_jaxpr(step)(state, batch_of(BATCH)).jaxpr):
-        # A ring: an all-reduce passes the whole round twice, a gather what each of the others has, a scatter likewise.
-        whole = {"psum": 2 * operand, "all_gather": operand * devices, "reduce_scatter": operand}[name]
-        sent[name] = sent.get(name, 0) + whole * (devices - 1) // devices
+        # In a ring, an all-reduce sends everything twice; a gather or a scatter sends the parts of all other devices.
+        total = {"psum": 2 * operand, "all_gather": operand * devices, "reduce_scatter": operand}[name]
+        sent[name] = sent.get(name, 0) + total * (devices - 1) // devices
     return sent
 
 
@@ -97,7 +97,7 @@ def _collectives(jaxpr: Any) -> Iterator[tuple[str, int]]:
 
 
 def human(count: float) -> str:
-    """1.3 GB."""
+    """Formats a number of bytes, as `1.3 GB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             return f"{count:.3g} {unit}"
@@ -122,7 +122,7 @@ def main() -> None:
     line("a checkpoint", *(human(size(state)) for state in states))
     line("images at 224x224, uint8", *(human(task.rows * SIDE * SIDE * 3) for task in tasks))
     line(f"teacher's logits, {CLASSES:,} classes, float32", *(human(task.rows * CLASSES * 4) for task in tasks))
-    # Of `data.permutations`: raw numbers of 8 bytes, argsort's int64 answer, and that in int32.
+    # `data.permutations` needs raw numbers of 8 bytes, the int64 result of argsort, and its copy in int32.
     line("the order of an epoch, each process, while it is made", *(human(task.rows * (8 + 8 + 4)) for task in tasks))
     print(f"\nA step of {BATCH:,} images (any n_train), each device:\n")
     print("| devices | fed by the host | all-reduce | gather | scatter | head's rows, sharded: more | in all |")

@@ -1,4 +1,4 @@
-"""Ten dense students side by side against one."""
+"""Ten dense students that train side by side, compared with one."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,7 +14,7 @@ STEPS, SEEDS = 20, 10
 
 
 def side_by_side(count: int, size: int, rows: int) -> Callable[[], jax.Array]:
-    """A function that takes STEPS more steps of `count` students of the backbone `pixels`."""
+    """Makes a function that takes STEPS steps of `count` students over the backbone `pixels`."""
     first, data = students.student("pixels", rows, classes=10), students.images(rows, size, 10)
     tasks = [dataclasses.replace(first, seed=seed) for seed in range(count)]
     states = [students.start(task, data) for task in tasks]
@@ -30,12 +30,12 @@ def side_by_side(count: int, size: int, rows: int) -> Callable[[], jax.Array]:
 
 
 def rows() -> list[Row]:
-    """The table's lines."""
-    found = []
+    """The rows of the table."""
+    table_rows = []
     for size in (8, 32):
-        each = {"ten": side_by_side(SEEDS, size, 5_000), "one": side_by_side(1, size, 5_000)}
-        seconds = take_turns(each, rounds=7)
+        functions = {"ten": side_by_side(SEEDS, size, 5_000), "one": side_by_side(1, size, 5_000)}
+        seconds = take_turns(functions, rounds=7)
         target = "at most 3 on a GPU" if jax.default_backend() == "gpu" else ""
         what = f"ten seeds side by side : one, `pixels` at {size}x{size}"
-        found.append(Row(what, seconds["ten"] / seconds["one"], target, milliseconds(seconds, STEPS) + " a step"))
-    return found
+        table_rows.append(Row(what, seconds["ten"] / seconds["one"], target, milliseconds(seconds, STEPS) + " a step"))
+    return table_rows

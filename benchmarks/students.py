@@ -1,4 +1,4 @@
-"""Graph students and synthetic training sets of the sizes that the benchmarks compare."""
+"""Graph students, CNNs and synthetic training sets for the benchmarks."""
 
 import types
 from typing import Any
@@ -19,8 +19,8 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 def recipe(**fields: Any) -> Any:
     """The recipe `paper` as a complete `train` section."""
-    known = {**RECIPES["paper"], "head_update": "rows", "chunk_steps": 50, "epoch": "last"}
-    return types.SimpleNamespace(**{**known, **fields})
+    defaults = {**RECIPES["paper"], "head_update": "rows", "chunk_steps": 50, "epoch": "last"}
+    return types.SimpleNamespace(**{**defaults, **fields})
 
 
 def student(backbone: str, rows: int, classes: int = 100, method: str = "gnn", **fields: Any) -> Task:
@@ -58,5 +58,5 @@ def images(count: int, size: int = 32, classes: int = 100) -> dict[str, jax.Arra
 
 
 def start(task: Task, data: dict[str, jax.Array]) -> TrainState:
-    """A fresh state."""
+    """The initial state of a task."""
     return jax.jit(lambda: init_state(task, data["input"], teacher_shapes(task, data)))()

@@ -1,4 +1,4 @@
-"""What the cached logits save: a step of each student with the logits from disk, and with ResNet34 in the step."""
+"""Cached logits: a step of each student with the teacher's logits from disk, and with ResNet34 in the step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from cnn2gnn_jax.training.inputs import prepare_plain
 from cnn2gnn_jax.training.task import Task
 
 
-def step_of(task: Task, live: bool) -> Callable[[], jax.Array]:
-    """A function that takes one more step, with the teacher's logits at hand or the teacher run for them."""
+def make_run(task: Task, teacher_in_step: bool) -> Callable[[], jax.Array]:
+    """Makes a function that takes one step, with the teacher in the step or with its cached logits."""
     data, variables = students.images(5_000), None
-    if live:
+    if teacher_in_step:
         teacher = networks.create("resnet34", 100)
         task = dataclasses.replace(task, teacher=teacher)
         variables = jax.jit(lambda: teacher.init(jax.random.key(0), prepare_plain(task, data["input"][:1])))()
@@ -34,11 +34,13 @@ def step_of(task: Task, live: bool) -> Callable[[], jax.Array]:
 
 
 def rows() -> list[Row]:
-    """The table's lines."""
-    found = []
+    """The rows of the table."""
+    table_rows = []
     for backbone, rounds in (("pixels", 5), ("stem", 5), ("resnet18", 3)):
         task = students.student(backbone, 5_000, method="cnn2gnn")
-        seconds = take_turns({"teacher in the step": step_of(task, True), "cached": step_of(task, False)}, rounds)
+        seconds = take_turns({"teacher in the step": make_run(task, True), "cached": make_run(task, False)}, rounds)
         ratio = seconds["teacher in the step"] / seconds["cached"]
-        found.append(Row(f"ResNet34 in the step : its cached logits, `{backbone}`", ratio, "", milliseconds(seconds)))
-    return found
+        table_rows.append(
+            Row(f"ResNet34 in the step : its cached logits, `{backbone}`", ratio, "", milliseconds(seconds))
+        )
+    return table_rows

@@ -1,4 +1,4 @@
-"""Timing that a busy machine disturbs little: what is compared takes turns, and ratios are of medians."""
+"""Timing that is robust on a busy machine: compared functions run alternately, and ratios are those of medians."""
 
 import os
 import pathlib
@@ -14,12 +14,12 @@ from cnn2gnn_jax.evaluation import summary
 
 
 class Row(NamedTuple):
-    """One line of the table.
+    """A row of the table.
 
-    what: what is compared with what, and the setting.
-    ratio: of the first to the second.
-    target: what the ratio should be, as text; empty without one.
-    detail: the bare figures behind the ratio.
+    what: the two things that are compared, and the setting.
+    ratio: the ratio of the first to the second.
+    target: the ratio that is aimed at, as text; empty without one.
+    detail: the measurements from which the ratio is computed.
     """
 
     what: str
@@ -29,7 +29,10 @@ class Row(NamedTuple):
 
 
 def take_turns(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """The median seconds of each function over `rounds` turns, after one that compiles; its result is waited for."""
+    """Runs functions alternately, and returns the median seconds of each over `rounds` turns.
+
+    A first turn, which compiles, is not counted. The time includes waiting for the result.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(rounds + 1):
         for name, function in functions.items():
@@ -41,12 +44,12 @@ def take_turns(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[
 
 
 def milliseconds(seconds: Mapping[str, float], per: int = 1) -> str:
-    """Medians as text, each over `per` units."""
+    """Formats medians in milliseconds, each divided by `per`."""
     return ", ".join(f"{name} {1000 * value / per:.3g} ms" for name, value in seconds.items())
 
 
 def machine() -> str:
-    """The machine and the versions, in words."""
+    """A description of the machine, with versions."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

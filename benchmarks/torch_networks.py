@@ -1,4 +1,4 @@
-"""The zoo's networks in PyTorch, for comparing speed: the same layers, shapes and numbers of parameters."""
+"""The zoo's networks in PyTorch, to compare speed, with the same layers, shapes and numbers of parameters."""
 
 import torch
 from torch import nn
@@ -96,8 +96,8 @@ def _wrn(blocks: int, widen: int, classes: int) -> nn.Module:
 class StemStudent(nn.Module):
     """The graph student over the backbone `stem`: head, Eq. 3 and two graph convolutions over the batch.
 
-    The head's decision layer is a sparse embedding with a row for each training image, so that a step costs no more
-    than the batch's rows, as in JAX.
+    The head's decision layer is a sparse embedding with a row for each training image. As in JAX, the cost of a step
+    therefore depends only on the rows of its batch.
     """
 
     def __init__(self, rows: int, classes: int, sparsity: int = 50, hidden: int = 256) -> None:

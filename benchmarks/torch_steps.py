@@ -1,4 +1,4 @@
-"""Training steps and inference in JAX and in PyTorch, in one process and in turns.
+"""Training steps and inference in JAX and in PyTorch, in one process and alternately.
 
 PyTorch runs channels-last. On a GPU the networks are large teachers in bfloat16, and PyTorch compiles them; on the CPU
 they are networks that a laptop can train, in float32. Needs requirements-benchmark.txt.
@@ -18,7 +18,7 @@ from cnn2gnn_jax.evaluation import summary
 from cnn2gnn_jax.training import loop
 from cnn2gnn_jax.training.inputs import prepare_plain
 
-# Dense bfloat16 operations a second, as published, by a part of the device's name.
+# Published peaks in dense bfloat16 operations per second, by a part of the device's name.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "V100": 125e12}
 IMAGES = 25_000
 ON_GPU = ("resnet18", "resnet34", "resnet152", "vgg13", "wrn_40_2")
@@ -29,7 +29,7 @@ PAPER_STEPS = 200 * 50_000 // 100  # of the paper's recipe
 
 
 def jax_steps(name: str, batch: int, dtype: Any, steps: int) -> Callable[[], jax.Array]:
-    """A function that takes `steps` more steps in JAX; `stem` is the graph student over that backbone."""
+    """Makes a function that takes `steps` steps in JAX; `stem` is the graph student over that backbone."""
     data = students.images(IMAGES)
     task = students.student("stem", IMAGES) if name == "stem" else students.network(name, IMAGES, batch, dtype)
     chunk, state = loop.make_chunk(task), [students.start(task, data)]
@@ -42,7 +42,7 @@ def jax_steps(name: str, batch: int, dtype: Any, steps: int) -> Callable[[], jax
 
 
 def torch_steps(name: str, batch: int, low: bool, steps: int) -> Callable[[], float]:
-    """A function that takes `steps` more steps in PyTorch, of the same network, optimiser and loss."""
+    """Makes a function that takes `steps` steps in PyTorch, with the same network, optimizer and loss."""
     device = _device()
     network = torch_networks.StemStudent(IMAGES, 100) if name == "stem" else torch_networks.create(name, 100)
     model: Any = network.to(device)
@@ -92,7 +92,7 @@ def _normalize(images: torch.Tensor) -> torch.Tensor:
 
 
 def jax_inference(name: str, batch: int) -> Callable[[], jax.Array]:
-    """A function that computes the logits of a batch in JAX."""
+    """Makes a function that computes the logits of a batch in JAX."""
     data = students.images(batch)
     task = students.network(name, IMAGES, batch)
     variables = students.start(task, data).variables
@@ -106,7 +106,7 @@ def jax_inference(name: str, batch: int) -> Callable[[], jax.Array]:
 
 
 def torch_inference(name: str, batch: int) -> Callable[[], torch.Tensor]:
-    """The same in PyTorch."""
+    """Makes a function that computes the logits of a batch in PyTorch."""
     model: Any = torch_networks.create(name, 100).to(_device())
     model = model.to(memory_format=torch.channels_last).eval()
     images = torch.from_numpy(np.array(students.images(batch)["input"])).to(_device())
@@ -118,29 +118,32 @@ def torch_inference(name: str, batch: int) -> Callable[[], torch.Tensor]:
     return run
 
 
-def _share(name: str, images_a_second: float) -> str:
-    """The share of the device's peak that the training of `name` reaches, as text; '' where the peak is not known."""
+def _utilization(name: str, images_per_second: float) -> str:
+    """The fraction of the device's peak that training `name` reaches, as text; '' if the peak is unknown."""
     kind = jax.devices()[0].device_kind
     peak = next((value for part, value in PEAKS.items() if part in kind), None)
     if peak is None:
         return ""
     task = students.network(name, IMAGES)
     flops = summary.network_costs(task, np.zeros((1, 32, 32, 3), np.uint8))["training_flops"]
-    return f", {100 * flops * images_a_second / peak:.0f}% of the peak"
+    return f", {100 * flops * images_per_second / peak:.0f}% of the peak"
 
 
 def rows() -> list[Row]:
-    """The table's lines."""
+    """The rows of the table."""
     return list(_on_gpu() if jax.default_backend() == "gpu" else _on_cpu())
 
 
 def _on_gpu() -> Iterator[Row]:
     batch, steps = 512, 20
     for name in ON_GPU:
-        each = {"JAX": jax_steps(name, batch, jnp.bfloat16, steps), "PyTorch": torch_steps(name, batch, True, steps)}
-        seconds = take_turns(each, rounds=5)
+        functions = {
+            "JAX": jax_steps(name, batch, jnp.bfloat16, steps),
+            "PyTorch": torch_steps(name, batch, True, steps),
+        }
+        seconds = take_turns(functions, rounds=5)
         rate = batch * steps / seconds["JAX"]
-        detail = milliseconds(seconds, steps) + f" a step; JAX {rate:.0f} images/s{_share(name, rate)}"
+        detail = milliseconds(seconds, steps) + f" a step; JAX {rate:.0f} images/s{_utilization(name, rate)}"
         what = f"{name}, batch {batch}, bf16: a step in JAX : in PyTorch"
         yield Row(what, seconds["JAX"] / seconds["PyTorch"], "", detail)
 
@@ -148,16 +151,16 @@ def _on_gpu() -> Iterator[Row]:
 def _on_cpu() -> Iterator[Row]:
     batch = students.BATCH
     for name in ON_CPU:
-        each = {"JAX": jax_steps(name, batch, jnp.float32, 1), "PyTorch": torch_steps(name, batch, False, 1)}
-        seconds = take_turns(each, rounds=TURNS)
+        functions = {"JAX": jax_steps(name, batch, jnp.float32, 1), "PyTorch": torch_steps(name, batch, False, 1)}
+        seconds = take_turns(functions, rounds=TURNS)
         detail = f"medians of {TURNS} turns: {milliseconds(seconds)} a step"
         if name == "stem":
             detail += f"; 200 epochs of 50,000 images: {PAPER_STEPS * seconds['JAX'] / 3600:.2f} hours"
         what = f"{name}, batch {batch}, f32: a training step in JAX : in PyTorch"
         yield Row(what, seconds["JAX"] / seconds["PyTorch"], "at most 1.1", detail)
     for name in CPU_INFERENCE:
-        each = {"JAX": jax_inference(name, batch), "PyTorch": torch_inference(name, batch)}
-        seconds = take_turns(each, rounds=TURNS)
+        functions = {"JAX": jax_inference(name, batch), "PyTorch": torch_inference(name, batch)}
+        seconds = take_turns(functions, rounds=TURNS)
         detail = f"medians of {TURNS} turns: {milliseconds(seconds)} a batch"
         what = f"{name}, batch {batch}, f32: inference in JAX : in PyTorch"
         yield Row(what, seconds["JAX"] / seconds["PyTorch"], "at most 1.1", detail)

@@ -1,4 +1,4 @@
-"""From the user's config to a complete one: what recipe and method leave to say is filled in, everything is checked."""
+"""Resolves configs: fills in values that follow from recipe and method, checks them, and makes fingerprints."""
 
 import pathlib
 from typing import Any
@@ -13,7 +13,7 @@ from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.runtime.fields import EVALUATION, TRAINING, plain
 from cnn2gnn_jax.training.recipes import RECIPES
 
-# Raised when the same config gives something else on disk than before.
+# Raise a format when the same config gives other results on disk than before.
 TEACHER_FORMAT = 3
 STUDENT_FORMAT = 5
 
@@ -21,10 +21,10 @@ BACKBONES = ("pixels", "stem", "teacher", "pair")
 
 
 def resolve(config: ConfigDict) -> FrozenConfigDict:
-    """The complete config, checked as far as that is possible without the data.
+    """Resolves a config, and checks it as far as possible without the data.
 
     Raises:
-      UserError: there is no such field, or its value makes no sense.
+      UserError: a field is unknown, or its value is invalid.
     """
     config = ConfigDict(config.to_dict())
     fields.check(config, FIELDS)
@@ -34,7 +34,7 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     hyper = distillers.hyperparameters(config.method, config.teacher.network, config.student.network, config.data.name)
     for field in list(config.distill):
         if config.distill[field] is None:
-            # What this method does not use is not part of its config, so that it cannot change its fingerprint.
+            # Fields that the method does not use are removed, so that they cannot change the fingerprint.
             if field in hyper:
                 config.distill[field] = hyper[field]
             else:
@@ -55,15 +55,15 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     if config.evaluate.split == "holdout" and not config.data.holdout:
         raise UserError("evaluate.split is holdout, but nothing is held out: set data.holdout, as 0.1")
     if config.evaluate.split == "holdout":
-        _refuse_chosen_images(FrozenConfigDict(config))
+        _check_holdout_is_unused(FrozenConfigDict(config))
     if not config.evaluate.anchors:
         config.evaluate.anchors = config.student.train.batch_size
     _resolve_training_set(config)
     return FrozenConfigDict(config)
 
 
-def _refuse_chosen_images(config: FrozenConfigDict) -> None:
-    """Raises UserError where an epoch would be chosen on the same held-out images that its accuracy is reported on."""
+def _check_holdout_is_unused(config: FrozenConfigDict) -> None:
+    """Raises UserError if an epoch is chosen on the same held-out images on which its accuracy is evaluated."""
     roles = ["student"] + ["teacher"] * (needs_teacher(config) and not config.teacher.logits_file)
     for role in roles:
         if config[role].train.epoch == "best":
@@ -75,17 +75,17 @@ def _refuse_chosen_images(config: FrozenConfigDict) -> None:
 
 def _resolve_training_set(config: ConfigDict) -> None:
     section = config.evaluate.get("training_set")
-    if section is None:  # a config that was resolved before
+    if section is None:  # the config was resolved before
         return
-    tried = {name: section[name] for name in ("spaces", "signals", "sparsities", "weights", "epsilons")}
-    for name, values in tried.items():
+    candidates = {name: section[name] for name in ("spaces", "signals", "sparsities", "weights", "epsilons")}
+    for name, values in candidates.items():
         if not values:
             raise UserError(f"evaluate.training_set.{name} is empty: give at least one value")
     if not section.enabled:
-        # What is not used is not part of the config, so that it cannot change a fingerprint.
+        # A section that is not used is removed, so that it cannot change a fingerprint.
         del config.evaluate.training_set
         return
-    several = [name for name, values in tried.items() if len(values) > 1]
+    several = [name for name, values in candidates.items() if len(values) > 1]
     if several and not config.data.holdout:
         raise UserError(
             f"evaluate.training_set.{several[0]} has several values, which are chosen between on held-out images: "
@@ -106,9 +106,9 @@ def _check_distill(config: ConfigDict) -> None:
     if config.student.kind == "graph":
         missing = sorted(set(distiller.student) - {"logits", "pooled"})
         if missing or distiller.second_view is not None:
-            what = f"the student's {', '.join(missing)}" if missing else "two views of each image"
+            needs = f"the student's {', '.join(missing)}" if missing else "two views of each image"
             raise UserError(
-                f"the method {config.method} needs {what}, which a graph student has not: set student.kind to cnn"
+                f"the method {config.method} needs {needs}, which a graph student has not: set student.kind to cnn"
             )
 
 
@@ -182,10 +182,10 @@ def _resolve_student(config: ConfigDict) -> None:
 
 
 def check_data(config: FrozenConfigDict, dataset: Dataset) -> None:
-    """Checks the config against the data.
+    """Checks a resolved config against the data.
 
     Raises:
-      UserError: a batch is larger than the data, too small for the sparsity, or cannot hold so many classes.
+      UserError: a batch is larger than the data, too small for the sparsity, or too small for its number of classes.
     """
     train = len(dataset.train)
     test = len(dataset.test if config.evaluate.split == "test" else dataset.holdout or ())
@@ -222,13 +222,13 @@ def check_data(config: FrozenConfigDict, dataset: Dataset) -> None:
 
 
 def needs_teacher(config: FrozenConfigDict) -> bool:
-    """Whether the method learns from a teacher, or the student's node features are a teacher's."""
+    """Whether the method learns from a teacher, or the node features are a teacher's features."""
     distiller = distillers.create(distillers.METHODS[config.method].distiller, config.distill)
     return bool(distiller.teacher) or (config.student.kind == "graph" and config.student.backbone == "teacher")
 
 
 def graph_settings(config: FrozenConfigDict) -> list[str]:
-    """The graphs of a run's students: the config's, and `off` to tell what that one is worth; [""] for a CNN."""
+    """The graph settings of a run's students: the config's, and `off` for comparison; [""] for a CNN."""
     if config.student.kind == "cnn":
         return [""]
     graph = config.student.graph
@@ -236,20 +236,20 @@ def graph_settings(config: FrozenConfigDict) -> list[str]:
 
 
 def teacher_fingerprint(config: FrozenConfigDict, data: str) -> str:
-    """Names a teacher: the data set's fingerprint and every field that changes its weights, or its logits."""
-    what: dict[str, Any] = {"format": TEACHER_FORMAT, "data": data}
+    """The fingerprint of a teacher: a hash of the data set's fingerprint and every field that changes its logits."""
+    inputs: dict[str, Any] = {"format": TEACHER_FORMAT, "data": data}
     if config.teacher.logits_file:
         logits = storage.sha256(pathlib.Path(config.teacher.logits_file).expanduser())
-        return storage.fingerprint(what | {"logits": logits})
+        return storage.fingerprint(inputs | {"logits": logits})
     teacher = fields.select(config.teacher, FIELDS, TRAINING, "teacher.")
     del teacher["logits_file"]
-    return storage.fingerprint(what | {"compute_dtype": config.compute_dtype, "teacher": teacher})
+    return storage.fingerprint(inputs | {"compute_dtype": config.compute_dtype, "teacher": teacher})
 
 
 def student_fingerprint(config: FrozenConfigDict, data: str) -> str:
-    """Names a run: the data set's fingerprint, its teacher's, and every field that changes its first student."""
-    what = {"distill": {}, **fields.select(config, FIELDS, TRAINING)}
-    student = what["student"]
+    """The fingerprint of a run: a hash of those of data and teacher, and of fields that change its first student."""
+    inputs = {"distill": {}, **fields.select(config, FIELDS, TRAINING)}
+    student = inputs["student"]
     if config.student.kind == "cnn":
         student = {name: student[name] for name in ("kind", "network", "stem", "train")}
     else:
@@ -257,34 +257,36 @@ def student_fingerprint(config: FrozenConfigDict, data: str) -> str:
         if config.student.backbone in BACKBONES:
             del student["stem"]
     teacher = teacher_fingerprint(config, data) if needs_teacher(config) else None
-    return storage.fingerprint(what | {"format": STUDENT_FORMAT, "data": data, "teacher": teacher, "student": student})
+    return storage.fingerprint(
+        inputs | {"format": STUDENT_FORMAT, "data": data, "teacher": teacher, "student": student}
+    )
 
 
 def cell_fingerprint(config: FrozenConfigDict) -> str:
-    """Names a run without its data at hand: every field that changes a figure in its results."""
+    """The fingerprint of a sweep's cell, without loading data: a hash of every field that changes its results."""
     run = student_fingerprint(config, _data_fingerprint(config))
     return storage.fingerprint({"run": run, **fields.select(config, FIELDS, EVALUATION)})
 
 
 def cell_teacher(config: FrozenConfigDict) -> str | None:
-    """Names the teacher that a run trains, without its data at hand; None where it trains none."""
+    """The fingerprint of the teacher that a cell trains, without loading data; None if it trains none."""
     if not needs_teacher(config) or config.teacher.logits_file:
         return None
     return teacher_fingerprint(config, _data_fingerprint(config))
 
 
 def _data_fingerprint(config: FrozenConfigDict) -> str:
-    """Names the data by what the config says of them."""
-    what = fields.select(config.data, FIELDS, TRAINING, "data.")
+    """A fingerprint of the data set from the fields of the config."""
+    inputs = fields.select(config.data, FIELDS, TRAINING, "data.")
     if config.data.name == "image_folder":
-        what["manual_dir"] = config.data.manual_dir
-    return storage.fingerprint(what)
+        inputs["manual_dir"] = config.data.manual_dir
+    return storage.fingerprint(inputs)
 
 
 def differences(old: Any, new: FrozenConfigDict) -> list[str]:
-    """The fields that change what is trained and differ between two runs, with both values.
+    """The fields that change training and differ between two configs, with both values.
 
-    `old` is read from a file, and may be of another version, with other fields.
+    `old` was read from a file and may be of another version, with other fields.
     """
     before, after = fields.flat(old) if isinstance(old, dict) else {}, fields.flat(plain(new))
     trained = [

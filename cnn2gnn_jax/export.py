@@ -23,7 +23,7 @@ from jax import export
 
 from cnn2gnn_jax import config
 from cnn2gnn_jax.runtime import command_line
-from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import bundle, graph_choice, trained
 from cnn2gnn_jax.serving.trained import Trained
@@ -40,7 +40,7 @@ def teacher_module(student: Trained) -> bytes | None:
     try:
         teacher = trained.open_teacher(recorded)
     except UserError as error:
-        say(f"not compared with the teacher: {error}")
+        log(f"not compared with the teacher: {error}")
         return None
 
     return bundle.serialize(lambda images: jax.nn.softmax(teacher.outputs(images).logits), recorded.image_shape)
@@ -110,7 +110,7 @@ def main() -> None:
     flags.DEFINE_enum("graph", graph_choice.CHOICES[0], graph_choice.CHOICES, graph_choice.HELP, flag_values=values)
     command_line.parse(values, __doc__, required=["workdir", "out"])
     print(table(write(pathlib.Path(values.workdir), pathlib.Path(values.out), values.graph)))
-    say(f"bundle in {values.out}")
+    log(f"bundle in {values.out}")
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""The main job.
+"""The main job: trains a teacher and its students, evaluates them and writes a report.
 
 python -m cnn2gnn_jax.main --config=CONFIG[:WORD] [--workdir=DIR] [--stage=STAGE] [--config.field=value ...]
 
@@ -13,9 +13,8 @@ Examples:
 
 configs/base.py documents every field of a config, and so does --helpfull.
 
-Exit codes: 0 done, 2 a mistake in what was asked for, 74 the machine refused to read or write (a full disk, no
-permission), 75 stopped by SIGTERM, 76 another process was lost, 130 stopped by Ctrl-C: after the last four the same
-command goes on.
+Exit codes: 0 done, 2 wrong input, 74 a file could not be read or written (a full disk, no permission), 75 stopped by
+SIGTERM, 76 another process was lost, 130 stopped by Ctrl-C. After 74, 75, 76 and 130 the same command continues.
 """
 
 import pathlib
@@ -36,15 +35,13 @@ def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     config_flag.define_file(values)
     flags.DEFINE_string(
-        "workdir", None, "where the run is kept; by default runs/<config>-<fingerprint>", flag_values=values
+        "workdir", None, "the folder of the run; by default runs/<config>-<fingerprint>", flag_values=values
     )
-    flags.DEFINE_enum(
-        "stage", pipeline.STAGES[-1], pipeline.STAGES, "run the chain up to this stage", flag_values=values
-    )
+    flags.DEFINE_enum("stage", pipeline.STAGES[-1], pipeline.STAGES, "the last stage to run", flag_values=values)
     flags.DEFINE_bool(
         "distributed",
         False,
-        "this is one of several processes, which Slurm, Open MPI, Cloud TPU or GKE started",
+        "whether this is one of several processes that were started by Slurm, Open MPI, Cloud TPU or GKE",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -53,28 +50,28 @@ def _flags() -> flags.FlagValues:
         "HOST:PORT of the first of several processes that are started by hand",
         flag_values=values,
     )
-    flags.DEFINE_integer("processes", None, "how many processes there are", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "which one this is, from 0", flag_values=values)
+    flags.DEFINE_integer("processes", None, "the number of processes", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "the position of this process, from 0", flag_values=values)
     command_line.parse(values, __doc__, required=["config"], fields=config_flag.meanings(base.FIELDS))
     return values
 
 
 def main() -> None:
-    """Reads the command line, runs the pipeline and prints its table."""
+    """Parses the command line, runs the pipeline and prints its table."""
     values = _flags()
     logging.set_verbosity(logging.WARNING)
-    by_hand = (values.coordinator, values.processes, values.process_id)
-    if values.distributed or any(value is not None for value in by_hand):
-        processes.join(*by_hand)
-    processes.heed_signals()
-    xla.keep_programs(values.config)
+    process_flags = (values.coordinator, values.processes, values.process_id)
+    if values.distributed or any(value is not None for value in process_flags):
+        processes.join(*process_flags)
+    processes.install_signal_handlers()
+    xla.enable_compilation_cache(values.config)
     results = pipeline.run(values.config, pathlib.Path(values.workdir) if values.workdir else None, values.stage)
     if results is not None:
         print(run_table.terminal(results))
 
 
 def run() -> None:
-    """The program: what a user can mend ends in one line, see the exit codes above."""
+    """Runs the program: mistakes of the user end in one line, see the exit codes above."""
     try:
         command_line.run(main)
     except jax.errors.JaxRuntimeError as error:

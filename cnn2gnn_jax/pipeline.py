@@ -1,7 +1,7 @@
 """The chain: images -> teacher -> teacher logits on disk -> student -> evaluation -> report.
 
-Each stage finds its result by fingerprint and skips itself. A fingerprint covers the data set's fingerprint and every
-field that changes the result.
+A stage whose result is on disk is skipped. Results are found by fingerprint, a hash of the data set's fingerprint and
+of every field that changes the result.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ from cnn2gnn_jax.evaluation import teacher as teachers
 from cnn2gnn_jax.evaluation.teacher import TeacherOutputs
 from cnn2gnn_jax.run import Run
 from cnn2gnn_jax.runtime import artifact, processes, storage
-from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training import fit, tasks
 from cnn2gnn_jax.training.fit import Job, Load
@@ -31,40 +31,41 @@ STAGES = ("teacher", "logits", "student", "evaluate", "report")
 
 
 def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = STAGES[-1]) -> dict[str, Any] | None:
-    """Runs the chain up to `stage` and skips what is already done.
+    """Runs the chain up to `stage`, and skips stages that are done.
 
     Args:
-      config: as a config file gives it.
-      workdir: None for `runs/<config.name>-<fingerprint>`.
-      stage: one of STAGES.
+      config: the config, as a config file returns it.
+      workdir: the folder of the run; None for `runs/<config.name>-<fingerprint>`.
+      stage: the last stage, one of STAGES.
 
     Returns:
-      The results if the chain ran to the evaluation, otherwise None; of several processes, to the first alone.
+      The results, as in `results.json`; None if the chain ends before the evaluation, and in all processes but the
+      first.
 
     Raises:
-      UserError: wrong config, data missing or damaged, a workdir of another config or in use.
+      UserError: the config is invalid, data is missing or damaged, or the workdir is in use or has another config.
     """
     if stage not in STAGES:
         raise UserError(f"stage {stage!r} is unknown: choose one of {', '.join(STAGES)}")
-    begun = runs.begin(config, workdir)
-    with processes.first_holds(storage.lock(begun.workdir / ".lock", wait=False)):
-        processes.on_first(lambda: storage.remove_remains(begun.workdir))
-        processes.on_first(lambda: runs.record(begun))
-        counts = f"{len(begun.dataset.train)} training and {len(begun.dataset.test)} test images"
-        say(f"{begun.dataset.name}: {counts}; workdir {begun.workdir}")
-        return _stages(begun, STAGES.index(stage))
+    current_run = runs.begin(config, workdir)
+    with processes.first_holds(storage.lock(current_run.workdir / ".lock", wait=False)):
+        processes.on_first(lambda: storage.remove_remains(current_run.workdir))
+        processes.on_first(lambda: runs.record(current_run))
+        counts = f"{len(current_run.dataset.train)} training and {len(current_run.dataset.test)} test images"
+        log(f"{current_run.dataset.name}: {counts}; workdir {current_run.workdir}")
+        return _stages(current_run, STAGES.index(stage))
 
 
 def _stages(run: Run, last: int) -> dict[str, Any] | None:
     load_teacher = outputs = None
     if configs.needs_teacher(run.config) and run.config.teacher.logits_file:
-        outputs = teachers.given_outputs(run)
+        outputs = teachers.outputs_from_file(run)
     elif configs.needs_teacher(run.config):
         with processes.first_holds(storage.lock(run.teacher_folder / ".lock", wait=True)):
             processes.on_first(lambda: storage.remove_remains(run.teacher_folder))
             load_teacher = train_teacher(run)
             if last >= STAGES.index("logits"):
-                outputs = teachers.own_outputs(run, load_teacher)
+                outputs = teachers.computed_outputs(run, load_teacher)
     if last < STAGES.index("student"):
         return None
     students = [
@@ -76,25 +77,29 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
         return None
     inputs = teachers.student_inputs(run, outputs)
     teacher_logits = None if outputs is None else outputs.arrays["logits"]["train"]
-    entries = [scoring.evaluate_student(run, task, load, inputs, teacher_logits) for task, load in students]
-    found: dict[str, Any] = {}
+    evaluations = [scoring.evaluate_student(run, task, load, inputs, teacher_logits) for task, load in students]
+    results: dict[str, Any] = {}
 
     def finish() -> None:
-        predicted = np.concatenate([one["predicted"] for one in entries])
-        found.update(_results(run, students[0][0], outputs, entries))
-        found["predictions"] = storage.fingerprint(found["accuracies"])
+        predicted = np.concatenate([evaluation["predicted"] for evaluation in evaluations])
+        results.update(_results(run, students[0][0], outputs, evaluations))
+        results["predictions"] = storage.fingerprint(results["accuracies"])
         arrays = {"predicted": predicted, "labels": run.evaluated.labels.astype(predicted.dtype)}
-        artifact.write(run.workdir / summary.PREDICTIONS, summary.KIND, found["predictions"], {}, arrays)
-        storage.write_json(run.workdir / "results.json", found)
+        artifact.write(run.workdir / summary.PREDICTIONS, summary.KIND, results["predictions"], {}, arrays)
+        storage.write_json(run.workdir / "results.json", results)
         if last >= STAGES.index("report"):
-            report.write(run.workdir, found, run.dataset, run.evaluated, predicted)
+            report.write(run.workdir, results, run.dataset, run.evaluated, predicted)
 
     processes.on_first(finish)
-    return found or None
+    return results or None
 
 
 def train_teacher(run: Run) -> Load:
-    """Trains the teacher unless it is in the cache."""
+    """Trains the teacher, unless it is in the cache.
+
+    Returns:
+      A function that reads its trained state.
+    """
     folder = run.teacher_folder
     task = tasks.teacher_task(run.config, run.dataset)
     job = Job(task, f"teacher {run.config.teacher.network}", folder / "checkpoints", folder.name)
@@ -105,24 +110,37 @@ def train_teacher(run: Run) -> Load:
 def train_students(
     run: Run, graph: str, load_teacher: Load | None, outputs: TeacherOutputs | None
 ) -> list[tuple[Task, Load]]:
-    """Trains the students of all seeds with the graph setting `graph`, those that are not in the workdir.
+    """Trains the students of all seeds with one graph setting, unless they are in the workdir.
 
-    Dense ones train side by side. Convolutions with weights of their own for each student are slower together than one
-    after another.
+    Students without convolutions train side by side. Convolutions with different weights for each student are faster
+    one after another.
+
+    Args:
+      run: the run.
+      graph: the graph setting, one of `config.graph_settings`.
+      load_teacher: reads the trained state of the teacher; None without a teacher.
+      outputs: the teacher's outputs, or None.
+
+    Returns:
+      For each seed the task, and a function that reads its trained state.
     """
-    own_tasks = tasks.student_tasks(run.config, run.dataset, graph)
+    student_tasks = tasks.student_tasks(run.config, run.dataset, graph)
     jobs = [
         Job(task, name, run.workdir / "checkpoints" / name, f"{run.fingerprint}/{name}")
-        for task, name in ((task, tasks.student_name(task)) for task in own_tasks)
+        for task, name in ((task, tasks.student_name(task)) for task in student_tasks)
     ]
     inputs, stored = teachers.student_inputs(run, outputs), {}
     if fields := tasks.stored_outputs(run.config, run.dataset):
         assert outputs is not None
         stored = outputs.for_training(fields)
-    live = load_teacher if own_tasks[0].teacher is not None else None
-    groups = [jobs] if own_tasks[0].is_dense else [[job] for job in jobs]
-    loads = [load for group in groups for load in _fit(run, group, run.workdir / "metrics.jsonl", inputs, stored, live)]
-    return list(zip(own_tasks, loads, strict=True))
+    teacher_in_step = load_teacher if student_tasks[0].teacher is not None else None
+    groups = [jobs] if student_tasks[0].is_dense else [[job] for job in jobs]
+    loads = [
+        load
+        for group in groups
+        for load in _fit(run, group, run.workdir / "metrics.jsonl", inputs, stored, teacher_in_step)
+    ]
+    return list(zip(student_tasks, loads, strict=True))
 
 
 def _fit(
@@ -133,7 +151,7 @@ def _fit(
     stored: dict[str, np.ndarray] | None = None,
     load_teacher: Load | None = None,
 ) -> list[Load]:
-    """Trains jobs on the raw `inputs` of the training images and the `stored` outputs of the teacher for these."""
+    """Trains jobs on raw `inputs` by split and the teacher's `stored` outputs for the training images."""
 
     def score(task: Task, state: TrainState) -> float:
         return scoring.held_out_accuracy(run, scoring.model_of(run, task, state, inputs["train"]), inputs["holdout"])
@@ -150,12 +168,12 @@ def _fit(
 
 
 def _results(
-    run: Run, student: Task, outputs: TeacherOutputs | None, evaluated: list[dict[str, Any]]
+    run: Run, student: Task, outputs: TeacherOutputs | None, evaluations: list[dict[str, Any]]
 ) -> dict[str, Any]:
     inputs = teachers.student_inputs(run, outputs)["train"]
     records = [run.workdir / "metrics.jsonl"] + ([run.teacher_folder / "metrics.jsonl"] if outputs is not None else [])
     seconds = training_seconds(*records)
-    seconds["evaluation"] = round(sum(one["seconds"] for one in evaluated), 3)
+    seconds["evaluation"] = round(sum(evaluation["seconds"] for evaluation in evaluations), 3)
     teacher = None
     if outputs is not None:
         costs: dict[str, Any] = {}
@@ -169,11 +187,11 @@ def _results(
         "dataset": summary.dataset(run),
         "teacher": teacher,
         "student": summary.student(run.config.student, summary.student_costs(student, inputs, run.config.evaluate)),
-        "accuracies": [entry for one in evaluated for entry in one["accuracies"]],
-        "inference_seconds": [seconds for one in evaluated for seconds in one["inference_seconds"]],
-        "holdout_accuracies": [one["holdout"] for one in evaluated if one["holdout"] is not None],
-        "training_set": [one["training_set"] for one in evaluated if one["training_set"] is not None],
-        "examples": evaluated[0]["examples"],
+        "accuracies": [entry for evaluation in evaluations for entry in evaluation["accuracies"]],
+        "inference_seconds": [seconds for evaluation in evaluations for seconds in evaluation["inference_seconds"]],
+        "holdout_accuracies": [e["holdout"] for e in evaluations if e["holdout"] is not None],
+        "training_set": [e["training_set"] for e in evaluations if e["training_set"] is not None],
+        "examples": evaluations[0]["examples"],
         "seconds": seconds,
         "devices": run.devices.count,
         "versions": summary.versions(),

@@ -1,7 +1,7 @@
-"""A run: its complete config, its data and its places on disk, and what its workdir keeps of them.
+"""A run: its resolved config, its data and its folders, and what its workdir records of them.
 
-A workdir holds all that its student needs to answer for new images: the data set need not be there. Its folder `run`
-tells the config and what the student needs of the data set, and holds the anchors of a graph student.
+A workdir holds everything that its student needs to classify new images, without the data set. Its folder `run` records
+the config, the facts about the data set that the student needs, and the anchors of a graph student.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from cnn2gnn_jax.runtime import artifact, processes
 from cnn2gnn_jax.runtime.devices import ONE, Devices, from_config
 from cnn2gnn_jax.runtime.errors import UserError
 
-RECORD = "run"  # the folder in a workdir
+RECORD = "run"  # the name of the folder in a workdir
 KIND = artifact.Kind("the record of a run", configs.STUDENT_FORMAT, remake="run the run's own command again")
-_NAMED = 5  # fields in an error
+_MAX_NAMED_FIELDS = 5  # in an error message
 
 
 class Run(NamedTuple):
-    """What every stage reads: the complete config, the data, the places on disk, and the devices."""
+    """The inputs of every stage: the resolved config, the data, the folders, and the devices."""
 
     config: FrozenConfigDict
     dataset: Dataset
@@ -35,32 +35,37 @@ class Run(NamedTuple):
 
     @property
     def evaluated(self) -> Split:
-        """The images that accuracies are of."""
+        """The split on which accuracies are evaluated."""
         split = self.dataset.test if self.config.evaluate.split == "test" else self.dataset.holdout
         assert split is not None
         return split
 
 
 def begin(config: ConfigDict, workdir: pathlib.Path | None = None) -> Run:
-    """The run of a config as a config file gives it; `workdir` None for `runs/<config.name>-<fingerprint>`.
+    """Begins the run of a config: resolves the config, loads the data, and checks that both fit.
+
+    Args:
+      config: the config, as a config file returns it.
+      workdir: the folder of the run; None for `runs/<config.name>-<fingerprint>`.
 
     Raises:
-      UserError: wrong config, data missing or damaged, a workdir of another config.
+      UserError: the config is invalid, data is missing or damaged, or the workdir has another config.
     """
-    complete = configs.resolve(config)
-    cache = pathlib.Path(complete.cache_dir).expanduser()
-    devices = from_config(complete.parallel)
-    dataset = processes.first_before_others(lambda: data.load(complete.data, cache))
-    configs.check_data(complete, dataset)
-    fingerprint = configs.student_fingerprint(complete, dataset.fingerprint)
-    folder = pathlib.Path("runs") / f"{complete.name}-{fingerprint}" if workdir is None else workdir
-    _refuse_another(folder, complete, fingerprint)
-    teacher_folder = cache / "teachers" / configs.teacher_fingerprint(complete, dataset.fingerprint)
-    return Run(complete, dataset, teacher_folder, folder, fingerprint, devices)
+    resolved = configs.resolve(config)
+    cache = pathlib.Path(resolved.cache_dir).expanduser()
+    devices = from_config(resolved.parallel)
+    dataset = processes.first_before_others(lambda: data.load(resolved.data, cache))
+    configs.check_data(resolved, dataset)
+    fingerprint = configs.student_fingerprint(resolved, dataset.fingerprint)
+    folder = pathlib.Path("runs") / f"{resolved.name}-{fingerprint}" if workdir is None else workdir
+    _check_workdir(folder, resolved, fingerprint)
+    teacher_folder = cache / "teachers" / configs.teacher_fingerprint(resolved, dataset.fingerprint)
+    return Run(resolved, dataset, teacher_folder, folder, fingerprint, devices)
 
 
-def _refuse_another(workdir: pathlib.Path, config: FrozenConfigDict, fingerprint: str) -> None:
-    if (workdir / "config.json").exists():  # which earlier versions wrote
+def _check_workdir(workdir: pathlib.Path, config: FrozenConfigDict, fingerprint: str) -> None:
+    """Raises UserError if the workdir holds a run of another config or of an earlier version."""
+    if (workdir / "config.json").exists():  # written by earlier versions
         raise UserError(
             f"{workdir} was written by an earlier version of this program: choose another --workdir, or delete this one"
         )
@@ -71,8 +76,8 @@ def _refuse_another(workdir: pathlib.Path, config: FrozenConfigDict, fingerprint
     except (artifact.Outdated, artifact.Foreign) as error:
         facts = error.manifest.get("facts")
         differences = configs.differences(facts.get("config") if isinstance(facts, dict) else None, config)
-        more = f"; and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
-        fields = f"{'; '.join(differences[:_NAMED])}{more}"
+        more = f"; and {len(differences) - _MAX_NAMED_FIELDS} more" if len(differences) > _MAX_NAMED_FIELDS else ""
+        fields = f"{'; '.join(differences[:_MAX_NAMED_FIELDS])}{more}"
         if isinstance(error, artifact.Outdated):
             what = f"{error.what} ({fields or 'no field differs'}): choose another --workdir, or delete this one"
             raise UserError(what) from None
@@ -83,7 +88,7 @@ def _refuse_another(workdir: pathlib.Path, config: FrozenConfigDict, fingerprint
 
 
 def record(run: Run) -> None:
-    """Writes what the run is to its workdir, for `read`, unless it is there."""
+    """Records the run in its workdir, for `read`, unless it is recorded already."""
     folder, train = run.workdir / RECORD, run.dataset.train
     facts = {
         "teacher_folder": str(run.teacher_folder.absolute()),
@@ -102,7 +107,7 @@ def record(run: Run) -> None:
             return
     anchors = {}
     if run.config.student.kind == "graph":
-        # Those of the first student, which answers for new images.
+        # The anchors of the first student, which classifies new images.
         index = np.stack(batches.anchor_sets(train.labels, run.config.evaluate, run.config.seed))
         anchors = {"index": index, "labels": train.labels[index], "images": train.images[index]}
         if train.files is not None:
@@ -111,16 +116,18 @@ def record(run: Run) -> None:
 
 
 class Recorded(NamedTuple):
-    """What a workdir tells of its run.
+    """What a workdir records of its run.
 
-    fingerprint: of the run.
-    teacher_folder: of the teacher, which may have gone since.
+    config: the resolved config.
+    workdir: the folder of the run.
+    fingerprint: the fingerprint of the run.
+    teacher_folder: the folder of the teacher, which may have been removed since.
     classes: the name of label k at position k.
     image_shape: (H, W, C).
-    train_images: how many there were.
-    mean, std: of the images.
-    anchors: of a graph student, `index` (K, A), `labels` (K, A) and `images` (K, A, H, W, C) uint8 of K batches; of an
-      image folder also `files` (K, A), relative to the folder.
+    train_images: the number of training images.
+    mean, std: the channel statistics of the images.
+    anchors: for a graph student, `index` (K, A), `labels` (K, A) and `images` (K, A, H, W, C) uint8 of K batches; for
+      an image folder also `files` (K, A), relative to the folder.
     """
 
     config: FrozenConfigDict
@@ -136,14 +143,14 @@ class Recorded(NamedTuple):
 
 
 def read(workdir: pathlib.Path) -> Recorded:
-    """What `record` has written.
+    """Reads what `record` has written.
 
     Raises:
-      UserError: there is no run, it is of another version, or damaged.
+      UserError: there is no run in the workdir, or it is damaged or of another version.
     """
     folder = workdir / RECORD
     try:
-        kept = artifact.read(folder, KIND)
+        recorded = artifact.read(folder, KIND)
     except artifact.Missing as error:
         raise UserError(
             f"{workdir} is no workdir ({error.what}): give one that cnn2gnn_jax.main has trained in"
@@ -151,20 +158,20 @@ def read(workdir: pathlib.Path) -> Recorded:
     except artifact.Outdated as error:
         raise UserError(f"{error.what}: use the version that wrote it, or train again in a new workdir") from None
     with artifact.intact(folder, KIND):
-        config = configs.resolve(ConfigDict(kept.facts["config"]))
-        dataset = kept.facts["dataset"]
+        config = configs.resolve(ConfigDict(recorded.facts["config"]))
+        dataset = recorded.facts["dataset"]
         height, width, channels = dataset["image_shape"]
-        if config.student.kind == "graph" and not {"index", "labels", "images"} <= kept.arrays.keys():
+        if config.student.kind == "graph" and not {"index", "labels", "images"} <= recorded.arrays.keys():
             raise ValueError("it has no anchors")
         return Recorded(
             config,
             workdir,
-            kept.fingerprint,
-            pathlib.Path(kept.facts["teacher_folder"]),
+            recorded.fingerprint,
+            pathlib.Path(recorded.facts["teacher_folder"]),
             tuple(dataset["classes"]),
             (height, width, channels),
             dataset["train_images"],
             tuple(dataset["mean"]),
             tuple(dataset["std"]),
-            kept.arrays if config.student.kind == "graph" else None,
+            recorded.arrays if config.student.kind == "graph" else None,
         )

@@ -233,7 +233,7 @@ from cnn2gnn_jax.runtime import command_line, errors, processes
 
 def main():
     if sys.argv[1] != "unheeded":
-        processes.heed_signals()
+        processes.install_signal_handlers()
     if sys.argv[1] in ("between", "unheeded"):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)

@@ -12,6 +12,7 @@ import pytest
 from cnn2gnn_jax import pipeline
 from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.configs import digits
+from cnn2gnn_jax.report.__main__ import write_run
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training.checkpoint import Checkpoints
@@ -85,13 +86,27 @@ def test_records_pictures_and_logits_are_on_disk(done, cache):
     losses = [r["loss"] for r in records if r["stage"] == "graph_learned-seed0"]
     assert losses[-1] < losses[0]
     assert all("self_weight" in r for r in records if r["stage"] == "graph_learned-seed0")
-    for name in ("curves.png", "neighbors.png"):
-        assert (workdir / "report" / name).read_bytes().startswith(b"\x89PNG")
+    for name in ("curves", "confusion", "neighbors"):
+        assert (workdir / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (workdir / "report" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert "learned graph" in (workdir / "report" / "results.md").read_text()
     folder = cache / "teachers" / results["teacher"]["fingerprint"] / "teacher_logits"
     logits = np.load(folder / "test.npy", allow_pickle=False)
     assert logits.shape == (359, 10)
     assert logits.dtype == np.float32
+
+
+def test_the_report_of_a_run_is_written_again_from_its_workdir(done, tmp_path):
+    _, workdir, _ = done
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    shutil.rmtree(copy / "report")
+    assert write_run(copy) == copy / "report" / "results.md"
+    for name in ("results.md", "results.tex", "results.csv", "confusion.png", "curves.png", "curves.pdf"):
+        assert (copy / "report" / name).read_bytes() == (workdir / "report" / name).read_bytes(), name
+    assert r"\begin{tabular}{lrrr}" in (copy / "report" / "results.tex").read_text()
+    (copy / "predictions" / "predicted.npy").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="predictions is damaged"):
+        write_run(copy)
 
 
 def test_a_second_call_redoes_nothing(done):

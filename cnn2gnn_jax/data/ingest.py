@@ -17,7 +17,7 @@ from absl import logging
 
 from cnn2gnn_jax.data import cache, sources
 from cnn2gnn_jax.runtime import artifact, errors, storage
-from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError
 
 
@@ -47,7 +47,7 @@ def _arrays(config: Any, cache_dir: pathlib.Path, fetch: bool) -> cache.Arrays:
         source = _fetch(name, downloads, fetch)
         key = source.key
     for line in source.left_out if source else ():
-        say(f"{name}: left out: {line}")
+        log(f"{name}: left out: {line}")
     folder = _cache_folder(config, cache_dir, key)
     # An intact cache is opened without a lock, because locks are impossible on a read-only disk.
     with contextlib.suppress(artifact.Refused):

@@ -1,4 +1,4 @@
-"""What a CNN answers for many images: logits, pooled features, attention maps."""
+"""The outputs of a CNN for many images: logits, pooled features, attention maps."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -16,7 +16,14 @@ from cnn2gnn_jax.training.model import TrainedModel
 def network_outputs(
     model: TrainedModel, images: np.ndarray, devices: Devices = ONE, batch_size: int = 500
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits (N, C) and pooled features (N, F), float32, of a CNN for all raw images, in their order."""
+    """Computes the logits (N, C) and pooled features (N, F) of a CNN, both float32.
+
+    Args:
+      model: a CNN.
+      images: raw images, (N, H, W, 3) uint8.
+      devices: each computes whole batches.
+      batch_size: the largest number of images in a batch.
+    """
     parts = by_batches(_logits_and_pooled, model, images, devices, batch_size)
     logits, pooled = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return logits, pooled
@@ -25,12 +32,15 @@ def network_outputs(
 def attention_maps(
     model: TrainedModel, images: np.ndarray, devices: Devices = ONE, batch_size: int = 500
 ) -> Iterator[list[np.ndarray]]:
-    """`maps.one_channel` of each stage's features, (b, H, W, 1) float32, for all raw images, batch after batch."""
+    """Yields for each batch `maps.one_channel` of the features of each stage, (b, H, W, 1) float32.
+
+    The arguments are those of `network_outputs`.
+    """
     return by_batches(_attention_maps, model, images, devices, batch_size)
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Percent of images whose largest logit is their class."""
+    """The accuracy in percent of logits (N, C) on integer labels (N,)."""
     return float(100 * np.mean(np.argmax(logits, axis=-1) == labels))
 
 
@@ -55,11 +65,19 @@ def by_batches(
     devices: Devices = ONE,
     batch_size: int = 500,
 ) -> Iterator[Any]:
-    """The arrays that `function(model, images)` returns, float32, for all raw images in their order.
+    """Applies `function(model, images)` to raw images batch by batch, in their order.
 
-    A batch has at most `batch_size` images. Each is the tree that `function` returns, with arrays of that many rows.
+    Args:
+      function: returns a pytree of arrays with a row for each image of a batch.
+      model: its first argument.
+      images: raw images, (N, H, W, 3) uint8.
+      devices: each computes whole batches.
+      batch_size: the largest number of images in a batch.
+
+    Yields:
+      For each batch, the pytree that `function` returns, as float32 NumPy arrays.
     """
     indices, masks = batches.evaluation_batches(len(images), min(batch_size, -(-len(images) // devices.count)))
-    found = _compiled(function, devices)(model, lambda k: images[indices[k]], len(indices))
-    for arrays, mask in zip(found, masks, strict=True):
+    results = _compiled(function, devices)(model, lambda k: images[indices[k]], len(indices))
+    for arrays, mask in zip(results, masks, strict=True):
         yield jax.tree.map(lambda array, mask=mask: np.asarray(array, np.float32)[mask], arrays)

@@ -1,6 +1,6 @@
-"""Accuracy of a graph student by protocol: each mechanism, each batch order, and what the graph did.
+"""The accuracy of a graph student under each protocol: each mechanism and batch order, with graph diagnostics.
 
-A protocol is a function `(model, columns, batch, mechanism2_graph) -> (prediction, diagnostics)`, which is compiled,
+A protocol is a function `(model, anchors, batch, mechanism2_graph) -> (prediction, diagnostics)`, which is compiled,
 and a row in `PROTOCOLS`.
 """
 
@@ -21,7 +21,7 @@ from cnn2gnn_jax.training.model import Anchors, TrainedModel
 
 
 class Batch(NamedTuple):
-    """B images of an evaluation: raw inputs (B, ...), labels (B,), and a mask (B,), False for padding."""
+    """B evaluated images: raw inputs (B, ...), labels (B,), and a mask (B,) that is False for padding."""
 
     inputs: jax.Array
     labels: jax.Array
@@ -29,28 +29,30 @@ class Batch(NamedTuple):
 
 
 Diagnostics = dict[str, jax.Array]
-Answer = Callable[[TrainedModel, Anchors, Batch, str], tuple[inference.Prediction, Diagnostics]]
+Predict = Callable[[TrainedModel, Anchors, Batch, str], tuple[inference.Prediction, Diagnostics]]
 
 
 def one_by_one(
     model: TrainedModel, anchors: Anchors, batch: Batch, mechanism2_graph: str
 ) -> tuple[inference.Prediction, Diagnostics]:
-    """Mechanism 1."""
+    """Predicts by Mechanism 1: each image is linked to the anchors."""
     del mechanism2_graph
-    found = inference.one_by_one(model.module, model.variables, anchors.columns, model.inputs(batch.inputs))
+    prediction = inference.one_by_one(model.module, model.variables, anchors.columns, model.inputs(batch.inputs))
     own = jnp.full(batch.labels.shape, anchors.columns.nodes.shape[0])
-    # The image's own column has no label that a neighbour could share.
+    # The image's own column comes last; its label must not count as a neighbour's.
     column_labels = jnp.append(anchors.labels, -1)
-    return found, graph.diagnostics(found.adjacency, own, batch.labels, column_labels, batch.mask)
+    return prediction, graph.diagnostics(prediction.adjacency, own, batch.labels, column_labels, batch.mask)
 
 
 def batch_by_batch(
     model: TrainedModel, anchors: Anchors, batch: Batch, mechanism2_graph: str
 ) -> tuple[inference.Prediction, Diagnostics]:
-    """Mechanism 2."""
+    """Predicts by Mechanism 2: the images of the batch are linked as their nearest anchors are."""
     inputs, labels, mask = model.inputs(batch.inputs), batch.labels, batch.mask
-    found = inference.batch_by_batch(model.module, model.variables, anchors.columns, inputs, mask, mechanism2_graph)
-    return found, graph.diagnostics(found.adjacency, jnp.arange(labels.shape[0]), labels, labels, mask, mask)
+    prediction = inference.batch_by_batch(
+        model.module, model.variables, anchors.columns, inputs, mask, mechanism2_graph
+    )
+    return prediction, graph.diagnostics(prediction.adjacency, jnp.arange(labels.shape[0]), labels, labels, mask, mask)
 
 
 def _anchors(model: TrainedModel) -> Sequence[Anchors]:
@@ -58,17 +60,17 @@ def _anchors(model: TrainedModel) -> Sequence[Anchors]:
 
 
 class Protocol(NamedTuple):
-    """How images are answered.
+    """How images are classified.
 
     mechanism: its name in the results.
-    batch_order: of ORDERS; None where no answer depends on another image.
-    answer: what is compiled.
-    columns: the batches of training images that images are linked to in turn.
+    batch_order: a key of ORDERS; None where no prediction depends on another evaluated image.
+    predict: the function that is compiled.
+    columns: returns the batches of training images that images are linked to in turn.
     """
 
     mechanism: str
     batch_order: str | None
-    answer: Answer
+    predict: Predict
     columns: Callable[[TrainedModel], Sequence[Anchors]] = _anchors
 
 
@@ -84,12 +86,12 @@ ORDERS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 
 
 class Settings(NamedTuple):
-    """What the protocols have in common.
+    """The settings of all protocols.
 
-    batch_size: the most images of a batch.
-    order_seed: of the shuffled order.
-    mechanism2_graph: of Mechanism 2, see `inference.batch_by_batch`.
-    devices: each takes whole batches.
+    batch_size: the largest number of images in a batch.
+    order_seed: the seed of the shuffled order.
+    mechanism2_graph: the variant of Mechanism 2, see `inference.batch_by_batch`.
+    devices: each computes whole batches.
     """
 
     batch_size: int = 100
@@ -101,35 +103,38 @@ class Settings(NamedTuple):
 def graph_protocols(
     model: TrainedModel, inputs: np.ndarray, labels: np.ndarray, settings: Settings
 ) -> list[dict[str, Any]]:
-    """One entry for each of PROTOCOLS: `mechanism`, `batch_order`, and what `graph_accuracy` gives.
+    """Evaluates a graph student under each of PROTOCOLS.
 
     Args:
-      model: a graph student; with `graph="off"` every protocol gives the same answers.
-      inputs: raw test inputs, (N, ...).
-      labels: (N,).
-      settings: of all protocols.
+      model: a graph student; with `graph="off"` every protocol gives the same predictions.
+      inputs: raw inputs of the evaluated images, (N, ...).
+      labels: their classes, (N,).
+      settings: the settings of all protocols.
+
+    Returns:
+      An entry for each protocol: `mechanism`, `batch_order`, and the values of `graph_accuracy`.
     """
     entries = []
     for protocol in PROTOCOLS:
         order = ORDERS[protocol.batch_order or "shuffled"](labels, settings.order_seed)
-        found = graph_accuracy(protocol, model, inputs, labels, order, settings)
-        entries.append({"mechanism": protocol.mechanism, "batch_order": protocol.batch_order, **found})
+        values = graph_accuracy(protocol, model, inputs, labels, order, settings)
+        entries.append({"mechanism": protocol.mechanism, "batch_order": protocol.batch_order, **values})
     return entries
 
 
 def one_by_one_accuracy(model: TrainedModel, inputs: np.ndarray, labels: np.ndarray, devices: Devices = ONE) -> float:
-    """Percent right under Mechanism 1, for choosing an epoch."""
+    """The accuracy in percent under Mechanism 1, for choosing an epoch."""
     order = np.arange(len(labels))
     return graph_accuracy(PROTOCOLS[0], model, inputs, labels, order, Settings(devices=devices))["accuracy"]
 
 
 @functools.lru_cache(maxsize=8)  # so that each model is compiled once
-def _compiled(answer: Answer, mechanism2_graph: str, devices: Devices) -> Callable:
-    """A protocol on batches of raw images: class probabilities, graph diagnostics, nearest anchors."""
+def _compiled(predict: Predict, mechanism2_graph: str, devices: Devices) -> Callable:
+    """Compiles a protocol for batches of raw images: class probabilities, graph diagnostics, nearest anchors."""
 
     def run(shared: tuple[TrainedModel, Anchors], batch: Batch) -> tuple[jax.Array, Diagnostics, jax.Array]:
-        found, facts = answer(*shared, batch, mechanism2_graph)
-        return jax.nn.softmax(found.logits.astype(jnp.float32)), facts, found.nearest
+        prediction, diagnostics = predict(*shared, batch, mechanism2_graph)
+        return jax.nn.softmax(prediction.logits.astype(jnp.float32)), diagnostics, prediction.nearest
 
     return devices.batchwise(run)
 
@@ -142,32 +147,43 @@ def graph_accuracy(
     order: np.ndarray,
     settings: Settings,
 ) -> dict[str, Any]:
-    """What comes out over all N images, batches taken in `order`.
+    """Evaluates a graph student under one protocol.
+
+    Args:
+      protocol: the protocol.
+      model: a graph student.
+      inputs: raw inputs of the evaluated images, (N, ...).
+      labels: their classes, (N,).
+      order: the order in which batches take the images, (N,).
+      settings: the settings of all protocols.
 
     Returns:
-      `accuracy` in percent, the `diagnostics` as means over images (`distinct_anchors` only where the mechanism chooses
-      anchors), the `seconds` it took without compilation, and the classes `predicted`, (N,).
+      `accuracy` in percent; `diagnostics`, as means over images, with `distinct_anchors` only where the mechanism
+      assigns each image its nearest anchor; `seconds` without compilation; and `predicted`, the predicted classes (N,).
     """
     predicted, totals = np.zeros(len(order), np.int32), collections.defaultdict[str, float](float)
     indices, masks = batches.evaluation_batches(len(order), min(settings.batch_size, len(order)), order)
-    compiled, columns = _compiled(protocol.answer, settings.mechanism2_graph, settings.devices), protocol.columns(model)
-    alone = model.replace(anchors=())
+    compiled, columns = (
+        _compiled(protocol.predict, settings.mechanism2_graph, settings.devices),
+        protocol.columns(model),
+    )
+    model_without_anchors = model.replace(anchors=())
 
-    def answers_to(count: int) -> list[Iterator[Any]]:
+    def predictions(count: int) -> list[Iterator[Any]]:
         def read(k: int) -> Batch:
             return Batch(inputs[indices[k]], labels[indices[k]], masks[k])
 
-        return [compiled((alone, each), read, count) for each in columns]
+        return [compiled((model_without_anchors, anchors), read, count) for anchors in columns]
 
-    next(answers_to(1)[0])  # compiles
-    start, runs = time.monotonic(), answers_to(len(indices))
-    for index, mask, *answers in zip(indices, masks, *runs, strict=True):
+    next(predictions(1)[0])  # compiles
+    start, by_columns = time.monotonic(), predictions(len(indices))
+    for index, mask, *results in zip(indices, masks, *by_columns, strict=True):
         probabilities = np.zeros(())
-        for found, facts, nearest in answers:
-            probabilities = probabilities + found
-            if np.all(nearest >= 0):  # else the mechanism chooses no anchors
-                facts = {**facts, "distinct_anchors": len(np.unique(nearest[mask]))}
-            for name, value in facts.items():
+        for batch_probabilities, diagnostics, nearest in results:
+            probabilities = probabilities + batch_probabilities
+            if np.all(nearest >= 0):  # otherwise the mechanism has no nearest anchors
+                diagnostics = {**diagnostics, "distinct_anchors": len(np.unique(nearest[mask]))}
+            for name, value in diagnostics.items():
                 totals[name] += float(value) * int(mask.sum()) / len(order) / len(columns)
         predicted[index[mask]] = np.argmax(probabilities, -1)[mask]
     return {
@@ -178,36 +194,45 @@ def graph_accuracy(
     }
 
 
-def one_of_each_class(labels: np.ndarray, most: int) -> list[int]:
-    """The position of the first image of each of the first `most` classes."""
-    return [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)[:most]]
+def one_of_each_class(labels: np.ndarray, max_classes: int) -> list[int]:
+    """The position of the first image of each class, for at most `max_classes` classes."""
+    return [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)[:max_classes]]
 
 
 def neighbor_examples(
-    model: TrainedModel, inputs: np.ndarray, labels: np.ndarray, positions: Sequence[int], most: int = 8
+    model: TrainedModel, inputs: np.ndarray, labels: np.ndarray, positions: Sequence[int], count: int = 8
 ) -> list[dict[str, Any]]:
-    """The learned neighbours (Mechanism 1) of a few test images: training indices and weights, strongest first.
+    """The learned neighbours of a few images by Mechanism 1, among the anchors of the first batch.
 
-    `others` are the first anchor of each other class with its weight, which may be 0. Weights are the image's row of A
-    with its self-loop, scaled to sum to 1. The anchors are those of the first batch.
+    Args:
+      model: a graph student.
+      inputs: raw inputs of the evaluated images, (N, ...).
+      labels: their classes, (N,).
+      positions: the images that are shown.
+      count: the largest number of neighbours of an image.
+
+    Returns:
+      For each image `neighbors`, pairs of training index and weight, strongest first; `others`, the first anchor of
+      each other class with its weight, which may be 0; `self_weight`; `predicted`; and `test_index`. The weights are
+      the image's row of A with its self-loop, scaled to sum to 1.
     """
     anchors = model.anchors[0]
     images = model.inputs(jnp.asarray(inputs[np.asarray(positions)]))
-    found = inference.one_by_one(model.module, model.variables, anchors.columns, images)
-    weights = np.asarray(found.adjacency)
+    prediction = inference.one_by_one(model.module, model.variables, anchors.columns, images)
+    weights = np.asarray(prediction.adjacency)
     weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-12)
     classes, first = np.unique(anchors.labels, return_index=True)
     examples = []
-    for position, row, logits in zip(positions, weights, np.asarray(found.logits), strict=True):
-        best = np.argsort(-row[:-1], kind="stable")[:most]
-        best = best[row[best] > 0]
-        others = first[classes != labels[position]][:most]
+    for position, row, logits in zip(positions, weights, np.asarray(prediction.logits), strict=True):
+        strongest = np.argsort(-row[:-1], kind="stable")[:count]
+        strongest = strongest[row[strongest] > 0]
+        others = first[classes != labels[position]][:count]
         examples.append(
             {
                 "test_index": int(position),
                 "predicted": int(np.argmax(logits)),
                 "self_weight": float(row[-1]),
-                "neighbors": [[int(anchors.index[k]), float(row[k])] for k in best],
+                "neighbors": [[int(anchors.index[k]), float(row[k])] for k in strongest],
                 "others": [[int(anchors.index[k]), float(row[k])] for k in others],
             }
         )

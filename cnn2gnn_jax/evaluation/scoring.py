@@ -1,4 +1,4 @@
-"""What a trained student is worth: its anchors, and its accuracies under every protocol, kept on disk."""
+"""Evaluation of a trained student: its anchors, and its accuracies under every protocol, stored on disk."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ from cnn2gnn_jax.evaluation import protocols, training_set
 from cnn2gnn_jax.evaluation.outputs import accuracy, network_outputs
 from cnn2gnn_jax.run import Run
 from cnn2gnn_jax.runtime import artifact, processes, storage
-from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.training.fit import Load
 from cnn2gnn_jax.training.metrics import last_epoch_mean
 from cnn2gnn_jax.training.model import TrainedModel, trained_model
@@ -21,21 +21,28 @@ from cnn2gnn_jax.training.task import Task
 from cnn2gnn_jax.training.tasks import student_name
 
 EXAMPLES = 10  # test images whose neighbours are recorded
-# The format is also raised when other things are recorded.
+# The format is also raised when an evaluation records something else.
 KIND = artifact.Kind("an evaluation", format=6, remake="run the same command again")
 
 
 def model_of(run: Run, task: Task, state: TrainState, train_inputs: np.ndarray) -> TrainedModel:
-    """The model that a task of the run ended with; of a graph student with the anchors that its seed chooses."""
-    train, sets = run.dataset.train, []
+    """Makes the trained model of a task; a graph student gets the anchors that its seed selects.
+
+    Args:
+      run: the run.
+      task: the task that was trained.
+      state: its trained state.
+      train_inputs: raw inputs of the training images, (N, ...).
+    """
+    train, anchor_indices = run.dataset.train, []
     if task.is_graph:
-        sets = batches.anchor_sets(train.labels, run.config.evaluate, task.seed)
-    anchors = [(index, train.labels[index], train_inputs[index]) for index in sets]
+        anchor_indices = batches.anchor_sets(train.labels, run.config.evaluate, task.seed)
+    anchors = [(index, train.labels[index], train_inputs[index]) for index in anchor_indices]
     return trained_model(task, state, run.dataset.classes, anchors, devices=run.devices)
 
 
 def held_out_accuracy(run: Run, model: TrainedModel, inputs: np.ndarray) -> float:
-    """Percent right on the held-out images, whose raw inputs are `inputs`, for choosing an epoch or a graph."""
+    """The accuracy in percent on the held-out images, whose raw inputs are `inputs`, (N, ...)."""
     assert run.dataset.holdout is not None
     labels = run.dataset.holdout.labels
     if model.is_graph:
@@ -46,35 +53,43 @@ def held_out_accuracy(run: Run, model: TrainedModel, inputs: np.ndarray) -> floa
 def evaluate_student(
     run: Run, task: Task, load: Load, inputs: dict[str, np.ndarray], teacher_logits: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """A student's accuracies under every protocol, computed unless they are on disk under the student's name.
+    """Evaluates a student under every protocol, unless its evaluation is on disk.
 
-    `inputs` are its raw inputs by split, `teacher_logits` (N, C) are those of the training images. Of the result,
-    `predicted` (E, N) are the classes of the N evaluated images under each of the E `accuracies`.
+    Args:
+      run: the run.
+      task: the student's task.
+      load: loads its trained state.
+      inputs: raw inputs by split, (N, ...) each.
+      teacher_logits: the teacher's logits for the training images, (N, C), or None.
+
+    Returns:
+      The facts of `results.json`, among them E `accuracies`; and `predicted`, (E, N), the predicted classes of the N
+      evaluated images under each of them.
     """
     name = student_name(task)
     folder = run.workdir / "evaluations" / name
     fingerprint = storage.fingerprint([run.fingerprint, configs.plain(run.config.evaluate)])
 
     def make() -> None:
-        result, predicted = _evaluated(run, task, load(), inputs, teacher_logits)
-        processes.on_first(lambda: artifact.write(folder, KIND, fingerprint, result, {"predicted": predicted}))
+        facts, predicted = _evaluate(run, task, load(), inputs, teacher_logits)
+        processes.on_first(lambda: artifact.write(folder, KIND, fingerprint, facts, {"predicted": predicted}))
 
-    kept = artifact.ensure(folder, KIND, fingerprint, make, replaces=True)
-    return {**kept.facts, "predicted": kept.arrays["predicted"]}
+    evaluation = artifact.ensure(folder, KIND, fingerprint, make, replaces=True)
+    return {**evaluation.facts, "predicted": evaluation.arrays["predicted"]}
 
 
-def _evaluated(
+def _evaluate(
     run: Run, task: Task, state: TrainState, inputs: dict[str, np.ndarray], teacher_logits: np.ndarray | None
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """A student's accuracies and what is kept beside them, and its predictions."""
-    say(f"evaluating {student_name(task)}")
+    """The facts of a student's evaluation, and its predicted classes, (E, N)."""
+    log(f"evaluating {student_name(task)}")
     start = time.monotonic()
     model = model_of(run, task, state, inputs["train"])
     images = inputs[run.config.evaluate.split]
     entries = _graph_entries(run, task, model, images) if model.is_graph else [_network_entry(run, model, images)]
-    examples, chosen = _examples(run, model, images), None
+    examples, training_set_graph = _examples(run, model, images), None
     if "training_set" in run.config.evaluate:
-        entry, chosen = training_set.entry(run, task, state, model, inputs, teacher_logits)
+        entry, training_set_graph = training_set.entry(run, task, state, model, inputs, teacher_logits)
         entries.append(entry)
     predicted = [entry.pop("predicted") for entry in entries]
     common = {"method": run.config.method, "seed": task.seed, "epoch": task.recipe.epoch}
@@ -82,28 +97,28 @@ def _evaluated(
     if run.dataset.holdout is not None:
         held_out = held_out_accuracy(run, model, inputs["holdout"])
         holdout = {"graph": model.graph, "seed": task.seed, "accuracy": held_out}
-    result = {
-        # Apart from the accuracies, which an unbroken run and a broken one have in common.
+    facts = {
+        # Separate from the accuracies, which are the same in an interrupted run and an uninterrupted one.
         "inference_seconds": [entry.pop("seconds", None) for entry in entries],
         "accuracies": [{**common, **entry} for entry in entries],
         "holdout": holdout,
-        "training_set": chosen,
+        "training_set": training_set_graph,
         "examples": examples,
         "seconds": seconds,
     }
     classes = np.stack(predicted).astype(np.min_scalar_type(len(run.dataset.classes) - 1))
-    return result, classes
+    return facts, classes
 
 
 def _network_entry(run: Run, model: TrainedModel, images: np.ndarray) -> dict[str, Any]:
-    """The accuracy of a CNN."""
+    """The entry of `accuracies` of a CNN."""
     logits, _ = network_outputs(model, images, run.devices)
-    facts = {"graph": None, "mechanism": None, "batch_order": None, "accuracy": accuracy(logits, run.evaluated.labels)}
-    return {**facts, "predicted": np.argmax(logits, axis=-1)}
+    entry = {"graph": None, "mechanism": None, "batch_order": None, "accuracy": accuracy(logits, run.evaluated.labels)}
+    return {**entry, "predicted": np.argmax(logits, axis=-1)}
 
 
 def _graph_entries(run: Run, task: Task, model: TrainedModel, images: np.ndarray) -> list[dict[str, Any]]:
-    """The accuracies of a graph student with its graph, and with A = I in its place."""
+    """The entries of `accuracies` of a graph student: with its graph, and with A = I instead."""
     section, labels = run.config.evaluate, run.evaluated.labels
     order_seed = batches.order_seed(section, task.seed)
     settings = protocols.Settings(section.batch_size, order_seed, section.mechanism2_graph, run.devices)
@@ -118,7 +133,7 @@ def _graph_entries(run: Run, task: Task, model: TrainedModel, images: np.ndarray
 
 
 def _examples(run: Run, model: TrainedModel, images: np.ndarray) -> list[dict[str, Any]]:
-    """The neighbours of an image of each class, where each image chooses among anchors."""
+    """The neighbours of an image of each class, where the graph is sparse."""
     if model.graph not in gnn.SPARSE_GRAPHS:
         return []
     labels = run.evaluated.labels

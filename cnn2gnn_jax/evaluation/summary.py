@@ -1,4 +1,4 @@
-"""What a run reports beside its accuracies: data, networks, parameters, FLOPs, versions."""
+"""The parts of `results.json` beside the accuracies: data set, networks, parameters, FLOPs, versions."""
 
 import importlib.metadata
 import pathlib
@@ -19,28 +19,33 @@ from cnn2gnn_jax.training.step import make_step
 from cnn2gnn_jax.training.task import Task, with_labels_only
 
 _PACKAGES = ("cnn2gnn_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# In the folder beside results.json: `predicted`, (E, N), the classes of the N evaluated images under each of the E
-# accuracies, and their `labels`, (N,).
+# The folder beside results.json with `predicted`, (E, N), the predicted classes of the N evaluated images under each of
+# the E accuracies, and their `labels`, (N,).
 PREDICTIONS = "predictions"
 KIND = artifact.Kind("predictions", format=1, remake="run the same command again")
 NOT_INSTALLED = "not installed as a package"
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of the packages that compute, and the device."""
-    found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
+    """The versions of Python and of the packages that compute, and the kind of device."""
+    version_by_name = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            version_by_name[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = NOT_INSTALLED
-    return found
+            version_by_name[package] = NOT_INSTALLED
+    return version_by_name
 
 
 def correct(results: Mapping[str, Any], workdir: pathlib.Path) -> np.ndarray | None:
-    """Which of the N evaluated images each of the E accuracies of a finished run has right, (E, N) bool.
+    """Which of the N evaluated images are classified correctly under each of the E accuracies, (E, N) bool.
 
-    None for the results of an earlier version, which kept no predictions.
+    Args:
+      results: the contents of a run's `results.json`.
+      workdir: the run's folder.
+
+    Returns:
+      The array; None for results of an earlier version, which recorded no predictions.
 
     Raises:
       artifact.Refused: the predictions are missing, damaged or of other results.
@@ -52,23 +57,23 @@ def correct(results: Mapping[str, Any], workdir: pathlib.Path) -> np.ndarray | N
 
 
 def dataset(run: Run) -> dict[str, Any]:
-    """What tells which images were used."""
-    found = run.dataset
+    """The data set and the number of images in each split."""
+    images = run.dataset
     return {
-        "name": found.name,
-        "fingerprint": found.fingerprint,
-        "classes": list(found.classes),
-        "image_shape": list(found.train.images.shape[1:]),
-        "train_images": len(found.train),
-        "test_images": len(found.test),
-        "holdout_images": 0 if found.holdout is None else len(found.holdout),
+        "name": images.name,
+        "fingerprint": images.fingerprint,
+        "classes": list(images.classes),
+        "image_shape": list(images.train.images.shape[1:]),
+        "train_images": len(images.train),
+        "test_images": len(images.test),
+        "holdout_images": 0 if images.holdout is None else len(images.holdout),
         "evaluated": run.config.evaluate.split,
         "evaluated_images": len(run.evaluated),
     }
 
 
 def teacher(config: Any, fingerprint: str, facts: Mapping[str, Any], costs: Mapping[str, Any]) -> dict[str, Any]:
-    """The teacher of a resolved config, with the accuracies that are kept beside its logits."""
+    """The teacher of a resolved config, with the accuracies in percent that are stored with its logits."""
     section = config.teacher
     if section.logits_file:
         return {
@@ -99,10 +104,11 @@ def student(section: Any, costs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flops(function: Callable, *arguments: Any) -> float:
-    """XLA's count of floating-point operations (a multiply-add is two) before optimisation.
+    """XLA's count of floating-point operations before optimisation; a multiply-add counts as two.
 
-    The program is lowered for an accelerator, so that the count is the same on every device. A convolution of an image
-    smaller than its kernel is a matrix product over its padding too, so small images count some more operations.
+    The program is lowered for an accelerator, so that the count is the same on every device. There, a convolution of an
+    image that is smaller than its kernel is a matrix product that includes the padding, so small images count slightly
+    more operations.
     """
     lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",))
     analysis = lowered.cost_analysis()
@@ -121,7 +127,7 @@ def _shapes(task: Task, inputs: np.ndarray) -> tuple[TrainState, jax.ShapeDtypeS
 
 
 def _training_flops(task: Task, state: TrainState, inputs: jax.ShapeDtypeStruct) -> float:
-    """Of one image in a training step by cross-entropy; a teacher in the step adds its inference."""
+    """FLOPs for one image in a training step with cross-entropy; a teacher in the step adds its inference."""
     size = inputs.shape[0]
     batch = {
         "input": inputs,
@@ -133,7 +139,12 @@ def _training_flops(task: Task, state: TrainState, inputs: jax.ShapeDtypeStruct)
 
 
 def network_costs(task: Task, inputs: np.ndarray) -> dict[str, Any]:
-    """Parameters of a CNN and FLOPs for one image: inference and training."""
+    """The parameters of a CNN, and the FLOPs of inference and of training for one image.
+
+    Args:
+      task: the CNN's task.
+      inputs: raw inputs, (N, ...); no value is read.
+    """
     state, batch = _shapes(task, inputs)
     variables = state.variables
 
@@ -149,9 +160,14 @@ def network_costs(task: Task, inputs: np.ndarray) -> dict[str, Any]:
 
 
 def student_costs(task: Task, inputs: np.ndarray, protocol: Any) -> dict[str, Any]:
-    """Parameters of a student and FLOPs for one image: of inference by each mechanism, and of training.
+    """The parameters of a student, and the FLOPs for one image of inference by each mechanism and of training.
 
-    `head_table_parameters` are the head's n_train rows, needed in training; inference needs those of the anchors.
+    `head_table_parameters` counts the head's n_train rows, which training needs; inference needs those of the anchors.
+
+    Args:
+      task: the student's task.
+      inputs: raw inputs, (N, ...); no value is read.
+      protocol: the resolved section `evaluate` of the config.
     """
     if not isinstance(task.module, gnn.GraphStudent):
         return network_costs(task, inputs)

@@ -1,4 +1,4 @@
-"""What students are given of a teacher: its outputs for all images, on disk, and how good they are."""
+"""The outputs of a teacher that students learn from: computed once for all images, stored on disk, and scored."""
 
 import functools
 import time
@@ -10,7 +10,7 @@ from cnn2gnn_jax.data import teacher_logits
 from cnn2gnn_jax.evaluation.outputs import accuracy, attention_maps, network_outputs
 from cnn2gnn_jax.evaluation.scoring import model_of
 from cnn2gnn_jax.run import Run
-from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.training import tasks
 from cnn2gnn_jax.training.fit import Load
 from cnn2gnn_jax.training.model import TrainedModel
@@ -19,17 +19,22 @@ from cnn2gnn_jax.training.model import TrainedModel
 class TeacherOutputs(NamedTuple):
     """The teacher's outputs on disk.
 
-    arrays: by the field of the network's Outputs, `logits` and what else is needed of `pooled` and `features`, and
-      then by split. Features are attention maps of the training images alone, by stage: `train_1`, `train_2`, ...
-    facts: `test_accuracy`, `train_accuracy`, `seconds`; of logits that were given, which are of the training images
-      alone, only the accuracy on these.
+    arrays: a dictionary for each field of `networks.Outputs` that is stored, with an array for each split. `logits` are
+      always stored, `pooled` and `features` where they are needed. Features are attention maps of the training images,
+      by stage: `train_1`, `train_2`, ...
+    facts: `test_accuracy` and `train_accuracy` in percent, and `seconds`. Logits of `teacher.logits_file` have
+      `train_accuracy` alone.
     """
 
     arrays: dict[str, dict[str, np.ndarray]]
     facts: dict[str, Any]
 
     def for_training(self, fields: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """The `fields` of the outputs for the training images, named as a step reads them."""
+        """The outputs for the training images, by the names under which a training step reads them.
+
+        Args:
+          fields: the fields of `networks.Outputs` that are needed.
+        """
         return {
             f"teacher_{field}{name.removeprefix('train').removeprefix('_')}": array
             for field in fields
@@ -39,29 +44,38 @@ class TeacherOutputs(NamedTuple):
 
 
 def images_by_split(run: Run) -> dict[str, np.ndarray]:
-    """The raw images of each split that there is."""
+    """The raw images (N, H, W, C) of each split; `holdout` is present only if images are held out."""
     splits = {"train": run.dataset.train, "test": run.dataset.test, "holdout": run.dataset.holdout}
     return {name: split.images for name, split in splits.items() if split is not None}
 
 
 def student_inputs(run: Run, outputs: TeacherOutputs | None) -> dict[str, np.ndarray]:
-    """The raw inputs of the student by split: images, or the teacher's pooled features."""
+    """The raw inputs of the student by split: images (N, H, W, C), or the teacher's pooled features (N, F)."""
     if not tasks.takes_features(run.config):
         return images_by_split(run)
     assert outputs is not None
     return outputs.arrays["pooled"]
 
 
-def given_outputs(run: Run) -> TeacherOutputs:
-    """The logits of `teacher.logits_file`."""
+def outputs_from_file(run: Run) -> TeacherOutputs:
+    """Reads the logits of `teacher.logits_file`.
+
+    Raises:
+      UserError: the file is missing, or does not fit the training images.
+    """
     file, train = run.config.teacher.logits_file, run.dataset.train
-    logits, right = teacher_logits.read_logits_file(file, train.labels, len(run.dataset.classes))
-    say(f"teacher: the logits of {file}, {right:.2f}% right on the training images")
-    return TeacherOutputs({"logits": {"train": logits}}, {"train_accuracy": right})
+    logits, accuracy_in_percent = teacher_logits.read_logits_file(file, train.labels, len(run.dataset.classes))
+    log(f"teacher: logits from {file}, {accuracy_in_percent:.2f}% correct on the training images")
+    return TeacherOutputs({"logits": {"train": logits}}, {"train_accuracy": accuracy_in_percent})
 
 
-def own_outputs(run: Run, load: Load) -> TeacherOutputs:
-    """The logits of the run's teacher, and what else of it is needed, computed unless they are on disk."""
+def computed_outputs(run: Run, load: Load) -> TeacherOutputs:
+    """The outputs of the run's teacher, computed unless they are on disk.
+
+    Args:
+      run: the run.
+      load: loads the trained state of the teacher.
+    """
     name, images = run.config.teacher.network, images_by_split(run)
     rows = {split: len(array) for split, array in images.items()}
 
@@ -71,7 +85,7 @@ def own_outputs(run: Run, load: Load) -> TeacherOutputs:
 
     @functools.cache
     def compute() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
-        say(f"computing the outputs of teacher {name}")
+        log(f"computing the outputs of teacher {name}")
         start = time.monotonic()
         logits, pooled, facts = {}, {}, {}
         for split, array in images.items():
@@ -80,12 +94,12 @@ def own_outputs(run: Run, load: Load) -> TeacherOutputs:
         return logits, pooled, {**facts, "seconds": round(time.monotonic() - start, 3)}
 
     def compute_attention() -> tuple[teacher_logits.Blocks, dict[str, Any]]:
-        say(f"computing the attention maps of teacher {name}")
+        log(f"computing the attention maps of teacher {name}")
         batches = attention_maps(model(), images["train"], run.devices)
         return ({f"train_{i}": array for i, array in enumerate(batch, 1)} for batch in batches), {}
 
-    def ensure(what: str, function: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        folder = run.teacher_folder / f"teacher_{what}"
+    def ensure(field: str, function: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        folder = run.teacher_folder / f"teacher_{field}"
         return teacher_logits.ensure(folder, run.teacher_folder.name, rows, function)
 
     fields, arrays = tasks.stored_outputs(run.config, run.dataset), {}

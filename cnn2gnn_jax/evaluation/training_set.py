@@ -19,7 +19,7 @@ from cnn2gnn_jax.gnn import GraphStudent
 from cnn2gnn_jax.neighbors import Bank, Neighbors, Settings
 from cnn2gnn_jax.run import Run
 from cnn2gnn_jax.runtime import processes
-from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.devices import ONE, Devices
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training.bank import BANK, save
@@ -121,7 +121,7 @@ def entry(
     else:
         choice = choose(embed(model, inputs["holdout"], run.devices), holdout.labels, banks, grid)
     settings = choice.settings
-    say(f"{student_name(task)}: the training-set graph has {settings}")
+    log(f"{student_name(task)}: the training-set graph has {settings}")
     bank = banks[settings.space, settings.signal].replace(settings=settings)
     if task.seed == run.config.seed:
         processes.on_first(lambda: save(run.workdir / BANK / student_name(task), bank, run.fingerprint))

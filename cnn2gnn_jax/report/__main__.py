@@ -1,8 +1,9 @@
-"""Tables, figures and a page of what a sweep has recorded.
+"""Tables and figures of a recorded sweep, with a page of them, or of a single run.
 
 python -m cnn2gnn_jax.report --out=DIR [--cache_dir=DIR] [--manual_dir=DIR]
 
-`cnn2gnn-report` is the same command.
+DIR is the folder of a sweep, or the workdir of a run. Tables are written as Markdown, LaTeX and CSV, figures as PNG and
+PDF, into DIR/report. `cnn2gnn-report` is the same command.
 
 Examples:
 
@@ -19,34 +20,35 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from cnn2gnn_jax import data
-from cnn2gnn_jax.evaluation.summary import NOT_INSTALLED
-from cnn2gnn_jax.report import figures, formats, names, plots
+from cnn2gnn_jax import data, report
+from cnn2gnn_jax.evaluation import summary
+from cnn2gnn_jax.report import figures, formats, highlights, names, plots
 from cnn2gnn_jax.report.cells import Table
 from cnn2gnn_jax.report.observations import grouped, observe, select
 from cnn2gnn_jax.report.page import Section, page
 from cnn2gnn_jax.report.tables import all_tables
-from cnn2gnn_jax.runtime import command_line, storage
-from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime import artifact, command_line, storage
+from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.sweeps import records
 
 _LEAD = (
-    "Every figure on this page is drawn from the records of runs (results.jsonl) by one command. Accuracies are on the "
-    "images and at the epoch that each table names, never at the best epoch on test."
+    "Everything on this page is computed from the records of runs (results.jsonl) by one command. Each table names the "
+    "images and the epoch of its accuracies; the epoch is never the best one on test. Beside this page, each table is "
+    "also a .tex and a .csv file, and each figure a .png and a .pdf file."
 )
 
 
 def write(out: pathlib.Path, cache: pathlib.Path, manual_dir: str = "") -> pathlib.Path:
-    """Writes `report/` of a sweep's folder: tables as .md, .tex and .csv, figures as .png, and `index.html`.
+    """Writes `report/` of a sweep: tables as .md, .tex and .csv, figures as .png and .pdf, and the page `index.html`.
 
     Args:
-      out: with `records/` or `results.jsonl`.
-      cache: of the data sets, for the pictures of Figure 3; where the data set is missing, an earlier figure is kept.
-      manual_dir: as `data.manual_dir`.
+      out: the sweep's folder, with `records/` or `results.jsonl`.
+      cache: the folder of data sets, for the images of Figure 3. Without the data set, an earlier figure is kept.
+      manual_dir: the value of `data.manual_dir`.
 
     Returns:
-      The page.
+      The path of the page.
 
     Raises:
       UserError: nothing is recorded.
@@ -65,28 +67,49 @@ def write(out: pathlib.Path, cache: pathlib.Path, manual_dir: str = "") -> pathl
     if picture := _neighbors(recorded, folder, cache, manual_dir):
         sections.append(picture)
     storage.write_text(folder / "results.md", formats.document(tables))
-    lead = [_LEAD, _protocols(recorded), _versions(recorded)]
+    lead = [*highlights.of_records(recorded), _LEAD, _protocols(recorded), _versions(recorded)]
     storage.write_text(folder / "index.html", page("CNN2GNN: results", [*filter(None, lead)], sections))
     return folder / "index.html"
 
 
+def write_run(workdir: pathlib.Path) -> pathlib.Path:
+    """Writes `report/` of a run again from what its workdir records; `neighbors.png` is kept as it is.
+
+    Args:
+      workdir: the run's folder, with `results.json`.
+
+    Returns:
+      The path of `results.md`.
+
+    Raises:
+      UserError: the results or predictions are missing, damaged or of an earlier version.
+    """
+    results = storage.read_json(workdir / "results.json")
+    if "predictions" not in results:
+        raise UserError(f"{workdir} is of an earlier version and holds no predictions: run the same command again")
+    arrays = artifact.read(workdir / summary.PREDICTIONS, summary.KIND, results["predictions"]).arrays
+    report.write_tables(workdir, results, arrays["labels"], arrays["predicted"])
+    return workdir / "report" / "results.md"
+
+
 def _figures(recorded: Sequence[dict[str, Any]], table: Table) -> Iterator[tuple[str, Figure, str]]:
-    """The figures that belong to a table: title, figure, and what it shows."""
+    """Yields the figures of a table: title, figure and description."""
     name, observations = table.title, select(observe(recorded, table.kind), name=table.title)
     for column, group in grouped(observations, "column").items() if table.kind == "methods" else ():
         yield (
             f"Figure 5 for {name}, {column}",
             plots.flops(group),
-            "Accuracy against the floating-point operations that classify one image; of a graph student without its "
-            "anchors' part, which a batch shares.",
+            "Accuracy against the floating-point operations to classify one image. For a graph student, those of the "
+            "anchors are left out, since a batch shares them.",
         )
         yield (
             f"Training curves for {name}, {column}",
             plots.training_of_rows(recorded, name, column),
-            "The first seed of each row.",
+            "The first seed of each row. Metrics are recorded on training batches alone; a dot is the accuracy on the "
+            "evaluated images after training.",
         )
     if table.kind == "curve":
-        yield f"{name}, drawn", plots.values(observations), "Mean and deviation over seeds."
+        yield f"{name}, drawn", plots.values(observations), "Mean and standard deviation over seeds."
 
 
 def _slug(title: str) -> str:
@@ -99,19 +122,19 @@ def _protocols(recorded: Sequence[dict[str, Any]]) -> str:
 
 
 def _versions(recorded: Sequence[dict[str, Any]]) -> str:
-    kinds = sorted(
+    versions = sorted(
         {
-            ", ".join(f"{name} {value}" for name, value in record["versions"].items() if value != NOT_INSTALLED)
+            ", ".join(f"{name} {value}" for name, value in record["versions"].items() if value != summary.NOT_INSTALLED)
             for record in recorded
         }
     )
-    return f"{len(recorded)} runs. Versions: " + "; or ".join(kinds) + "."
+    return f"{len(recorded)} runs. Versions: " + "; or ".join(versions) + "."
 
 
 def _neighbors(
     recorded: Sequence[dict[str, Any]], folder: pathlib.Path, cache: pathlib.Path, manual_dir: str
 ) -> Section | None:
-    """Figure 3 of the first CNN2GNN student that has examples."""
+    """Figure 3, of the first CNN2GNN student whose record has examples; None without one."""
     record = next((record for record in recorded if record["examples"] and record["method"] == "cnn2gnn"), None)
     if record is None:
         return None
@@ -123,28 +146,30 @@ def _neighbors(
     try:
         dataset = data.load(config, cache, fetch=False)
         if dataset.fingerprint != record["dataset"]["fingerprint"]:
-            raise UserError(f"{dataset.name} is not the data set of the records: give its own by --manual_dir")
+            raise UserError(f"{dataset.name} is not the data set of the records: give its folder by --manual_dir")
         split = dataset.holdout if record["dataset"]["evaluated"] == "holdout" else dataset.test
         assert split is not None
         figures.save(figures.neighbors(record["examples"], dataset, split), path)
     except UserError as error:
-        say(f"Figure 3 is not drawn anew: {error}")
+        log(f"Figure 3 is not drawn again: {error}")
     return (
         f"Figure 3: learned neighbours, {record['dataset']['name']}",
         path,
-        "Test images (left), each with the training images that the learned graph links it to, strongest first, with "
-        "their weights; a green frame marks the same class. The bottom row shows training images of other classes.",
+        "Test images (left), each with the training images that the learned graph links it to and their weights, "
+        "strongest first. A green frame marks the same class. The bottom row shows training images of other classes.",
     )
 
 
 def main() -> None:
-    """Reads the command line, writes the report."""
+    """Parses the command line and writes the report."""
     values = flags.FlagValues()
-    flags.DEFINE_string("out", None, "the folder of a sweep, or of its results.jsonl", flag_values=values)
-    flags.DEFINE_string("cache_dir", "~/.cache/cnn2gnn_jax", "as the config's field", flag_values=values)
-    flags.DEFINE_string("manual_dir", "", "where the data set's own files are, for Figure 3", flag_values=values)
+    flags.DEFINE_string("out", None, "the folder of a sweep, or the workdir of a run", flag_values=values)
+    flags.DEFINE_string("cache_dir", "~/.cache/cnn2gnn_jax", "the config's field cache_dir", flag_values=values)
+    flags.DEFINE_string("manual_dir", "", "the folder of the data set's files, for Figure 3", flag_values=values)
     command_line.parse(values, __doc__, required=["out"])
-    print(write(pathlib.Path(values.out), pathlib.Path(values.cache_dir).expanduser(), values.manual_dir))
+    out = pathlib.Path(values.out)
+    is_run = (out / "results.json").is_file()
+    print(write_run(out) if is_run else write(out, pathlib.Path(values.cache_dir).expanduser(), values.manual_dir))
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""Tables and their cells, whatever they are written in."""
+"""Tables and cells, independent of the format in which they are written."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What stands in a cell.
+    """The content of a cell.
 
-    text: mean and deviation, or a difference and its interval, as written.
-    value: the mean, by which it is sorted.
-    deviation: over the seeds, of a mean.
-    interval, over: of a difference, and what it is over, as `statistics.Difference`.
-    n: the seeds, None where they are not told.
+    text: a mean with its standard deviation, or a difference with its interval, as displayed.
+    value: the mean, by which rows are sorted.
+    deviation: the standard deviation of a mean over seeds.
+    interval: the 95% confidence interval of a difference.
+    over: what the interval is over, see `statistics.Difference`.
+    n: the number of seeds; None where it does not apply.
     paper: the paper's figure.
-    rank: 1 for the best of its column, 2 for the second, 0 otherwise.
-    arrow: whether it is above (1) or below (-1) KD.
+    rank: 1 for the best cell of its column, 2 for the second, 0 otherwise.
+    arrow: 1 if it is above KD, -1 if below, 0 otherwise.
     """
 
     text: str
@@ -29,8 +30,8 @@ class Cell:
     arrow: int = 0
 
     @property
-    def beside(self) -> str:
-        """The paper's figure and the difference from it, or ''."""
+    def comparison(self) -> str:
+        """The paper's figure and the difference from it; '' without one."""
         if self.paper is None or self.value is None:
             return ""
         return f"{self.paper:.2f}, {self.value - self.paper:+.2f}"
@@ -38,12 +39,12 @@ class Cell:
 
 EMPTY = Cell("")
 Rows = Mapping[str, Mapping[str, Cell]]
-"""Cells by heading and column, the same columns in every row."""
+"""Cells by row heading and column; every row has the same columns."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table; `kind` is that of its records, or `differences` or `audit`."""
+    """A table with its notes; `kind` is that of its records, or `differences`, `audit` or `run`."""
 
     title: str
     rows: Rows
@@ -52,5 +53,5 @@ class Table:
 
     @property
     def columns(self) -> list[str]:
-        """The headings of the columns."""
+        """The column headings."""
         return list(next(iter(self.rows.values()), ()))

@@ -1,83 +1,100 @@
-"""Pictures of a run: confusions, and the neighbours that the head gives to test images (Figure 3)."""
+"""Figures of a run: the confusion matrix, and the learned neighbours of test images (Figure 3)."""
 
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from cnn2gnn_jax.data import Dataset, Split
 from cnn2gnn_jax.runtime import storage
 
-_SAME, _OTHER = "#1a7f37", "#b0b0b0"
-_LONGEST = 18  # signs of a class name
-_MOST_NAMED = 30  # classes whose names and counts fit
+_SAME_CLASS, _OTHER_CLASS = "#1a7f37", "#b0b0b0"
+_MAX_NAME_LENGTH = 18
+_MAX_LABELLED_CLASSES = 30  # with more classes, names and counts do not fit
 
 
 def _short(name: str) -> str:
-    """A class name that fits over a picture; `$` would begin a formula."""
-    return (name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…").replace("$", r"\$")
+    """Shortens a class name to fit over an image, and escapes `$`, which would begin a formula."""
+    return (name if len(name) <= _MAX_NAME_LENGTH else f"{name[: _MAX_NAME_LENGTH - 1]}…").replace("$", r"\$")
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
-    """Writes a figure as PNG, whole or not at all."""
-    with storage.atomic_path(path) as beside:
-        figure.savefig(beside, format="png", dpi=150, bbox_inches="tight")
+    """Writes a figure as PNG to `path`, and as PDF beside it; neither file is ever partial."""
+    options: dict[str, Any] = {"dpi": 150, "bbox_inches": "tight"}
+    with storage.atomic_path(path) as partial:
+        figure.savefig(partial, format="png", **options)
+    # TrueType fonts, which publishers ask for; no date, so that the same figure gives the same file.
+    with storage.atomic_path(path.with_suffix(".pdf")) as partial, matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(partial, format="pdf", metadata={"CreationDate": None}, **options)
 
 
 def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """How many images of class i were taken for class j, (classes, classes)."""
-    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    """Counts the images of true class i and predicted class j, (classes, classes), from (N,) integers of any type."""
+    index = labels.astype(np.int64) * classes + predicted
+    return np.bincount(index, minlength=classes**2).reshape(classes, classes)
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
-    """The confusion matrix: a row for each true class, coloured by parts of its images, with counts where they fit."""
+    """Draws the confusion matrix: a row for each true class, coloured by its percentages, with counts where they fit.
+
+    Args:
+      counts: as `confusion_counts` returns them, (C, C).
+      classes: C names.
+    """
     size = len(classes)
-    named = size <= _MOST_NAMED
-    side = max(3.0, 0.42 * size) if named else 8.0
+    labelled = size <= _MAX_LABELLED_CLASSES
+    side = max(3.0, 0.42 * size) if labelled else 8.0
     figure = Figure(figsize=(side + 2, side + 1), layout="constrained")
     axis = figure.subplots()
-    parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    shown = axis.imshow(100 * parts, cmap="Blues", vmin=0, vmax=100)
-    figure.colorbar(shown, ax=axis, label="of the true class (%)", shrink=0.7)
-    axis.set(xlabel="answer", ylabel="true class")
-    if named:
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axis.imshow(100 * fractions, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, ax=axis, label="images of the true class (%)", shrink=0.7)
+    axis.set(xlabel="predicted class", ylabel="true class")
+    if labelled:
         names = [_short(name) for name in classes]
         axis.set_xticks(range(size), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
         axis.set_yticks(range(size), names, fontsize=8)
         for i, j in np.argwhere(counts > 0):
-            color = "white" if parts[i, j] > 0.5 else "black"
+            color = "white" if fractions[i, j] > 0.5 else "black"
             axis.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=7, color=color)
     axis.spines[:].set_visible(False)
     return figure
 
 
 def neighbors(examples: list[dict[str, Any]], dataset: Dataset, split: Split) -> Figure:
-    """A row for each test image: the image, then its learned neighbours with their weights, strongest first.
+    """Draws a row for each test image: the image, then its learned neighbours with their weights, strongest first.
 
-    The bottom row has the last image again, with an anchor of each of some other classes. Weights are the image's row
-    of A with its self-loop, scaled to sum to 1; a green frame marks the same class.
+    The bottom row repeats the last image, followed by anchors of other classes. The weights are the image's row of A
+    with its self-loop, scaled to sum to 1. A green frame marks a neighbour of the same class.
+
+    Args:
+      examples: the `examples` of a run's results.
+      dataset: the data set, whose training images are the neighbours.
+      split: the evaluated split, whose images `test_index` refers to.
     """
     columns = 1 + max(1, *(len(example["neighbors"]) for example in examples), len(examples[-1]["others"]))
-    shown = [*examples, {**examples[-1], "neighbors": examples[-1]["others"]}]
-    figure = Figure(figsize=(1.15 * columns, 1.45 * len(shown)), layout="constrained")
-    axes = figure.subplots(len(shown), columns, squeeze=False)
-    for row, example in zip(axes, shown, strict=True):
+    rows = [*examples, {**examples[-1], "neighbors": examples[-1]["others"]}]
+    figure = Figure(figsize=(1.15 * columns, 1.45 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, example in zip(axes, rows, strict=True):
         label = int(split.labels[example["test_index"]])
         predicted = dataset.classes[example["predicted"]]
-        title = f"{_short(dataset.classes[label])}\nanswer {_short(predicted)}\nself {example['self_weight']:.2f}"
-        _picture(row[0], split.images[example["test_index"]], title, "black")
+        title = f"{_short(dataset.classes[label])}\npredicted {_short(predicted)}\nself {example['self_weight']:.2f}"
+        _draw_image(row[0], split.images[example["test_index"]], title, "black")
         for axis in row[1:]:
             axis.set_axis_off()
         for axis, (index, weight) in zip(row[1:], example["neighbors"], strict=False):
-            same = int(dataset.train.labels[index]) == label
-            name = dataset.classes[int(dataset.train.labels[index])]
-            _picture(axis, dataset.train.images[index], f"{_short(name)}\n{weight:.2f}", _SAME if same else _OTHER)
+            neighbor_label = int(dataset.train.labels[index])
+            color = _SAME_CLASS if neighbor_label == label else _OTHER_CLASS
+            title = f"{_short(dataset.classes[neighbor_label])}\n{weight:.2f}"
+            _draw_image(axis, dataset.train.images[index], title, color)
     return figure
 
 
-def _picture(axis: Any, image: np.ndarray, title: str, color: str) -> None:
+def _draw_image(axis: Any, image: np.ndarray, title: str, color: str) -> None:
     axis.set_axis_on()
     axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", interpolation="nearest")
     axis.set(xticks=[], yticks=[])

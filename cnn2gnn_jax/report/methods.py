@@ -1,4 +1,4 @@
-"""Methods by pairs of networks, as the paper's Tables 1 and 2, and their differences from KD."""
+"""Tables of methods by teacher-student pairs, as the paper's Tables 1 and 2, and their differences from KD."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,28 +9,28 @@ from cnn2gnn_jax.report.cells import Cell, Rows, Table
 from cnn2gnn_jax.report.observations import Observation, accuracy, difference, grouped, mean, protocols, select
 
 _ORDER = [*paper.ROWS, *METHODS]
-# By heading the row of the paper's table or '', and the accuracies.
+# For each heading: its row in the paper's table, or '', and its accuracies.
 _Groups = Mapping[str, tuple[str, Sequence[Observation]]]
 
 
 def tables(observations: Sequence[Observation]) -> list[Table]:
-    """The table of one name, and the paired differences to KD if it has a row of KD."""
+    """The table of one name, and the table of paired differences from KD if it has a row for KD."""
     columns, groups = grouped(observations, "column"), _groups(observations)
-    to_kd = {
+    from_kd = {
         heading: {c: difference(select(own, column=c), select(columns[c], row="kd")) for c in columns}
         for heading, (_, own) in groups.items()
     }
-    table = _accuracies(observations, groups, to_kd)
-    others = {heading: to_kd[heading] for heading, (row, _) in groups.items() if row != "kd"}
-    if len(others) == len(groups):
+    table = _accuracies(observations, groups, from_kd)
+    differences = {heading: from_kd[heading] for heading, (row, _) in groups.items() if row != "kd"}
+    if len(differences) == len(groups):
         return [table]
-    counted, seeds = notes.mark_seeds(others)
+    counted, seeds = notes.mark_seeds(differences)
     body, over = notes.mark_intervals(counted)
-    note = f"Mean over {seeds} of the difference to KD of the same seed, in points."
-    return [table, Table(f"{table.title}: paired difference to KD", body, [note, *over], "differences")]
+    note = f"Mean over {seeds} of the difference from KD of the same seed, in percentage points."
+    return [table, Table(f"{table.title}: paired difference from KD", body, [note, *over], "differences")]
 
 
-def _accuracies(observations: Sequence[Observation], groups: _Groups, to_kd: Rows) -> Table:
+def _accuracies(observations: Sequence[Observation], groups: _Groups, from_kd: Rows) -> Table:
     published = paper.METHODS.get(observations[0].place["name"], {})
     rows: dict[str, dict[str, Cell]] = {"Teacher": {}, **{heading: {} for heading in groups}}
     for column, group in grouped(observations, "column").items():
@@ -40,11 +40,12 @@ def _accuracies(observations: Sequence[Observation], groups: _Groups, to_kd: Row
             for heading, (row, own) in groups.items()
         }
         for heading, cell in accuracies.items():
-            rank, arrow = _rank(cell, accuracies.values()), _sign(to_kd[heading][column])
+            rank, arrow = _rank(cell, accuracies.values()), _sign(from_kd[heading][column])
             rows[heading][column] = dataclasses.replace(cell, rank=rank, arrow=arrow)
     remark = (
-        "Bold is best and underlined second of a column's students; arrows are against KD of the same seeds. "
-        + "In brackets the paper's figure (ten runs; its batch order is not told) and ours less it." * bool(published)
+        "The best student of a column is bold, the second underlined; arrows compare with KD of the same seeds. "
+        + "In brackets: the paper's figure (ten runs; the batch order is not given), and our figure minus it."
+        * bool(published)
     )
     uniform = notes.uniform((heading, own) for heading, (_, own) in groups.items())
     return notes.captioned(observations, rows, [remark, *uniform])
@@ -71,17 +72,17 @@ def _order(row: str) -> tuple[int, str]:
     return (_ORDER.index(method) if method in _ORDER else len(_ORDER), row)
 
 
-def _shown(value: float) -> float:
-    """A mean as it is written: what differs in less is a tie."""
+def _displayed(value: float) -> float:
+    """A mean as it is displayed: means that are displayed alike are tied."""
     return round(value, 2)
 
 
 def _rank(cell: Cell, column: Iterable[Cell]) -> int:
     if cell.value is None:
         return 0
-    best = sorted({_shown(other.value) for other in column if other.value is not None}, reverse=True)[:2]
-    return best.index(_shown(cell.value)) + 1 if _shown(cell.value) in best else 0
+    best = sorted({_displayed(other.value) for other in column if other.value is not None}, reverse=True)[:2]
+    return best.index(_displayed(cell.value)) + 1 if _displayed(cell.value) in best else 0
 
 
 def _sign(cell: Cell) -> int:
-    return 0 if cell.value is None else (_shown(cell.value) > 0) - (_shown(cell.value) < 0)
+    return 0 if cell.value is None else (_displayed(cell.value) > 0) - (_displayed(cell.value) < 0)

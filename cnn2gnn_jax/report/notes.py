@@ -1,4 +1,4 @@
-"""What stands under tables: of which images and seeds they are, what intervals are over, which graphs are uniform."""
+"""Notes below tables: the images and seeds, what the intervals are over, and which graphs are uniform."""
 
 import dataclasses
 import math
@@ -11,28 +11,34 @@ from cnn2gnn_jax.report.observations import Observation, select
 from cnn2gnn_jax.report.statistics import BOTH, IMAGES, SEEDS, is_uniform
 
 INTERVALS = {
-    BOTH: "95% intervals are over seeds and images, by a paired bootstrap of both, and nowhere narrower than Student's "
-    "over the seeds. The students share a teacher, whose own chance is left out.",
+    BOTH: "95% intervals are over seeds and images, by a paired bootstrap of both, and never narrower than Student's t "
+    "interval over seeds. The students share one teacher, so the variance between teachers is left out.",
     IMAGES: "95% intervals of a single seed are over images alone, by a paired bootstrap.",
-    SEEDS: "95% intervals are Student's, over seeds alone: this record keeps no predictions, and the chance of the "
+    SEEDS: "95% intervals are Student's t, over seeds alone: this record keeps no predictions, so the variance between "
     "images is left out.",
 }
 UNIFORM = (
-    "Uniform: one training image was the nearest of (almost) every whole batch, so that Mechanism 2 weighed all images "
-    "of the batch alike, and the figure contains no learned structure"
+    "Uniform: in (almost) every batch, one training image was the nearest of all test images, so Mechanism 2 gave all "
+    "images of the batch the same weight, and the accuracy contains no learned structure"
 )
 AUDIT = (
-    "Class-sorted batches hold test images of few classes, as a folder of images read in order gives them; "
-    "a graph over such a batch links images that share their label, whatever the head has learned. "
-    "Averaging over them passes the batch's common answer on to every image, so accuracy can soar by the order of the "
-    "files and not by the student. "
-    "The figure is therefore an audit of how much a batch order can leak, never an accuracy: what a graph is worth is "
-    "its shuffled or one-by-one figure less that of the same student trained and tested without a graph."
+    "A class-sorted batch holds test images of few classes, as when a folder of images is read in order. "
+    "A graph over such a batch links images that share their label, whatever the head has learned. "
+    "It gives every image the majority prediction of the batch, so accuracy can rise because of the order of the files "
+    "and not because of the student. "
+    "The figure is therefore an audit of how much a batch order leaks, never an accuracy. What a graph is worth is "
+    "its shuffled or one-by-one accuracy minus that of the same student trained and tested without a graph."
 )
 
 
 def captioned(observations: Sequence[Observation], rows: Rows, remarks: Iterable[str]) -> Table:
-    """The table of one name, under it a caption and remarks."""
+    """Makes a table of one name from its rows, with a caption and further notes.
+
+    Args:
+      observations: all that the table shows.
+      rows: its cells.
+      remarks: notes that follow the caption.
+    """
     counted, seeds = mark_seeds(rows)
     body, over = mark_intervals(counted)
     place = observations[0].place
@@ -40,17 +46,17 @@ def captioned(observations: Sequence[Observation], rows: Rows, remarks: Iterable
 
 
 def mark_seeds(rows: Rows) -> tuple[Rows, str]:
-    """The rows with the seeds of those cells that have fewer than others, and the seeds of the others in words."""
+    """Adds `n = ...` to cells with fewer seeds than others; returns the rows, and the number of seeds as text."""
     seeds = {cell.n for cell in _cells(rows) if cell.n}
-    most = max(seeds, default=0)
-    marked = _marked(rows, lambda cell: f"n = {cell.n}" if cell.n and cell.n < most else "")
-    return marked, plural(most, "seed") + ", unless n is given," * (len(seeds) > 1)
+    max_seeds = max(seeds, default=0)
+    marked = _marked(rows, lambda cell: f"n = {cell.n}" if cell.n and cell.n < max_seeds else "")
+    return marked, plural(max_seeds, "seed") + ", unless n is given," * (len(seeds) > 1)
 
 
 def mark_intervals(rows: Rows) -> tuple[Rows, list[str]]:
-    """The rows, and notes that say what their intervals are over.
+    """Returns the rows, and notes that explain what their intervals are over.
 
-    A table may hold records with predictions beside earlier ones without, whose intervals are marked.
+    A table may hold both records with predictions and earlier ones without; the intervals of the latter are marked.
     """
     present = {cell.over for cell in _cells(rows)}
     kinds = [kind for kind in INTERVALS if kind in present]
@@ -69,34 +75,33 @@ def _marked(rows: Rows, mark: Callable[[Cell], str]) -> Rows:
 
 
 def teachers(observations: Iterable[Observation]) -> dict[str, float]:
-    """Test accuracy by teacher."""
+    """The accuracy of each teacher in percent, by its fingerprint."""
     recorded = (observation.record["teacher"] for observation in observations)
     return {teacher["fingerprint"]: teacher["accuracy"] for teacher in recorded if teacher and "accuracy" in teacher}
 
 
 def _caption(observations: Sequence[Observation], seeds: str) -> str:
-    """What was trained on, what was evaluated on, and how, of all records of a table."""
+    """A sentence on the training images, the evaluated images, the recipe and the seeds of a table."""
     datasets: dict[str, set[int]] = {}
     for dataset in (observation.record["dataset"] for observation in observations):
         images = f"{dataset['evaluated_images']} {dataset['evaluated']} images of {dataset['name']}"
         datasets.setdefault(f"{images} ({{}} training images, {dataset['classes']} classes)", set()).add(
             dataset["train_images"]
         )
-    where = "; ".join(text.format(span(images)) for text, images in datasets.items())
+    evaluated = "; ".join(text.format(span(images)) for text, images in datasets.items())
     recipes, epochs = (
         " and ".join(sorted({observation.record["student"][key] for observation in observations}))
         for key in ("recipe", "epoch")
     )
     count = len(teachers(observations))
     return (
-        f"Accuracy in percent on {where}. Recipe {recipes}, {epochs} epoch; mean and deviation over {seeds}"
-        + f", {plural(count, 'teacher')}" * bool(count)
-        + "."
+        f"Accuracy in percent on {evaluated}. Recipe {recipes}, {epochs} epoch; "
+        f"mean and standard deviation over {seeds}" + f", {plural(count, 'teacher')}" * bool(count) + "."
     )
 
 
 def uniform(groups: Iterable[tuple[str, Sequence[Observation]]]) -> list[str]:
-    """A note that names the rows whose graph is a uniform average of the batch; none where there are none."""
+    """A note that names the rows whose graph is a uniform average of the batch; an empty list without such rows."""
     rows: dict[str, list[str]] = {protocol.batch_order: [] for protocol in names.PROTOCOLS if protocol.batch_order}
     for heading, observations in groups:
         for order, headings in rows.items():
@@ -113,13 +118,13 @@ def uniform(groups: Iterable[tuple[str, Sequence[Observation]]]) -> list[str]:
 
 
 def classes_a_batch(observations: Iterable[Observation]) -> str:
-    """A sentence that tells how many classes a class-sorted batch of the records holds, if these are of equal size."""
+    """A sentence on how many classes a class-sorted batch holds, for classes of equal size."""
     counts: set[int] = set()
     for dataset, config in ((item.record["dataset"], item.record["config"]) for item in observations):
         images, classes = dataset["evaluated_images"], dataset["classes"]
         batches = -(-images // config["evaluate.batch_size"])
-        least = math.ceil(classes / batches)
+        fewest = math.ceil(classes / batches)
         aligned = classes % batches == 0 or batches % classes == 0
         even = aligned and images % classes == images % batches == 0
-        counts |= {least} if even else {least, min(least + 1, classes)}
+        counts |= {fewest} if even else {fewest, min(fewest + 1, classes)}
     return f" Here such a batch holds images of {span(counts)} class{'es' * (max(counts) > 1)}."

@@ -1,4 +1,4 @@
-"""The accuracies in a sweep's records: which stand at a place, their mean, and their differences from others."""
+"""Observations: the accuracies in a sweep's records by their place, their means, and their differences."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from cnn2gnn_jax.report.statistics import Correct, paired, summarize
 
 
 class Observation(NamedTuple):
-    """An accuracy of one student, and where it stands."""
+    """An entry of `accuracies`, with its record and its place in a table or figure."""
 
     place: Mapping[str, Any]
     record: Mapping[str, Any]
@@ -18,7 +18,7 @@ class Observation(NamedTuple):
 
 
 def observe(records: Iterable[Mapping[str, Any]], kind: str) -> list[Observation]:
-    """Every accuracy of the records that stand in tables or figures of a kind."""
+    """Every accuracy that appears in tables or figures of a kind."""
     return [
         Observation(place, record, entry)
         for record in records
@@ -31,7 +31,7 @@ def observe(records: Iterable[Mapping[str, Any]], kind: str) -> list[Observation
 def select(
     observations: Iterable[Observation], protocol: names.Protocol | None = None, graph: str | None = None, **place: Any
 ) -> list[Observation]:
-    """Those of a protocol, of a graph setting or `names.ON`, and at a place; None for any."""
+    """The observations of a protocol, of a graph setting or `names.ON`, and at a place; None selects all."""
     return [
         observation
         for observation in observations
@@ -42,7 +42,7 @@ def select(
 
 
 def grouped(observations: Sequence[Observation], key: str) -> dict[Any, list[Observation]]:
-    """Those of each value that their places have under a key, in the records' order."""
+    """The observations by the value of a key of their places, in the order of the records."""
     groups: dict[Any, list[Observation]] = {}
     for observation in observations:
         groups.setdefault(observation.place[key], []).append(observation)
@@ -50,17 +50,17 @@ def grouped(observations: Sequence[Observation], key: str) -> dict[Any, list[Obs
 
 
 def protocols(observations: Iterable[Observation]) -> list[names.Protocol]:
-    """The protocols that they are of."""
+    """The protocols that occur in observations."""
     return names.recorded_protocols(observation.entry for observation in observations)
 
 
 def by_seed(observations: Iterable[Observation]) -> dict[int, float]:
-    """Accuracies of one row by seed."""
+    """The accuracies of one row, in percent, by seed."""
     return {observation.entry["seed"]: observation.entry["accuracy"] for observation in observations}
 
 
 def mean(values: Iterable[float], text: str = "", published: float | None = None) -> Cell:
-    """Their mean, written as `text` or with its deviation; empty without any."""
+    """A cell with the mean of some values, formatted by `text` or with its standard deviation; empty without values."""
     summary = summarize(list(values))
     if summary is None:
         return EMPTY
@@ -68,18 +68,25 @@ def mean(values: Iterable[float], text: str = "", published: float | None = None
 
 
 def accuracy(observations: Iterable[Observation], published: float | None = None) -> Cell:
-    """Mean and deviation over the seeds, beside the paper's figure."""
+    """A cell with mean and standard deviation over seeds, and the paper's figure."""
     accuracies = by_seed(observations)
     return dataclasses.replace(mean(accuracies.values(), published=published), n=len(accuracies) or None)
 
 
 def difference(ours: Sequence[Observation], theirs: Sequence[Observation]) -> Cell:
-    """Ours less theirs of the same seeds, with an interval; over images too where both keep predictions of the same."""
+    """A cell with the mean of ours minus theirs of the same seeds, and its 95% interval.
+
+    The interval is over images too where both record their predictions for the same images.
+    """
     datasets = [observation.record["dataset"] for observation in (*ours, *theirs)]
     images = {(dataset.get("fingerprint"), dataset["evaluated"]) for dataset in datasets}
     correct = None
-    if len(images) == 1 and (of_ours := _correct(ours)) is not None and (of_theirs := _correct(theirs)) is not None:
-        correct = (of_ours, of_theirs)
+    if (
+        len(images) == 1
+        and (our_correct := _correct(ours)) is not None
+        and (their_correct := _correct(theirs)) is not None
+    ):
+        correct = (our_correct, their_correct)
     result = paired(by_seed(ours), by_seed(theirs), correct)
     if result is None:
         return EMPTY
@@ -87,7 +94,7 @@ def difference(ours: Sequence[Observation], theirs: Sequence[Observation]) -> Ce
 
 
 def _correct(observations: Sequence[Observation]) -> Correct | None:
-    """What the students of one row have right, None where a record keeps no predictions."""
+    """Which images the students of one row classify correctly; None where a record keeps no predictions."""
     correct = {
         observation.entry["seed"]: observation.entry["correct"]
         for observation in observations

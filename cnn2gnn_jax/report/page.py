@@ -1,4 +1,4 @@
-"""One self-contained HTML page: tables that sort by a click, and figures."""
+"""A self-contained HTML page of sortable tables and figures."""
 
 import base64
 import html
@@ -9,7 +9,7 @@ from cnn2gnn_jax.report import formats
 from cnn2gnn_jax.report.cells import Table
 
 Section = Table | tuple[str, pathlib.Path, str]
-"""A table, or a figure: its title, the PNG and what it shows; the PNG may be missing: then only the text stands."""
+"""A table, or a figure: its title, its PNG and its description. Where the PNG is missing, the text stands alone."""
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1f; --soft: #5d5e66; --line: #d9dae0; --back: #fff; --head: #f4f5f9;
@@ -25,7 +25,7 @@ p { max-width: 46rem; }
 .note, nav { color: var(--soft); font-size: .9rem; }
 nav ul { columns: 18rem; padding-left: 1.1rem; }
 a { color: var(--best); }
-.wide { overflow-x: auto; width: fit-content; max-width: 100%; border: 1px solid var(--line); border-radius: .5rem; }
+.table { overflow-x: auto; width: fit-content; max-width: 100%; border: 1px solid var(--line); border-radius: .5rem; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .38rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 tbody tr:last-child > * { border-bottom: 0; }
@@ -59,7 +59,13 @@ document.querySelectorAll("thead button").forEach(button => button.addEventListe
 
 
 def page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
-    """The page: a title, paragraphs, then sections with a list of them in front."""
+    """Formats the page.
+
+    Args:
+      title: the heading.
+      lead: paragraphs below the heading.
+      sections: tables and figures; a list of links to them stands before the first one.
+    """
     names = [section.title if isinstance(section, Table) else section[0] for section in sections]
     links = "".join(f'<li><a href="#s{k}">{html.escape(name)}</a></li>' for k, name in enumerate(names))
     parts = [

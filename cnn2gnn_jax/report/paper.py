@@ -1,4 +1,4 @@
-"""The figures of the paper's Tables 1 to 3, to stand beside ours. It gives means over ten runs, without deviations."""
+"""The figures of the paper's Tables 1 to 3: means over ten runs; the paper gives no standard deviations."""
 
 from cnn2gnn_jax import networks
 
@@ -60,4 +60,4 @@ ABLATION = {
     ("One by one", "Mini-ImageNet"): (48.85, 3214.45),
     ("Batch by batch", "Mini-ImageNet"): (49.07, 2307.49),
 }
-"""Table 3 by row and data set: accuracy in percent and seconds (of what, the paper does not say)."""
+"""Table 3 by row and data set: accuracy in percent, and seconds; the paper does not say which time it is."""

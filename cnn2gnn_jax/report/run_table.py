@@ -1,72 +1,101 @@
 """The table of a run, for the terminal and in Markdown."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cnn2gnn_jax.report import formats, names
+from cnn2gnn_jax.report.cells import EMPTY, Cell, Table
 from cnn2gnn_jax.report.statistics import is_uniform, summarize
 
 
+def table(results: Mapping[str, Any]) -> Table:
+    """The accuracies in a run's `results.json`: a row for each student, a column for each protocol."""
+    entries = results["accuracies"]
+    protocols = names.recorded_protocols(entries) if results["student"]["kind"] == "graph" else []
+    columns = [protocol.title + "*" * protocol.is_audit for protocol in protocols] or ["accuracy"]
+    rows: dict[str, dict[str, Cell]] = {}
+    if teacher := results["teacher"]:
+        # Logits of `teacher.logits_file` are those of the training images alone.
+        accuracy = Cell(f"{teacher['accuracy']:.2f}", teacher["accuracy"]) if "accuracy" in teacher else EMPTY
+        rows[f"teacher {teacher['network']}"] = dict.fromkeys(columns, EMPTY) | {columns[0]: accuracy}
+    student = f"{names.row_title(results['method'])}, {results['student']['network']}"
+    for graph in dict.fromkeys(entry["graph"] for entry in entries):
+        own = [entry for entry in entries if entry["graph"] == graph]
+        groups = [[entry for entry in own if protocol.has(entry)] for protocol in protocols] or [own]
+        heading = student if graph is None else f"{student}, {names.GRAPHS[graph]}"
+        rows[heading] = dict(zip(columns, map(_mean_accuracy, groups), strict=True))
+    return Table(f"Results on {results['dataset']['name']}", rows, _notes(results), "run")
+
+
+def _mean_accuracy(entries: Sequence[Mapping[str, Any]]) -> Cell:
+    summary = summarize([entry["accuracy"] for entry in entries])
+    return EMPTY if summary is None else Cell(str(summary), summary.mean, summary.deviation, n=summary.n)
+
+
 def terminal(results: Mapping[str, Any]) -> str:
-    """The table for the terminal, with what the graph does."""
-    parts = [formats.aligned(_header(results), _rows(results))]
+    """Formats the table for the terminal, followed by what the graph does; no line is over 99 characters."""
+    parts = [formats.aligned(*_texts(table(results)))]
     if diagnostics := _diagnostics(results):
-        parts.append("What the graph does:\n" + "\n".join(f"  {line}" for line in diagnostics))
-    return "\n\n".join([*parts, "\n".join(_notes(results))])
+        parts.append("\n".join(["What the graph does:", *(_filled(line, "  ") for line in diagnostics)]))
+    return "\n\n".join([*parts, "\n".join(map(_filled, _notes(results)))])
+
+
+def _filled(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        text, formats.TERMINAL_WIDTH, initial_indent=indent, subsequent_indent=2 * indent, break_on_hyphens=False
+    )
 
 
 def markdown(results: Mapping[str, Any], highlights: Sequence[str]) -> str:
-    """The same in Markdown, with what to look at, costs and times."""
-    lines = ["# Results", "", *formats.markdown_lines(_header(results), _rows(results))]
+    """Formats the table as Markdown, followed by the highlights, costs and times.
+
+    Args:
+      results: the contents of `results.json`.
+      highlights: sentences, as `highlights.of_run` returns them.
+    """
+    lines = ["# Results", "", *formats.markdown_lines(*_texts(table(results)))]
     if diagnostics := _diagnostics(results):
         lines += ["", "## What the graph does", "", *_listed(diagnostics)]
     lines += ["", *(note.replace("*", r"\*") for note in _notes(results))]
     lines += ["", "## What to look at", "", *_listed(highlights), "", "## Costs", "", *_costs(results)]
     if table_parameters := results["student"].get("head_table_parameters"):
         lines += ["", f"In training the graph head has {table_parameters:,} more, one row for each training image."]
-    lines += ["", "## Seconds", "", *_listed(f"{stage}: {value:g}" for stage, value in results["seconds"].items())]
-    lines += ["", "Versions: " + ", ".join(f"{name} {value}" for name, value in results["versions"].items()), ""]
+    lines += [
+        "",
+        "## Seconds",
+        "",
+        *_listed(f"{stage}: {value:g}" for stage, value in sorted(results["seconds"].items())),
+    ]
+    lines += [
+        "",
+        "Versions: " + ", ".join(f"{name} {value}" for name, value in sorted(results["versions"].items())),
+        "",
+    ]
     return "\n".join(lines)
+
+
+def _texts(accuracies: Table) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of a table."""
+    rows = [[heading, *(cell.text for cell in cells.values())] for heading, cells in accuracies.rows.items()]
+    return ["", *accuracies.columns], rows
 
 
 def _listed(lines: Iterable[str]) -> list[str]:
     return [f"- {line}" for line in lines]
 
 
-def _header(results: Mapping[str, Any]) -> list[str]:
-    if results["student"]["kind"] != "graph":
-        return ["", "accuracy"]
-    protocols = names.recorded_protocols(results["accuracies"])
-    return ["", *(protocol.title + "*" * protocol.is_audit for protocol in protocols)]
-
-
-def _rows(results: Mapping[str, Any]) -> list[list[str]]:
-    entries, rows = results["accuracies"], []
-    protocols = names.recorded_protocols(entries)
-    if teacher := results["teacher"]:
-        # Of given logits there are none for the test images.
-        accuracy = f"{teacher['accuracy']:.2f}" if "accuracy" in teacher else ""
-        rows.append([f"teacher {teacher['network']}", accuracy, *[""] * (len(protocols) - 1)])
-    for graph in dict.fromkeys(entry["graph"] for entry in entries):
-        own = [entry for entry in entries if entry["graph"] == graph]
-        groups = [own] if graph is None else [[entry for entry in own if protocol.has(entry)] for protocol in protocols]
-        accuracies = [str(summarize([entry["accuracy"] for entry in group]) or "") for group in groups]
-        name = f"{results['method']} student, {results['student']['network']}"
-        rows.append([name if graph is None else f"{name}, {names.GRAPHS[graph]}", *accuracies])
-    return rows
-
-
 def _diagnostics(results: Mapping[str, Any]) -> list[str]:
     entries = results["accuracies"]
     return [
-        f"{protocol.title}: {_diagnosed(entry)}"
+        f"{protocol.title}: {_diagnostics_text(entry)}"
         for entry in entries
         if names.has_graph(entry) and entry["seed"] == entries[0]["seed"]
         for protocol in names.recorded_protocols([entry])
     ]
 
 
-def _diagnosed(entry: Mapping[str, Any]) -> str:
+def _diagnostics_text(entry: Mapping[str, Any]) -> str:
     facts = entry["diagnostics"]
     in_training = facts.get("self_weight_in_training")
     parts = [
@@ -94,12 +123,12 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     if teacher and "accuracy" not in teacher:
         notes.append(
             f"The teacher's logits are those of {teacher['network']}, "
-            f"{teacher['train_accuracy']:.2f}% right on the training images."
+            f"{teacher['train_accuracy']:.2f}% correct on the training images."
         )
     if student["kind"] == "graph":
         notes.append(
-            "*Class-sorted batches leak labels through the graph: an audit, not an accuracy. "
-            "What the graph is worth is its row less the row trained and tested with A = I."
+            "*Class-sorted batches leak labels through the graph: this is an audit, not an accuracy. "
+            "What the graph is worth is its row minus the row trained and tested with A = I."
         )
     return notes
 
@@ -108,7 +137,7 @@ def _costs(results: Mapping[str, Any]) -> list[str]:
     rows = []
     for network in filter(None, (results["teacher"], results["student"])):
         flops = network.get("inference_flops", {})
-        for mechanism, count in (flops if isinstance(flops, dict) else {"": flops}).items():
+        for mechanism, count in sorted((flops if isinstance(flops, dict) else {"": flops}).items()):
             name = f"{network['network']} {mechanism.replace('_', ' ')}".strip()
             rows.append([name, f"{network['parameters']:,}", f"{count:,.0f}"])
     return formats.markdown_lines(["network", "parameters", "FLOPs to classify one image"], rows)

@@ -1,4 +1,4 @@
-"""Graph students under every protocol, and what their graphs do: by setting, and the audit of all."""
+"""Tables of graph students under every protocol, with graph diagnostics: by setting, and the audit of all."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,13 +16,13 @@ AGREEMENT, CHANCE, SELF_WEIGHT, DISTINCT_ANCHORS = DIAGNOSTICS = (
     "weight on self",
     "distinct anchors a batch",
 )
-"""Columns that tell what the graph does."""
+"""Columns with diagnostics of the graph."""
 
 
 def table(observations: Sequence[Observation]) -> Table:
-    """The table of one name: a row for each setting.
+    """The table of one name, with a row for each setting.
 
-    The control, with the graph off, is of the same records or of one of its own at the same place.
+    The control with the graph off is in the same records, or in a record of its own at the same place.
     """
     groups = grouped(observations, "setting")
     rows = {setting: _cells(group, protocols(observations)) for setting, group in groups.items()}
@@ -34,38 +34,38 @@ def table(observations: Sequence[Observation]) -> Table:
 
 
 def audit(records: Iterable[Mapping[str, Any]]) -> Table | None:
-    """Every graph student of the records, whatever table it stands in; None if there is none."""
+    """The table of every graph student, whatever table it appears in; None without graph students."""
     groups: dict[str, list[Observation]] = {}
     for record in records:
-        # A control of its own belongs to every student beside which it stands.
+        # A control with a record of its own belongs to every student at the same places.
         places = record["places"] if record["method"] == "cnn2gnn_off" else record["places"][:1]
         for entry in record["accuracies"]:
             for place in places if entry["graph"] is not None else ():
-                heading = ", ".join(_word(key, place[key]) for key in _IN_ORDER if key in place)
+                heading = ", ".join(_place_text(key, place[key]) for key in _PLACE_KEYS if key in place)
                 groups.setdefault(heading, []).append(Observation(place, record, entry))
     if not groups:
         return None
-    every = [observation for group in groups.values() for observation in group]
-    rows = {heading: _cells(group, protocols(every)) for heading, group in groups.items()}
-    # Its rows are of several tables, so each heading tells its seeds.
+    observations = [observation for group in groups.values() for observation in group]
+    rows = {heading: _cells(group, protocols(observations)) for heading, group in groups.items()}
+    # The rows come from several tables, so each heading gives its number of seeds.
     body, over = notes.mark_intervals(
         {f"{heading} (n = {max(cell.n or 0 for cell in row.values())})": row for heading, row in rows.items()}
     )
-    remarks = [notes.AUDIT + notes.classes_a_batch(every), *over, *notes.uniform(groups.items())]
+    remarks = [notes.AUDIT + notes.classes_a_batch(observations), *over, *notes.uniform(groups.items())]
     return Table("Audit of the graph students", body, remarks, "audit")
 
 
-_IN_ORDER = ("name", "row", "setting", "panel", "column", "line", "x")
+_PLACE_KEYS = ("name", "row", "setting", "panel", "column", "line", "x")
 
 
-def _word(key: str, value: Any) -> str:
+def _place_text(key: str, value: Any) -> str:
     if key == "row":
         return names.row_title(value)
     return f"at {value}" if key == "x" else str(value)
 
 
 def _cells(group: Sequence[Observation], recorded: Sequence[Protocol]) -> dict[str, Cell]:
-    """A graph student under some protocols, by column."""
+    """The cells of a graph student by column, under the recorded protocols."""
     on = {protocol: select(group, protocol, names.ON) for protocol in recorded}
     off = select(group, ONE_BY_ONE, "off")
     plain = [protocol for protocol in recorded if not protocol.is_audit]
@@ -91,13 +91,13 @@ def _diagnostics(one_by_one: Sequence[Observation], batch_by_batch: Sequence[Obs
 
 
 def _mean(observations: Iterable[Observation], diagnostic: str, text: str, scale: float = 1) -> Cell:
-    """The mean of a diagnostic over the seeds, written as `text`."""
+    """The mean of a diagnostic over seeds, formatted by `text`."""
     values = (observation.entry["diagnostics"].get(diagnostic) for observation in observations)
     return mean((scale * value for value in values if value is not None), text)
 
 
 def _chosen(group: Sequence[Observation]) -> dict[str, Cell]:
-    """What the students with the graph and those without it have chosen on held-out images."""
+    """The values that students with and without the graph chose on held-out images."""
     arms = (select(group, graph=names.ON), select(group, graph="off"))
     texts = [choices.chosen(observation.record for observation in arm) for arm in arms]
     return dict(zip(choices.COLUMNS, map(Cell, texts), strict=True))

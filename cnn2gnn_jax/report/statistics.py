@@ -8,14 +8,14 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-DRAWS = 4000  # of a bootstrap
-_CHUNK = 250  # draws at a time
-# What an interval is over.
+DRAWS = 4000  # bootstrap samples
+_CHUNK = 250  # samples that are computed together
+# What an interval is over, see `Difference`.
 BOTH, IMAGES, SEEDS = "seeds and images", "images alone", "seeds alone"
 
 
 class Summary(NamedTuple):
-    """Of n values: their mean and sample deviation, None of a single one."""
+    """The mean and sample standard deviation of n values; the deviation of a single value is None."""
 
     mean: float
     deviation: float | None
@@ -26,14 +26,14 @@ class Summary(NamedTuple):
 
 
 def summarize(values: Sequence[float]) -> Summary | None:
-    """The summary, None of no values."""
+    """The summary of values; None without values."""
     if not values:
         return None
     return Summary(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))
 
 
 class Difference(NamedTuple):
-    """A mean difference over n seeds, its 95% confidence interval or None, and what that is over."""
+    """A mean difference over n seeds, its 95% confidence interval or None, and what the interval is over."""
 
     mean: float
     interval: tuple[float, float] | None
@@ -47,23 +47,24 @@ class Difference(NamedTuple):
 
 
 Correct = Mapping[int, np.ndarray]
-"""Which of the N images a student has right, (N,) bool, by its seed."""
+"""Which of the N images a student classifies correctly, (N,) bool, by its seed."""
 
 
 def paired(
     ours: Mapping[int, float], theirs: Mapping[int, float], correct: tuple[Correct, Correct] | None = None
 ) -> Difference | None:
-    """Ours less theirs by the seeds that both have; None without a common seed.
+    """The mean of ours minus theirs over their common seeds, with its interval; None without a common seed.
 
     Args:
       ours: accuracies in percent by seed.
-      theirs: likewise.
-      correct: of the same images, those that our and their students have right; None where it is not known.
+      theirs: accuracies in percent by seed.
+      correct: which of the same images our and their students classify correctly; None where it is not known.
 
     Returns:
       The mean and its interval. With `correct`, the interval is over seeds and images: that of `bootstrap`, widened
-      where Student's t interval over the seeds is wider, since a bootstrap of three or five seeds is too narrow. Of one
-      seed it is over images alone. Without `correct` it is Student's, over seeds alone, and of one seed there is none.
+      where Student's t interval over seeds is wider, since a bootstrap of three or five seeds is too narrow. For a
+      single seed it is over images alone. Without `correct` it is Student's t interval over seeds; a single seed has
+      none.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     differences = np.array([ours[seed] - theirs[seed] for seed in seeds])
@@ -83,24 +84,29 @@ def paired(
 
 
 def bootstrap(values: np.ndarray) -> tuple[float, float]:
-    """The 95% percentile interval of the mean of crossed `values`, (S, N): of S seeds on the same N images.
+    """The 95% percentile interval of the mean of crossed `values`, (S, N), for S seeds on the same N images.
 
-    Seeds and images are drawn with replacement, independently, as in Owen's pigeonhole bootstrap (2007), which errs a
-    little to the wide side. Of one seed the images alone are drawn. The draws are the same in every call and under
+    Seeds and images are drawn with replacement, independently, as in Owen's pigeonhole bootstrap (2007), which is
+    slightly conservative. For a single seed, images alone are drawn. The draws are the same in every call and with
     every version of NumPy.
+
+    Returns:
+      The two ends, in the unit of `values`.
     """
     seeds, images = values.shape
-    of_seeds, of_images = _counts(seeds, 0), _counts(images, 1)
+    seed_counts, image_counts = _counts(seeds, 0), _counts(images, 1)
     columns = np.ascontiguousarray(values.T, np.float64)
-    sums = np.concatenate([of_images[k : k + _CHUNK].astype(np.float64) @ columns for k in range(0, DRAWS, _CHUNK)])
-    low, high = np.quantile((of_seeds * sums).sum(axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    sums = np.concatenate([image_counts[k : k + _CHUNK].astype(np.float64) @ columns for k in range(0, DRAWS, _CHUNK)])
+    low, high = np.quantile((seed_counts * sums).sum(axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low) / values.size, float(high) / values.size
 
 
 @functools.lru_cache(maxsize=4)
 def _counts(size: int, stream: int) -> np.ndarray:
-    """How often each of `size` items is drawn in each of DRAWS samples of as many, (DRAWS, size) uint16."""
-    raw = np.random.Philox(key=np.array([0, stream], np.uint64))  # whose raw numbers no version of NumPy changes
+    """How often each of `size` items occurs in each of DRAWS bootstrap samples, (DRAWS, size) uint16."""
+    raw = np.random.Philox(
+        key=np.array([0, stream], np.uint64)
+    )  # its raw numbers are the same in every version of NumPy
     counts = np.empty((DRAWS, size), np.uint16)
     for draw in range(DRAWS):
         drawn = (raw.random_raw(size) % np.uint64(size)).astype(np.intp)
@@ -108,14 +114,14 @@ def _counts(size: int, stream: int) -> np.ndarray:
     return counts
 
 
-UNIFORM = 1.5  # distinct anchors a batch, under which a graph of Mechanism 2 has no structure
+UNIFORM = 1.5  # with fewer distinct anchors a batch, the graph of Mechanism 2 has no structure
 
 
 def is_uniform(entry: Mapping[str, Any]) -> bool:
-    """Whether an accuracy is of a graph that Mechanism 2 made a uniform average of the batch.
+    """Whether Mechanism 2 turned the graph of an accuracy into a uniform average of the batch.
 
-    Where one anchor is the nearest of a whole batch, all distances between the anchors that stand for its images are
-    equal, and Eq. 3 weighs all images alike. The mean over the batches tells whether this holds for most of them.
+    Where one anchor is the nearest of all images of a batch, the distances between the images' anchors are all equal,
+    and Eq. 3 gives all images the same weight. The mean over batches shows whether this holds for most of them.
     """
     distinct = (entry.get("diagnostics") or {}).get("distinct_anchors")
     return entry["mechanism"] == "batch_by_batch" and distinct is not None and distinct < UNIFORM

@@ -1,4 +1,4 @@
-"""All tables of a sweep's records, and the short ones: the ablation and the points of figures."""
+"""All tables of a sweep, and the two short ones: the ablation and the points of figures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,19 +9,23 @@ from cnn2gnn_jax.report.observations import Observation, accuracy, grouped, mean
 
 
 def all_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """Methods and their differences, the ablation, the points of figures, settings, the audit."""
+    """The tables of methods and their differences, the ablation, the points of figures, the settings and the audit."""
 
-    def made(kind: str, make: Callable[[Sequence[Observation]], Any]) -> list[Any]:
-        return [make(observations) for observations in grouped(observe(records, kind), "name").values()]
+    def tables_of_kind(kind: str, function: Callable[[Sequence[Observation]], Any]) -> list[Any]:
+        return [function(observations) for observations in grouped(observe(records, kind), "name").values()]
 
-    tables = [table for pair in made("methods", methods.tables) for table in pair]
-    tables += made("ablation", ablation) + made("curve", points) + made("settings", settings.table)
+    tables = [table for pair in tables_of_kind("methods", methods.tables) for table in pair]
+    tables += (
+        tables_of_kind("ablation", ablation)
+        + tables_of_kind("curve", points)
+        + tables_of_kind("settings", settings.table)
+    )
     audit = settings.audit(records)
     return tables if audit is None else [*tables, audit]
 
 
 def ablation(observations: Sequence[Observation]) -> Table:
-    """Table 3: the ablation's graphs batch by batch, and the learned graph under each protocol; accuracy and time."""
+    """Table 3, accuracy and time: the ablation's graphs batch by batch, and the learned graph under each protocol."""
     learned = select(observations, graph="learned")
     groups = {
         title: select(observations, names.BATCH_BY_BATCH, graph) for graph, title in names.PAPERS_GRAPHS.items()
@@ -40,8 +44,8 @@ def ablation(observations: Sequence[Observation]) -> Table:
                 f"{column}: inference, s": mean((observation.entry["seconds"] for observation in own), "{:.2f}"),
             }
     remark = (
-        "Seconds without compilation, of training the student and of classifying all test images once. The paper gives "
-        "one time, without saying of what: on CIFAR-100 4999 s one by one and 2797 s batch by batch, a ratio of 1.79."
+        "Seconds to train the student and to classify all test images once, without compilation. The paper gives one "
+        "time and does not say which: on CIFAR-100 4999 s one by one and 2797 s batch by batch, a ratio of 1.79."
     )
     return notes.captioned(observations, rows, [remark, *notes.uniform([("Batch by batch", learned)])])
 
@@ -52,7 +56,7 @@ def _training_seconds(observation: Observation) -> float:
 
 
 def points(observations: Sequence[Observation]) -> Table:
-    """The points of a figure: a row for each line and value, the protocols in columns."""
+    """The points of a figure, with a row for each line and value, and a column for each protocol."""
     columns = names.published_first(protocols(observations))
     places = sorted({tuple(observation.place[key] for key in ("panel", "line", "x")) for observation in observations})
     groups = {

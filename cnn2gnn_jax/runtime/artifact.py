@@ -1,18 +1,18 @@
-"""Verified folders: arrays, files and JSON facts that are read only if they are what was written.
+"""Verified folders: arrays, files and JSON facts that are used only if they have not changed since they were written.
 
-    FOLDER/<array>.npy      memory-mapped when it is read
+    FOLDER/<array>.npy      memory-mapped when the folder is read
     FOLDER/...              other files
     FOLDER/manifest.json    kind, format, program, fingerprint, facts; each file's sha256, each array's shape and dtype
 
-A folder is written beside its place and renamed, by one process at a time: it is whole or absent. Reading it hashes
-each file. A new kind takes a few lines:
+A folder is written under a temporary name and renamed, by one process at a time, so it is complete or absent. Reading a
+folder hashes each file. A new kind takes a few lines:
 
     BANK = artifact.Kind("the bank of a run", format=1, remake="run the same command again")
 
     artifact.write(folder, BANK, fingerprint, {"width": 64}, {"keys": keys, "labels": labels})
     keys = artifact.read(folder, BANK, fingerprint).arrays["keys"]
 
-Arrays too large for memory are filled in a folder of `storage.atomic_folder`, which `seal` completes.
+Arrays that are too large for memory are written into a folder of `storage.atomic_folder`, which `seal` completes.
 """
 
 import contextlib
@@ -25,18 +25,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cnn2gnn_jax.runtime import processes, storage
-from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError
 
 MANIFEST = "manifest.json"
 
 
 class Kind(NamedTuple):
-    """What a folder holds.
+    """The kind of a folder's content.
 
-    name: in errors.
-    format: a number, to be raised when a reader of this version could not use what an earlier one wrote.
-    remake: how it is made again, as errors end.
+    name: the name in error messages.
+    format: a number; raise it if this version cannot use folders that an earlier version wrote.
+    remake: how to make the folder again; error messages end with it.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Kind(NamedTuple):
 class Artifact(NamedTuple):
     """A folder that was read.
 
-    fingerprint: of what it was made from.
+    fingerprint: the fingerprint of its inputs.
     facts: JSON values.
-    arrays: by name, memory-mapped and read-only.
-    files: of each file, by its path in the folder, `sha256`, and of each array also `shape` and `dtype`.
+    arrays: memory-mapped, read-only arrays by name.
+    files: the `sha256` of each file, by its path in the folder; for arrays also `shape` and `dtype`.
     """
 
     fingerprint: str
@@ -60,23 +60,27 @@ class Artifact(NamedTuple):
 
 
 class Refused(UserError):
-    """A folder that cannot be used: `what` is wrong, without what to do about it, and `manifest` if it can be read."""
+    """A folder that cannot be used.
 
-    def __init__(self, what: str, mend: str, manifest: Mapping[str, Any] | None = None) -> None:
-        super().__init__(f"{what}: {mend}")
+    what: the reason, without the remedy that ends the message.
+    manifest: its manifest, if that can be read; otherwise empty.
+    """
+
+    def __init__(self, what: str, remedy: str, manifest: Mapping[str, Any] | None = None) -> None:
+        super().__init__(f"{what}: {remedy}")
         self.what, self.manifest = what, manifest or {}
 
 
 class Missing(Refused):
-    """There is no folder."""
+    """The folder does not exist."""
 
 
 class Damaged(Refused):
-    """The folder is there, but not as it was written."""
+    """The folder has changed since it was written."""
 
 
 class Outdated(Refused):
-    """Another version of this program wrote the folder, in another format."""
+    """The folder was written by another version of this program, in another format."""
 
 
 class Foreign(Refused):
@@ -86,17 +90,17 @@ class Foreign(Refused):
 def write(
     folder: pathlib.Path, kind: Kind, fingerprint: str, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """Writes a folder, the whole or nothing; it takes the place of one that is there."""
-    with storage.atomic_folder(folder) as beside:
+    """Writes a folder atomically; it replaces an existing one."""
+    with storage.atomic_folder(folder) as temporary:
         for name, array in arrays.items():
-            np.save(beside / f"{name}.npy", array, allow_pickle=False)
-        seal(beside, kind, fingerprint, facts)
+            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+        seal(temporary, kind, fingerprint, facts)
 
 
 def seal(
     folder: pathlib.Path, kind: Kind, fingerprint: str, facts: Mapping[str, Any], unlisted: Sequence[str] = ()
 ) -> None:
-    """Writes the manifest of all files in a folder but the `unlisted` names, before the folder gets its place."""
+    """Writes the manifest of all files in a temporary folder, except those with `unlisted` names."""
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path != folder / MANIFEST and path.name not in unlisted:
@@ -107,10 +111,15 @@ def seal(
 
 
 def read(folder: pathlib.Path, kind: Kind, fingerprint: str | None = None) -> Artifact:
-    """Opens a folder after each of its files was hashed; `fingerprint` is what it must have, None for any.
+    """Opens a folder and verifies each of its files.
+
+    Args:
+      folder: the folder.
+      kind: the expected kind.
+      fingerprint: the expected fingerprint; None accepts any.
 
     Raises:
-      Missing, Damaged, Outdated, Foreign: it cannot be used.
+      Missing, Damaged, Outdated, Foreign: the folder cannot be used.
     """
     manifest = read_manifest(folder, kind, fingerprint)
     arrays = {}
@@ -122,13 +131,13 @@ def read(folder: pathlib.Path, kind: Kind, fingerprint: str | None = None) -> Ar
 
 
 def _checked(folder: pathlib.Path, name: str, file: Mapping[str, Any]) -> np.ndarray | None:
-    """The array in a file, None in other files; a ValueError if it is not as the manifest says."""
+    """Verifies a file and returns its array, None for other files; raises ValueError if it has changed."""
     path, array = folder / name, None
     if ".." in path.parts or not path.is_relative_to(folder) or not path.is_file():
         raise ValueError(f"{name} is missing")
     if "shape" in file:
         try:
-            array = _open(path)  # before it is hashed, so that it is what was hashed even if the folder is replaced
+            array = _open(path)  # before hashing, so that both read the same file even if the folder is replaced
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     if storage.sha256(path) != file["sha256"]:
@@ -139,10 +148,10 @@ def _checked(folder: pathlib.Path, name: str, file: Mapping[str, Any]) -> np.nda
 
 
 def read_manifest(folder: pathlib.Path, kind: Kind, fingerprint: str | None = None) -> dict[str, Any]:
-    """The manifest of a folder whose files are not looked at; with the errors of `read`."""
+    """Reads the manifest of a folder without verifying its files; raises the errors of `read`."""
     if not folder.is_dir():
         raise Missing(f"{folder} is missing", kind.remake)
-    mend = f"delete it and {kind.remake}"
+    remedy = f"delete it and {kind.remake}"
     with intact(folder, kind):
         if not (folder / MANIFEST).is_file():
             raise ValueError(f"{MANIFEST} is missing")
@@ -151,31 +160,31 @@ def read_manifest(folder: pathlib.Path, kind: Kind, fingerprint: str | None = No
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{MANIFEST}: {error}") from None
     if (name := manifest.get("kind", kind.name)) != kind.name:
-        raise Foreign(f"{folder} holds {name}, expected {kind.name}", mend, manifest)
+        raise Foreign(f"{folder} holds {name}, expected {kind.name}", remedy, manifest)
     if (number := manifest.get("format")) != kind.format:
         written = f"{manifest['program']}, format {number}" if "program" in manifest else f"format {number}"
         here = f"this one is {_program()}, format {kind.format}"
         what = f"{folder} was written by another version of this program ({written}; {here})"
-        raise Outdated(what, mend, manifest)
+        raise Outdated(what, remedy, manifest)
     with intact(folder, kind):
         if not all(isinstance(manifest[key], dict) for key in ("facts", "files")):
             raise TypeError(f"{MANIFEST} has no facts or files")
         if fingerprint not in (None, manifest["fingerprint"]):
             what = f"{folder} holds {kind.name} with the fingerprint {manifest['fingerprint']}, expected {fingerprint}"
-            raise Foreign(what, mend, manifest)
+            raise Foreign(what, remedy, manifest)
     return manifest
 
 
 @contextlib.contextmanager
 def intact(folder: pathlib.Path, kind: Kind) -> Iterator[None]:
-    """Raises Damaged where what is read of a folder cannot be used, as by a fact that is missing or of another type."""
+    """Raises Damaged for exceptions while a folder is read, for example if a fact is missing or of another type."""
     try:
         yield
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # of values of other types, many kinds
+    except Exception as error:  # values of other types raise many types of exceptions
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-            raise  # of the machine, and not of the folder
+            raise  # an error of the machine, not of the folder
         what = f"{MANIFEST} lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise Damaged(f"{folder} is damaged ({what})", f"delete it and {kind.remake}") from error
 
@@ -183,29 +192,35 @@ def intact(folder: pathlib.Path, kind: Kind) -> Iterator[None]:
 def ensure(
     folder: pathlib.Path, kind: Kind, fingerprint: str, make: Callable[[], None], replaces: bool = False
 ) -> Artifact:
-    """What `read` gives, after `make` where the folder is missing, damaged or of another version.
+    """Reads a folder, and makes it first if it is missing, damaged or of another version.
 
-    To be called by all processes. All of them call `make`, in which the first one writes. `replaces` says whether a
-    folder with another fingerprint is made anew, too.
+    All processes must call this function.
+
+    Args:
+      folder: the folder.
+      kind: its kind.
+      fingerprint: its fingerprint.
+      make: makes the folder; all processes call it, and the first one writes.
+      replaces: whether a folder with another fingerprint is made again, too.
 
     Raises:
-      Foreign: it is not to be replaced.
+      Foreign: it has another fingerprint and is not replaced.
     """
-    kept: list[Artifact] = []
+    intact_folder: list[Artifact] = []
 
-    def look() -> None:
+    def read_if_intact() -> None:
         try:
-            kept.append(read(folder, kind, fingerprint))
+            intact_folder.append(read(folder, kind, fingerprint))
         except Refused as error:
             if isinstance(error, Foreign) and not replaces:
                 raise
             if isinstance(error, Damaged | Outdated):
-                say(f"made anew: {error.what}")
+                log(f"made anew: {error.what}")
 
-    processes.on_first(look)
-    if not processes.agreed(bool(kept)):
+    processes.on_first(read_if_intact)
+    if not processes.agreed(bool(intact_folder)):
         make()
-    return kept[0] if kept else read(folder, kind, fingerprint)
+    return intact_folder[0] if intact_folder else read(folder, kind, fingerprint)
 
 
 def _program() -> str:
@@ -216,7 +231,7 @@ def _program() -> str:
 
 
 def _open(path: pathlib.Path) -> np.ndarray:
-    # Unlike np.load, this reads .npy files alone, and no pickles in them.
+    # Unlike np.load, this reads only .npy files, and no pickled objects in them.
     return np.lib.format.open_memmap(path, mode="r")
 
 

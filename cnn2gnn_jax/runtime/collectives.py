@@ -1,8 +1,8 @@
 """Collectives over the devices that share a batch.
 
-A training step may run on the whole batch, or on each device's part of it under the mapped axis `AXIS`. These functions
-ask JAX whether that axis is bound. Where it is not, the part is the whole batch and a collective is the identity, so
-graph, statistics and losses are always those of the global batch and no caller names the axis.
+A training step runs on the whole batch, or on each device's part of it under the mapped axis `AXIS`. These functions
+ask JAX whether that axis is bound. If it is not, the part is the whole batch and a collective is the identity. Graph,
+statistics and losses are therefore always those of the global batch, and no caller names the axis.
 """
 
 from typing import Any
@@ -22,12 +22,12 @@ def _batch_is_split() -> bool:
 
 
 def all_gather(part: jax.Array, axis: int = 0) -> jax.Array:
-    """The global batch, (B, ...), from this device's part of it, (b, ...); `axis` is the one that is split."""
+    """Gathers the global batch, (B, ...), from the parts of all devices, (b, ...); `axis` is the axis that is split."""
     return lax.all_gather(part, AXIS, axis=axis, tiled=True) if _batch_is_split() else part
 
 
 def first_row(rows: int) -> jax.Array | int:
-    """Where this device's `rows` rows begin in a global array."""
+    """The position of this device's first row in a global array, if each device has `rows` rows."""
     return lax.axis_index(AXIS) * rows if _batch_is_split() else 0
 
 
@@ -37,5 +37,5 @@ def local_rows(whole: jax.Array, rows: int) -> jax.Array:
 
 
 def psum(tree: Any) -> Any:
-    """Leaves summed over the devices."""
+    """Sums the leaves of a pytree over the devices."""
     return lax.psum(tree, AXIS) if _batch_is_split() else tree

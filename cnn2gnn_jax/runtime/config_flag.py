@@ -1,7 +1,7 @@
-"""The flag --config and the fields that --config.field=value sets, which ml_collections reads, with errors of one line.
+"""The flags --config=FILE and --config.field=value of ml_collections, with errors of one line.
 
-Of a missing file, a file that fails and a field that is not there ml_collections says so by a traceback or a KeyError,
-and it takes a value for a whole section. These are therefore checked here, before it sets the fields.
+For a missing file, a file that raises, and an unknown field, ml_collections shows a traceback or a KeyError, and it
+accepts a value for a whole section. All of this is therefore checked here, before it sets the fields.
 """
 
 import inspect
@@ -20,12 +20,12 @@ _FIELD = re.compile(r"--?(?:no)?config\.([^=]*)")
 
 
 def define_file(values: flags.FlagValues) -> None:
-    """Defines `--config`, of a file or a built-in name: its value is that config with the fields that are set."""
-    what = (
-        f"FILE[:WORD], as configs/digits.py, or NAME[:WORD], of {', '.join(built_in.names('config'))}; "
-        "the file's docstring tells the words; --config.field=value sets a field"
+    """Defines `--config`, a file or a built-in name. Its value is that config with the fields that are set."""
+    help_text = (
+        f"FILE[:WORD], as configs/digits.py, or NAME[:WORD], with NAME one of {', '.join(built_in.names('config'))}; "
+        "the file's docstring lists the words; --config.field=value sets a field"
     )
-    config_flags.DEFINE_config_file("config", None, what, flag_values=values)
+    config_flags.DEFINE_config_file("config", None, help_text, flag_values=values)
     values["config"].parser = _FileParser()
 
 
@@ -33,11 +33,11 @@ def define_fields(values: flags.FlagValues, config: ConfigDict) -> None:
     """Defines `--config.field=value` for each field of a config; see `config_flags.get_override_values`.
 
     Raises:
-      UserError: the command line sets a field that the config has not.
+      UserError: the command line sets a field that the config does not have.
     """
     _check_names(config)
-    what = "--config.field=value sets a field of all configs"
-    config_flags.DEFINE_config_dict("config", config, what, flag_values=values)
+    help_text = "--config.field=value sets a field of all configs"
+    config_flags.DEFINE_config_dict("config", config, help_text, flag_values=values)
 
 
 def meanings(described: Mapping[str, fields.Field]) -> dict[str, str]:
@@ -46,7 +46,7 @@ def meanings(described: Mapping[str, fields.Field]) -> dict[str, str]:
     for name, field in described.items():
         allowed = str(field.allowed) if isinstance(field.allowed, fields.Range) else ", ".join(field.allowed or ())
         default = "of the recipe or method" if isinstance(field.default, type) else repr(field.default)
-        shown[f"config.{name}"] = "; ".join(filter(None, (field.meaning, allowed, f"default: {default}")))
+        shown[f"config.{name}"] = "; ".join(filter(None, (field.description, allowed, f"default: {default}")))
     return shown
 
 
@@ -60,10 +60,10 @@ class _FileParser(flags.ArgumentParser):
 
 
 def load(text: str) -> ConfigDict:
-    """The config of a file, given as PATH or PATH:WORD; a built-in one also as NAME or NAME:WORD.
+    """Loads the config of a file, given as PATH or PATH:WORD, or of a built-in one, given as NAME or NAME:WORD.
 
     Raises:
-      UserError: there is no such file, it has no `get_config`, or this fails.
+      UserError: there is no such file, it has no `get_config`, or `get_config` raises an exception.
     """
     name, colon, word = text.partition(":")
     path = built_in.path_of(name, "config")
@@ -76,7 +76,7 @@ def load(text: str) -> ConfigDict:
         config = get_config(word) if colon else get_config()
     except UserError:
         raise
-    except Exception as error:  # of a user's file, any kind
+    except Exception as error:  # a user's file may raise any type
         reason = " ".join(str(error).split())
         raise UserError(f"{name} cannot be loaded ({type(error).__name__}: {reason}): correct the file") from error
     if not isinstance(config, ConfigDict):
@@ -87,11 +87,13 @@ def load(text: str) -> ConfigDict:
 
 
 def _check_names(config: ConfigDict) -> None:
-    """Raises UserError where the command line sets a field that the config has not, or a section."""
+    """Raises UserError if the command line sets a section, or a field that the config does not have."""
     names = fields.flat(config)
     for field in [match[1] for argument in sys.argv[1:] if (match := _FIELD.match(argument))]:
-        inside = [name for name in names if name.startswith(f"{field}.")]
-        if inside:
-            raise UserError(f"config.{field} is a section: set one of its fields, as --config.{inside[0]}=VALUE")
+        section_fields = [name for name in names if name.startswith(f"{field}.")]
+        if section_fields:
+            raise UserError(
+                f"config.{field} is a section: set one of its fields, as --config.{section_fields[0]}=VALUE"
+            )
         if field not in names:
             raise fields.no_such_field(field, names)

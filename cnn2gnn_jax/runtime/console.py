@@ -1,4 +1,4 @@
-"""Progress lines on the terminal."""
+"""Progress messages on the terminal."""
 
 import sys
 
@@ -8,7 +8,7 @@ from cnn2gnn_jax.runtime import processes
 from cnn2gnn_jax.runtime.errors import printable
 
 
-def say(text: str) -> None:
-    """Prints progress, of several processes in the first."""
+def log(text: str) -> None:
+    """Prints a message to stderr; where there are several processes, only the first one prints."""
     if processes.is_first():
         tqdm.tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stderr)

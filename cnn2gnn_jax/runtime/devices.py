@@ -1,4 +1,4 @@
-"""What a run computes on, and how a function of one device's part becomes a function of all devices."""
+"""The devices of a run, and the mapping of functions over them."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -14,23 +14,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from cnn2gnn_jax.runtime.collectives import AXIS
 from cnn2gnn_jax.runtime.errors import UserError
 
-SEEDS = "seeds"  # the mapped axis where each device trains students of its own
-_WHOLE_BATCHES = "devices"  # the mapped axis where each device takes whole batches
+SEEDS = "seeds"  # the mapped axis if each device trains its own students
+_WHOLE_BATCHES = "devices"  # the mapped axis if each device computes whole batches
 BACKENDS = ("shard_map", "pmap")
 
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """What a run computes on, and how a function of one device's part becomes one of all.
+    """The devices of a run, which map functions of one device's part over all devices.
 
-    `axes` below is a prefix of a tree: for each leaf None, where every device has all of it, or the axis along which
-    it is split. Arrays are global ones that JAX shards over the mesh, except between `place` and `collect`: there they
-    are laid out as the backend's mapped functions take and return them.
+    In the methods below, `axes` is a prefix of a pytree: for each leaf the axis along which it is split over the
+    devices, or None if every device has the whole leaf. Arrays are global JAX arrays that are sharded over the mesh.
+    Only between `place` and `collect` do they have the layout of the backend's mapped functions.
 
-    mesh: the devices of all processes, process after process; None for one device, where nothing is wrapped.
-    backend: of BACKENDS.
-    spreads_seeds: whether several seeds are spread over the devices instead of each batch.
-    shards_head: whether the rows of the head's table are.
+    mesh: the devices of all processes, in the order of the processes; None for one device, where nothing is mapped.
+    backend: one of BACKENDS.
+    spreads_seeds: whether the seeds are spread over the devices, instead of each batch.
+    shards_head: whether the rows of the head's table are sharded.
     """
 
     mesh: Mesh | None = None
@@ -40,33 +40,42 @@ class Devices:
 
     @property
     def count(self) -> int:
+        """The number of devices."""
         return 1 if self.mesh is None else self.mesh.size
 
     @property
     def local_count(self) -> int:
-        """How many of them are this process's."""
+        """The number of devices of this process."""
         return -(-self.count // jax.process_count())
 
     @property
     def axis(self) -> str:
-        """The mapped axis: only under `collectives.AXIS` do collectives join the parts of a batch."""
+        """The mapped axis; the functions in `collectives` act only under `collectives.AXIS`."""
         return SEEDS if self.spreads_seeds else AXIS
 
     def padded(self, size: int) -> int:
-        """The next multiple of the number of devices."""
+        """Rounds `size` up to a multiple of the number of devices."""
         return -(-size // self.count) * self.count
 
     def own(self, size: int) -> slice:
         """This process's part of an axis of `size`, a multiple of the number of devices."""
         if self.mesh is None:
             return slice(0, size)
-        each = size // jax.process_count()
-        return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
+        local_size = size // jax.process_count()
+        return slice(jax.process_index() * local_size, (jax.process_index() + 1) * local_size)
 
     def map(
         self, function: Callable, in_axes: Any, out_axes: Any, donate_argnums: Any = (), axis: str | None = None
     ) -> Callable:
-        """`function`, which sees one device's part under the mapped axis, `self.axis` by default, for all devices."""
+        """Maps a function of one device's part over all devices, and compiles it.
+
+        Args:
+          function: a function of arrays.
+          in_axes: the `axes` of each argument.
+          out_axes: the `axes` of the result.
+          donate_argnums: as for `jax.jit`.
+          axis: the name of the mapped axis; `self.axis` by default.
+        """
         axis = axis or self.axis
         if self.mesh is None:
             return jax.jit(function, donate_argnums=donate_argnums)
@@ -85,27 +94,27 @@ class Devices:
         return jax.jit(mapped, donate_argnums=donate_argnums)
 
     def shardings(self, axes: Any, tree: Any) -> Any:
-        """Where the global arrays of `tree` are to be put."""
+        """The shardings of the global arrays of `tree`."""
         mesh = self.mesh
         if mesh is None:
             return jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), tree)
         return jax.tree.map(lambda spec: NamedSharding(mesh, spec), jax.tree.broadcast(_specs(axes), tree))
 
     def shaped(self, tree: Any, axes: Any) -> Any:
-        """The shapes of `tree`, with the sharding that says where such arrays are to be put."""
+        """The shapes of `tree`, with shardings."""
         return jax.tree.map(
             lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree, self.shardings(axes, tree)
         )
 
     def replicate(self, tree: Any) -> Any:
-        """Arrays that each process has, put on every device."""
+        """Copies arrays that each process has to every device."""
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, tree)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(everywhere, np.asarray(x)), tree)
 
     def split(self, tree: Any, axis: int) -> Any:
-        """What a mapped function takes, from arrays that hold this process's part along `axis`, see `own`."""
+        """Makes the arguments of a mapped function from arrays of this process's part along `axis`, see `own`."""
         if self.mesh is None:
             return tree
         if self.backend == "pmap":
@@ -114,7 +123,7 @@ class Devices:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(at, x), tree)
 
     def place(self, tree: Any, axes: Any) -> Any:
-        """Global arrays as a mapped function takes them; they may share memory with `tree`."""
+        """Lays global arrays out as arguments of a mapped function; the result may share memory with `tree`."""
         if self.mesh is None:
             return tree
         specs = jax.tree.broadcast(_specs(axes), tree)
@@ -126,7 +135,7 @@ class Devices:
         return jax.jit(layout, out_shardings=self.shardings(axes, tree))(tree)
 
     def collect(self, tree: Any, axes: Any) -> Any:
-        """Global arrays of what a mapped function returned: the inverse of `place`."""
+        """Makes global arrays from the result of a mapped function: the inverse of `place`."""
         if self.mesh is None or self.backend != "pmap":
             return tree
         specs = jax.tree.broadcast(_specs(axes), tree)
@@ -141,38 +150,38 @@ class Devices:
         return jax.jit(join, out_shardings=self.shardings(axes, tree))(tree)
 
     def everywhere(self, function: Callable) -> Callable:
-        """`function` of global arrays, compiled, with its whole result on every device."""
+        """Compiles a function of global arrays whose whole result is on every device."""
         return jax.jit(function, out_shardings=None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec()))
 
     def batchwise(self, function: Callable) -> Callable[[Any, Callable[[int], Any], int], Iterator[Any]]:
-        """Many batches, each whole on a device, as many at a time as there are devices.
+        """Compiles a function that each device applies to whole batches.
 
         Args:
           function: `function(shared, batch) -> result`.
 
         Returns:
-          `run(shared, read, count)`, which yields the results of the batches `read(0)`, ..., `read(count - 1)` in that
-          order as NumPy arrays, to every process; each reads those of its own devices alone.
+          `run(shared, read, count)`, which yields the results of the batches `read(0)`, ..., `read(count - 1)` in this
+          order, as NumPy arrays. Every process gets all results, and reads only the batches of its own devices.
         """
         if self.mesh is None:
-            one = jax.jit(function)
-            return lambda shared, read, count: (jax.device_get(one(shared, read(k))) for k in range(count))
+            compiled = jax.jit(function)
+            return lambda shared, read, count: (jax.device_get(compiled(shared, read(k))) for k in range(count))
 
         def on_each(shared: Any, batches: Any) -> Any:
-            found = function(shared, jax.tree.map(lambda x: x[0], batches))
-            return jax.tree.map(lambda x: lax.all_gather(x, _WHOLE_BATCHES), found)
+            result = function(shared, jax.tree.map(lambda x: x[0], batches))
+            return jax.tree.map(lambda x: lax.all_gather(x, _WHOLE_BATCHES), result)
 
         mapped = self.map(on_each, (None, 0), None, axis=_WHOLE_BATCHES)
 
         def run(shared: Any, read: Callable[[int], Any], count: int) -> Iterator[Any]:
             shared, own = self.replicate(shared), range(self.count)[self.own(self.count)]
             for first in range(0, count, self.count):
-                # Where batches run out, the last one is computed again and dropped.
+                # A device without a batch computes the last one again; that result is dropped.
                 parts = [read(min(first + k, count - 1)) for k in own]
                 stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
-                found = jax.device_get(mapped(shared, self.split(stacked, 0)))
+                results = jax.device_get(mapped(shared, self.split(stacked, 0)))
                 for k in range(min(self.count, count - first)):
-                    yield jax.tree.map(lambda x, k=k: x[k], found)
+                    yield jax.tree.map(lambda x, k=k: x[k], results)
 
         return run
 
@@ -184,25 +193,28 @@ def from_config(section: Any) -> Devices:
     """The devices of a config's section `parallel`.
 
     Raises:
-      UserError: there are fewer, or several processes are not to use all of theirs.
+      UserError: there are fewer devices, or several processes would not use all of them.
     """
-    found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    count = section.devices or len(found)
-    if count > len(found):
-        raise UserError(f"parallel.devices is {count}, but JAX finds {len(found)}: choose at most that, or 0 for all")
-    if jax.process_count() > 1 and count < len(found):
-        raise UserError(f"parallel.devices is {count}, but {jax.process_count()} processes use all {len(found)}: set 0")
+    available = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    count = section.devices or len(available)
+    if count > len(available):
+        raise UserError(
+            f"parallel.devices is {count}, but JAX finds {len(available)}: choose at most that, or 0 for all"
+        )
+    if jax.process_count() > 1 and count < len(available):
+        processes = f"{jax.process_count()} processes use all {len(available)}"
+        raise UserError(f"parallel.devices is {count}, but {processes}: set 0")
     if count == 1:
         return ONE
-    return Devices(Mesh(np.asarray(found[:count]), (AXIS,)), section.backend, section.seeds, section.shard_head)
+    return Devices(Mesh(np.asarray(available[:count]), (AXIS,)), section.backend, section.seeds, section.shard_head)
 
 
 def on_first_device(tree: Any) -> Any:
-    """Arrays that every device holds whole, as arrays of this process's first device; others as they are."""
+    """Moves replicated arrays to this process's first device; other arrays stay as they are."""
 
     def first(x: Any) -> Any:
-        spread = isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
-        return x.addressable_data(0) if spread and x.is_fully_replicated else x
+        is_sharded = isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
+        return x.addressable_data(0) if is_sharded and x.is_fully_replicated else x
 
     return jax.tree.map(first, tree)
 
@@ -216,7 +228,7 @@ def _specs(axes: Any, name: str = AXIS) -> Any:
 
 
 def _cut(x: Any, axis: int, parts: int) -> Any:
-    """(..., N, ...) to (..., parts, N / parts, ...): pmap maps over an axis as long as there are devices."""
+    """Reshapes (..., N, ...) to (..., parts, N / parts, ...), since pmap maps over an axis of the size of the mesh."""
     return x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :])
 
 

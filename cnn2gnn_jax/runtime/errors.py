@@ -1,19 +1,19 @@
-"""The exception for mistakes that a user can make and mend, and what ends a run that is to go on later."""
+"""Exceptions: mistakes that a user can correct, and interruptions after which the same command continues."""
 
 import errno
 
-INTERRUPTED = 130  # the exit code after Ctrl-C, as of a shell's
+INTERRUPTED = 130  # the exit code after Ctrl-C, as in a shell
 
 
 def printable(text: str) -> str:
-    """One line without what a terminal would act on: names of files and classes may hold anything."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
+    """Replaces control characters by `?`, since names of files and classes may contain any."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 class UserError(Exception):
-    """Wrong input: the message says what was found, what was expected and what to do.
+    """Wrong input. The message says what was found, what was expected and what to do.
 
-    `main` prints it as one line and exits with code 2; nothing has been overwritten.
+    `main` prints it as one line and exits with code 2. Nothing has been overwritten.
     """
 
     def __str__(self) -> str:
@@ -21,14 +21,14 @@ class UserError(Exception):
 
 
 class InUse(UserError):
-    """Another process works in the folder that this one was to work in."""
+    """Another process is using the folder."""
 
 
 class Diverged(UserError):
     """A loss or a weight became NaN or infinite in training."""
 
 
-_MEND = {
+_REMEDIES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room in your quota",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
@@ -40,20 +40,21 @@ _MEND = {
 
 
 def of_machine(error: OSError) -> str:
-    """One line for what the machine refused: the file, why, and what to do; nothing half-written was left in place."""
-    what = " ".join(str(error.strerror or error).split())
-    where = f"{error.filename}: " if error.filename else ""
-    # NumPy says how much of an array was written, and not why the rest was not.
-    mend = _MEND.get(error.errno or 0, "see whether the disk is full or broken")
-    return f"{where}{what}: {mend}, and the same command goes on"
+    """Formats an error of the operating system as one line: the file, the reason, and what to do."""
+    reason = " ".join(str(error.strerror or error).split())
+    file = f"{error.filename}: " if error.filename else ""
+    # NumPy's error has no number: it says how much of an array was written, but not why the rest was not.
+    remedy = _REMEDIES.get(error.errno or 0, "see whether the disk is full or broken")
+    return f"{file}{reason}: {remedy}, and the same command goes on"
 
 
 class Stopped(BaseException):
-    """SIGTERM: what can be saved is, and the same command goes on; the message says where it stopped.
+    """The run was stopped by SIGTERM after its state was saved; the message says where.
 
-    As with KeyboardInterrupt, no `except Exception` may swallow it. The program exits with code 75.
+    It is a BaseException, as KeyboardInterrupt is, so that no `except Exception` catches it. The program exits with
+    code 75, and the same command continues the run.
     """
 
 
 class Interrupted(Stopped):
-    """Ctrl-C in a program that saves its state, as SIGTERM does. It exits with code 130."""
+    """The run was stopped by Ctrl-C after its state was saved. The program exits with code 130."""

@@ -1,7 +1,7 @@
-"""Several processes as one run: they start together, the first one alone writes files, and they stop together.
+"""Runs of several processes, which start and stop together; only the first process writes files.
 
-All processes run the same program, so whatever they do not compute from the same values they must agree on: functions
-here that say so are to be called by all of them at the same place.
+All processes run the same program. Where they might decide differently they must agree, by functions that all of them
+call at the same place.
 """
 
 import contextlib
@@ -21,21 +21,22 @@ from jax.experimental import multihost_utils
 from cnn2gnn_jax.runtime import errors
 from cnn2gnn_jax.runtime.errors import INTERRUPTED, Interrupted, Stopped, UserError
 
-LOST_SECONDS = 30  # of silence after which a process is taken for lost
-_TEXT_BYTES = 2000  # of an error that the first process tells the others
+LOST_SECONDS = 30  # without a heartbeat, after which a process counts as lost
+_TEXT_BYTES = 2000  # the maximum size of an error that the first process broadcasts
 
 
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Makes this process one of several; call it before any device is touched.
+    """Connects this process to the others; call it before JAX uses a device.
+
+    All arguments are None where Slurm, Open MPI, Cloud TPU or Kubernetes provides them.
 
     Args:
-      coordinator: host and port of the first process; None, as the other two, where Slurm, Open MPI, Cloud TPU or
-        Kubernetes say it.
-      count: of processes.
-      index: of this one, from 0.
+      coordinator: host and port of the first process.
+      count: the number of processes.
+      index: the position of this process, from 0.
 
     Raises:
-      UserError: the others cannot be found or reached.
+      UserError: the other processes cannot be reached.
     """
     try:
         jax.distributed.initialize(
@@ -59,17 +60,17 @@ def is_first() -> bool:
 
 
 def agreed(value: Any) -> Any:
-    """The first process's `value`, a number or a truth value, in all of them."""
+    """Broadcasts the first process's `value`, a number or a bool; all processes must call it."""
     if jax.process_count() == 1:
         return value
     return type(value)(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
 def on_first(function: Callable[[], Any]) -> None:
-    """Calls `function` in the first process while all others wait.
+    """Calls `function` in the first process while the others wait; all processes must call it.
 
     Raises:
-      UserError: in all processes, if `function` raised one, or an OSError.
+      UserError: in all processes, if `function` raises a UserError or an OSError.
     """
     text = ""
     if is_first():
@@ -82,43 +83,45 @@ def on_first(function: Callable[[], Any]) -> None:
     if jax.process_count() == 1:
         return
     raw = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")
-    told = multihost_utils.broadcast_one_to_all(np.frombuffer(raw, np.uint8))
-    if text := bytes(np.asarray(told)).rstrip(b"\0").decode(errors="ignore"):
+    received = multihost_utils.broadcast_one_to_all(np.frombuffer(raw, np.uint8))
+    if text := bytes(np.asarray(received)).rstrip(b"\0").decode(errors="ignore"):
         raise UserError(text)
 
 
 def first_before_others(function: Callable[[], Any]) -> Any:
-    """What `function` returns; the others call it when the first process, which may write files in it, has."""
-    found: list[Any] = []
-    on_first(lambda: found.append(function()))
-    return found[0] if found else function()
+    """Calls `function` in the first process, where it may write files, and then in the others; returns its result."""
+    result: list[Any] = []
+    on_first(lambda: result.append(function()))
+    return result[0] if result else function()
 
 
 @contextlib.contextmanager
 def first_holds(context: contextlib.AbstractContextManager) -> Iterator[None]:
-    """Enters `context` in the first process, for all.
+    """Enters `context` in the first process only, for all processes; all processes must call it.
 
     Raises:
-      UserError: in all processes, if entering raised one.
+      UserError: in all processes, if entering raises one.
     """
-    with contextlib.ExitStack() as held:
-        on_first(lambda: held.enter_context(context))
+    with contextlib.ExitStack() as stack:
+        on_first(lambda: stack.enter_context(context))
         yield
 
 
 class _Stop:
-    """Whether this single process was asked to stop, by which signal, and whether it waits for the end of a chunk.
+    """The requests to stop that this process has received.
 
-    questions: numbers the calls of `must_stop`, where there are several processes.
+    signal: the number of the signal, 0 without one.
+    training: whether a chunk of steps is running, which ends before the process stops.
+    calls: numbers the calls of `must_stop` where there are several processes.
     """
 
     def __init__(self) -> None:
-        self.signal, self.training, self.questions = 0, False, itertools.count()
+        self.signal, self.training, self.calls = 0, False, itertools.count()
 
 
 @functools.cache
 def _stop() -> _Stop:
-    """This process's own one: signals are sent to the process, so there is one for all that runs in it."""
+    """The only instance: signals are sent to the process, not to a part of it."""
     return _Stop()
 
 
@@ -126,11 +129,11 @@ _AT_ONCE = b"stopped by Ctrl-C at once: the same command goes on from the last c
 _SOON = b"Ctrl-C: the state is saved after these steps; Ctrl-C again stops at once\n"
 
 
-def heed_signals() -> None:
-    """From now on SIGTERM and Ctrl-C stop training at the end of a chunk, with its state saved; anything else at once.
+def install_signal_handlers() -> None:
+    """Installs handlers by which SIGTERM and Ctrl-C stop training at the end of a chunk, after its state is saved.
 
-    A second Ctrl-C ends the process at once. With several processes JAX has its own handler of SIGTERM, which tells
-    them all, and Ctrl-C is not heeded; call `join` first.
+    Outside of training they stop the program at once, as a second Ctrl-C always does. With several processes nothing is
+    installed: JAX has a handler for SIGTERM that notifies all processes, and Ctrl-C is not handled. Call `join` first.
     """
     if jax.process_count() > 1:
         return
@@ -142,17 +145,18 @@ def heed_signals() -> None:
             raise stopped("between two stages of training")
 
     signal.signal(signal.SIGTERM, handle)
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a shell has it for what it starts in the background
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # a shell ignores it for background processes
         signal.signal(signal.SIGINT, handle)
-    # Python calls a handler when the device has done its steps, which may take minutes; a thread is told at once.
+    # Python calls a handler only after the device has finished its steps, which may take minutes. A thread that reads
+    # from a pipe responds at once.
     read, write = os.pipe()
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    threading.Thread(target=_answer_interrupts, args=(read,), daemon=True).start()
+    threading.Thread(target=_handle_interrupts, args=(read,), daemon=True).start()
 
 
-def _answer_interrupts(numbers: int) -> None:
-    """Reads the numbers of signals from a pipe: says what the first Ctrl-C does, and ends the process at the second."""
+def _handle_interrupts(numbers: int) -> None:
+    """Reads signals from a pipe: explains what the first Ctrl-C does, and ends the process at the second."""
     interrupts = 0
     while number := os.read(numbers, 1):
         if number[0] == signal.SIGINT:
@@ -166,10 +170,10 @@ def _answer_interrupts(numbers: int) -> None:
 
 @contextlib.contextmanager
 def stopping_between_chunks() -> Iterator[None]:
-    """Training asks `must_stop` after each chunk, so that no signal need interrupt it.
+    """A context in which signals do not interrupt training, which calls `must_stop` after each chunk.
 
     Raises:
-      Stopped: at the end, if a signal came during the last chunk, after which training does not ask any more.
+      Stopped: at its end, if a signal came after the last call of `must_stop`.
     """
     _stop().training = True
     try:
@@ -181,19 +185,19 @@ def stopping_between_chunks() -> Iterator[None]:
 
 
 def must_stop() -> bool:
-    """Whether to save and stop now; call it once after each chunk. All processes stop after the same one."""
+    """Whether to save and stop now; all processes call it once after each chunk, and stop after the same one."""
     if jax.process_count() == 1:
         return bool(_stop().signal)
-    return multihost_utils.reached_preemption_sync_point(next(_stop().questions))
+    return multihost_utils.reached_preemption_sync_point(next(_stop().calls))
 
 
 def stopped(where: str) -> Stopped:
-    """The exception that ends this process, by the signal that it was sent; `where` says how far it came."""
+    """The exception for the signal that was received; `where` says where the run stopped."""
     return Interrupted(where) if _stop().signal == signal.SIGINT else Stopped(where)
 
 
 def leave(code: int) -> None:
-    """Ends this process without the farewell to the others, which would wait for one that is lost."""
+    """Ends this process without JAX's shutdown, which would wait for a process that is lost."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

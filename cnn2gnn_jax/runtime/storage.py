@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, hashes, fingerprints, locks."""
+"""Atomic writes, hashes, fingerprints and locks: a file is either complete or absent."""
 
 import contextlib
 import errno
@@ -23,13 +23,13 @@ _SEAL = "seal"
 
 
 def fingerprint(value: Any) -> str:
-    """16 hex digits that name a JSON value: equal values, whatever the order of their keys, get equal names."""
+    """16 hex digits that identify a JSON value; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def sha256(path: pathlib.Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """The SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
@@ -39,7 +39,7 @@ def sha256(path: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def naming(path: pathlib.Path) -> Iterator[None]:
-    """Adds the file's name to an OSError that lacks one, as those of writing and closing do."""
+    """Adds a file name to an OSError that has none, as errors of writing and closing do."""
     try:
         yield
     except OSError as error:
@@ -50,67 +50,67 @@ def naming(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a path beside `path` to write to; on success it is synced and renamed to `path`, otherwise removed."""
+    """Yields a temporary path in the folder of `path`; on success it is renamed to `path`, otherwise removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     os.close(handle)
-    beside = pathlib.Path(name)
+    temporary = pathlib.Path(name)
     try:
         with naming(path):
-            yield beside
-            with open(beside, "rb+") as file:
+            yield temporary
+            with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-            beside.chmod(0o644)
-            os.replace(beside, path)
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
             _sync_folder(path.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a new folder beside `path` to fill; on success it takes the place of `path`, otherwise it is removed.
+    """Yields a temporary folder next to `path`; on success it replaces `path`, otherwise it is removed.
 
-    One process writes `path` at a time, and others wait. The first thing it does is to remove what killed ones left.
+    One process writes `path` at a time, and others wait. Temporary folders of killed processes are removed first.
     """
     with lock(path.with_name(f".{path.name}.lock"), wait=True, keep=False):
-        for remains in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-            shutil.rmtree(remains, ignore_errors=True)
-        beside = _partial_folder(path)
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary = _partial_folder(path)
         try:
             with naming(path):
-                yield beside
-                for file in beside.rglob("*"):
+                yield temporary
+                for file in temporary.rglob("*"):
                     if file.is_file():
                         with open(file, "rb+") as opened:
                             os.fsync(opened.fileno())
-                _sync_folder(beside)
-                beside.chmod(0o755)
-                _take_place(beside, path)
+                _sync_folder(temporary)
+                temporary.chmod(0o755)
+                _take_place(temporary, path)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _partial_folder(path: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
 
 
-def _take_place(beside: pathlib.Path, path: pathlib.Path) -> None:
-    """Renames `beside` to `path`. What is there is moved away first, since a kill while it is removed leaves half."""
+def _take_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
+    """Renames `temporary` to `path`. An existing folder is moved away first, so that it is never partly removed."""
     old = _partial_folder(path)
     try:
         if path.exists():
             os.replace(path, old)
-        os.replace(beside, path)
+        os.replace(temporary, path)
         _sync_folder(path.parent)
     finally:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def new_array(path: pathlib.Path, dtype: Any, shape: tuple[int | None, ...]) -> np.memmap:
-    """A memory-mapped .npy file to fill, whose room on disk is reserved.
+    """Creates a memory-mapped .npy file and reserves its space on disk.
 
-    Without that, a disk that fills up later would end the process by SIGBUS.
+    Without reserved space, a disk that becomes full ends the process by SIGBUS.
     """
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)  # type: ignore[arg-type]
     with naming(path), open(path, "rb+") as file:
@@ -119,12 +119,12 @@ def new_array(path: pathlib.Path, dtype: Any, shape: tuple[int | None, ...]) -> 
 
 
 def remove_remains(folder: pathlib.Path) -> None:
-    """Removes what killed processes have left unfinished in a folder and below; call it under the folder's lock."""
-    for remains in folder.rglob(".*.partial"):
-        if remains.is_dir():
-            shutil.rmtree(remains)
+    """Removes temporary files of killed processes in a folder and below; call it under the folder's lock."""
+    for leftover in folder.rglob(".*.partial"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
         else:
-            remains.unlink()
+            leftover.unlink()
 
 
 def _sync_folder(path: pathlib.Path) -> None:
@@ -137,20 +137,20 @@ def _sync_folder(path: pathlib.Path) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file atomically."""
-    with atomic_path(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-    """Writes a JSON object atomically, sealed, so that `read_json` notices changes."""
+    """Writes a JSON object atomically, with a seal by which `read_json` detects changes."""
     write_text(path, json.dumps(sealed(value), indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object; one without a seal, from elsewhere or an earlier version, as it is.
+    """Reads a JSON object; a seal is verified if there is one.
 
     Raises:
-      UserError: the file is no JSON object, or has changed since it was written.
+      UserError: the file is not a JSON object, or has changed since it was written.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -160,23 +160,23 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def array_sha256(array: np.ndarray) -> str:
-    """Hex sha256 of an array's dtype, shape and bytes, whatever file it is in."""
+    """The SHA-256 of an array's dtype, shape and bytes, in hex."""
     return hashlib.sha256(
         f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes()
     ).hexdigest()
 
 
 def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays as a compressed .npz file atomically; keep their `array_sha256` elsewhere, for `read_array`."""
-    with atomic_path(path) as beside, open(beside, "wb") as file:
+    """Writes a compressed .npz file atomically; `read_array` needs the `array_sha256` of each array."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_array(path: pathlib.Path, name: str, sha256: str) -> np.ndarray:
-    """An array of an .npz file.
+    """Reads an array of an .npz file.
 
     Raises:
-      UserError: the file is missing or damaged, or the array is another one than was written.
+      UserError: the file is missing or damaged, or the array has changed since it was written.
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -184,22 +184,26 @@ def read_array(path: pathlib.Path, name: str, sha256: str) -> np.ndarray:
         if array_sha256(array) != sha256:
             raise ValueError(f"{name} is not what was written")
         return array
-    except Exception as error:  # of NumPy and zipfile, many kinds
+    except Exception as error:  # NumPy and zipfile raise many types
         what = " ".join(str(error).split())
         raise UserError(f"{path} is damaged ({what}): delete it and run the same command again") from None
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object with a fingerprint of itself."""
+    """Returns a JSON object with a seal, the fingerprint of its content."""
     plain = json.loads(json.dumps(value, allow_nan=False))
     return {**plain, _SEAL: fingerprint(plain)}
 
 
 def unsealed(value: Any, needs_seal: bool = False) -> dict[str, Any]:
-    """The object that was sealed; one without a seal as it is, unless it needs one.
+    """Verifies and removes the seal of a JSON object.
+
+    Args:
+      value: the object, with or without a seal.
+      needs_seal: whether an object without a seal is refused.
 
     Raises:
-      ValueError: it is no object, or another one than was sealed.
+      ValueError: it is not an object, or has changed since it was sealed.
     """
     if not isinstance(value, dict):
         raise ValueError("no JSON object")
@@ -221,9 +225,9 @@ def lock(path: pathlib.Path, wait: bool, keep: bool = True) -> Iterator[None]:
     """Holds the lock file `path`; the kernel releases it when this process dies.
 
     Args:
-      path: the lock file, created if missing; it holds the owner's host and process for whoever is refused.
-      wait: whether to wait for another owner or to refuse at once.
-      keep: whether the file stays.
+      path: the lock file, which is created if missing. It names the host and process of its owner.
+      wait: whether to wait for another owner, instead of raising InUse.
+      keep: whether to keep the file afterwards.
 
     Raises:
       InUse: another process holds it and `wait` is false.
@@ -242,7 +246,7 @@ def lock(path: pathlib.Path, wait: bool, keep: bool = True) -> Iterator[None]:
 
 
 def _locked(path: pathlib.Path, wait: bool) -> int:
-    """A handle of the lock file, which is locked."""
+    """Opens and locks the lock file, and returns its handle."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -253,7 +257,7 @@ def _locked(path: pathlib.Path, wait: bool) -> int:
             if not isinstance(error, OSError) or error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             raise InUse(f"{path.parent} is in use by {owner}: wait for it to end, or choose another folder") from None
-        # Otherwise the owner before removed the file, and another process may make a new one.
+        # If the file is another one now, the previous owner removed it, and this lock is worthless: try again.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle

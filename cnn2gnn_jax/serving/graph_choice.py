@@ -8,7 +8,7 @@ from typing import NamedTuple
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.runtime import storage
-from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError
 
 CHOICES = ("learned", "off", "best")
@@ -89,7 +89,7 @@ def warn_of_better(recorded: runs.Recorded, graph: str | None) -> None:
     try:
         compared = compare(recorded)
     except UserError as error:
-        say(f"warning: the students with and without a graph are not compared: {error}")
+        log(f"warning: the students with and without a graph are not compared: {error}")
         return
     if compared is None or graph is None:
         return
@@ -98,7 +98,7 @@ def warn_of_better(recorded: runs.Recorded, graph: str | None) -> None:
     if served < better:
         flag = "off" if other == "off" else "learned"
         where = "" if compared.images == HELD_OUT else " (by results.json; nothing was held out)"
-        say(
+        log(
             f"warning: the {_named(graph)} has {served:.2f}% of the {compared.images} right, "
             f"the {_named(other)} {better:.2f}%{where}: --graph={flag} serves the better one"
         )

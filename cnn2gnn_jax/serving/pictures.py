@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cnn2gnn_jax.data import images
-from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError
 
 _NAMED = 5  # unreadable images in an error
@@ -56,7 +56,7 @@ def read_pictures(
             "replace or remove them, or leave them out with --skip_unreadable"
         )
     for reason in unreadable:
-        say(f"left out: {reason}")
+        log(f"left out: {reason}")
     if not pixels:
         raise UserError(f"no image to classify: none of {len(files)} files can be read")
     return Pictures(names, np.stack(pixels))

@@ -1,4 +1,4 @@
-"""The plan of a sweep: its cells, in the order of its file."""
+"""The plan of a sweep: its cells, in the order in which its file adds them."""
 
 import pathlib
 import runpy
@@ -12,17 +12,18 @@ from cnn2gnn_jax.runtime import built_in, storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.sweeps import records, tuning
 
-SIZES = ("", "smoke", "digits")  # the words after the colon, unless a sweep file has WORDS of its own
+SIZES = ("", "smoke", "digits")  # the words after the colon, unless a sweep file defines WORDS
 
 
 class Cell(NamedTuple):
     """A run of a sweep.
 
-    name, config: its own.
-    places: in tables and figures; none of a candidate, which another cell chooses from.
-    candidates: what this cell chooses from before it runs, none of most.
-    teacher: names the teacher that it trains or shares; None where it trains none.
-    title: tells it in a line of progress.
+    name: the fingerprint of its config and candidates.
+    config: its config.
+    places: its places in tables and figures; empty for a candidate.
+    candidates: the candidates from which its hyperparameters are chosen before it runs; empty for most cells.
+    teacher: the fingerprint of the teacher that it trains or shares; None where it trains none.
+    title: its name in progress messages.
     """
 
     name: str
@@ -34,15 +35,15 @@ class Cell(NamedTuple):
 
 
 def load(path: pathlib.Path, size: str, settings: Mapping[str, Any]) -> list[Cell]:
-    """The cells of a sweep file, in its order.
+    """Loads the cells of a sweep file, in its order.
 
     Args:
-      path: of the file, or the name of a built-in sweep.
-      size: the word after its colon.
-      settings: the values of config fields that hold for every cell, by dotted names.
+      path: the file, or the name of a built-in sweep.
+      size: the word after the colon.
+      settings: values of config fields that are set in every cell, by dotted names.
 
     Raises:
-      UserError: there is no such file, it is no sweep, or a config makes no sense.
+      UserError: there is no such file, it is not a sweep, or a config is invalid.
     """
     path = built_in.path_of(str(path), "sweep")
     module = runpy.run_path(str(path))
@@ -58,7 +59,7 @@ def load(path: pathlib.Path, size: str, settings: Mapping[str, Any]) -> list[Cel
 
 
 def _adder(cells: dict[str, Cell], path: pathlib.Path, settings: Mapping[str, Any]) -> Callable[..., None]:
-    """The function `add` that a sweep file is called with: it adds to `cells`, by name."""
+    """Makes the function `add` that is passed to a sweep file; it adds to `cells`, by name."""
 
     def add(
         config: ConfigDict, kind: str, name: str, tune: Mapping[str, Sequence[Any]] | None = None, **place: Any
@@ -68,27 +69,27 @@ def _adder(cells: dict[str, Cell], path: pathlib.Path, settings: Mapping[str, An
         config = ConfigDict(config.to_dict())
         config.update_from_flattened_dict(settings)
         config.tensorboard = False
-        # What is set for every cell is not chosen.
+        # A field that the command line sets is not tuned.
         tune = {field: values for field, values in (tune or {}).items() if field not in settings}
-        standing = {"kind": kind, "name": name, **place}
+        full_place = {"kind": kind, "name": name, **place}
         try:
-            *candidates, cell = _with_candidates(config, tune, ", ".join(map(str, standing.values())))
+            *candidates, cell = _with_candidates(config, tune, ", ".join(map(str, full_place.values())))
         except UserError as error:
             raise UserError(f"{path}, the cell {place} of {name}: {error}") from None
         for candidate in candidates:
             cells.setdefault(candidate.name, candidate)
-        cells.setdefault(cell.name, cell).places.append(standing)
+        cells.setdefault(cell.name, cell).places.append(full_place)
 
     return add
 
 
 def _with_candidates(config: ConfigDict, tune: Mapping[str, Sequence[Any]], title: str) -> list[Cell]:
-    """The cell of a config, after those that it chooses from."""
-    complete, tried = configs.resolve(config), tuning.candidates(config, tune)
-    name = configs.cell_fingerprint(complete)
-    if tried:
-        name = storage.fingerprint({"cell": name, "candidates": [candidate.name for candidate in tried]})
-    candidates = [
+    """The cell of a config, preceded by the cells of its candidates."""
+    resolved, candidates = configs.resolve(config), tuning.candidates(config, tune)
+    name = configs.cell_fingerprint(resolved)
+    if candidates:
+        name = storage.fingerprint({"cell": name, "candidates": [candidate.name for candidate in candidates]})
+    candidate_cells = [
         Cell(
             candidate.name,
             candidate.config,
@@ -97,6 +98,6 @@ def _with_candidates(config: ConfigDict, tune: Mapping[str, Sequence[Any]], titl
             configs.cell_teacher(configs.resolve(candidate.config)),
             f"candidate {tuning.as_text(candidate.fields)}: {title}",
         )
-        for candidate in tried
+        for candidate in candidates
     ]
-    return [*candidates, Cell(name, config, [], tried, configs.cell_teacher(complete), title)]
+    return [*candidate_cells, Cell(name, config, [], candidates, configs.cell_teacher(resolved), title)]

@@ -1,8 +1,8 @@
-"""The records of a sweep: one JSON object for each cell, small enough to be kept in a repository.
+"""The records of a sweep: a JSON object for each cell, small enough for a repository.
 
 A folder holds either `records/<cell>.json` and `plans/<sweep>.json`, as `cnn2gnn_jax.sweep` writes them, or
-`results.jsonl`, where a line is a record with its places: `collect` makes that of the first two. Which evaluated images
-each accuracy has right stands beside them as packed bits, in `records/<cell>.npz` and, of all cells, in `correct.npz`.
+`results.jsonl`, which `collect` makes from them: each line is a record with its places. Which evaluated images are
+classified correctly is stored as packed bits, in `records/<cell>.npz` and, for all cells, in `correct.npz`.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training.metrics import read_records
 
 KINDS = ("methods", "settings", "ablation", "curve")
-"""Layouts: methods by pairs, as Tables 1 and 2; settings under all protocols; Table 3; accuracy against a value."""
+"""Layouts of tables: methods by pairs (Tables 1 and 2), settings, the ablation (Table 3), accuracy against a value."""
 
 _FORMAT = 1
 _CORRECT = "correct.npz"
-_POINTS = 20  # of a training curve
-# Fields of a config that tell of the machine, or of how something is computed and not of what.
+_POINTS = 20  # in a training curve
+# Fields of a config that describe the machine, or how something is computed, but do not change the result.
 _NOT_THE_RESULT = (
     "cache_dir",
     "checkpoint",
@@ -46,15 +46,15 @@ def write(
     metrics: pathlib.Path,
     tuned: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the record of a cell that is done.
+    """Writes the record of a finished cell.
 
     Args:
       out: the sweep's folder.
       cell: the cell's name.
       config: its config.
-      results: as the pipeline gives them.
-      metrics: the JSON lines of its training, in its workdir.
-      tuned: what was chosen on held-out images, as `cnn2gnn_jax.sweeps.tuning.choose` gives it; None for nothing.
+      results: its results, as `pipeline.run` returns them.
+      metrics: the JSON lines file of its training, in its workdir.
+      tuned: the values chosen on held-out images, as `tuning.choose` returns them; None without a choice.
     """
     correct = run_results.correct(results, metrics.parent)
     dataset = {key: value for key, value in results["dataset"].items() if key != "classes"}
@@ -85,7 +85,7 @@ def write(
 
 
 def write_diverged(out: pathlib.Path, cell: str, error: str) -> None:
-    """Writes the record of a candidate whose loss did not stay finite, which is an answer too."""
+    """Writes the record of a candidate whose loss did not stay finite, so that it is not run again."""
     _write(out, cell, {"format": _FORMAT, "cell": cell, "diverged": error})
 
 
@@ -98,7 +98,7 @@ def _path(out: pathlib.Path, cell: str) -> pathlib.Path:
 
 
 def load(out: pathlib.Path, cell: str) -> dict[str, Any]:
-    """The record of a cell that is done, without its places."""
+    """Reads the record of a finished cell, without its places."""
     return storage.read_json(_path(out, cell))
 
 
@@ -111,7 +111,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _curves(metrics: pathlib.Path) -> dict[str, list[list[float]]]:
-    """Of each stage (epoch, loss, accuracy) at a few records."""
+    """A few points (epoch, loss, accuracy) of the training curve of each stage."""
     stages: dict[str, list[list[float]]] = {}
     for record in read_records(metrics):
         if {"epoch", "loss", "accuracy"} <= set(record):
@@ -121,7 +121,7 @@ def _curves(metrics: pathlib.Path) -> dict[str, list[list[float]]]:
 
 
 def is_done(out: pathlib.Path, cell: str) -> bool:
-    """Whether the cell has a whole record of this version."""
+    """Whether the cell has an intact record of this version."""
     try:
         path = _path(out, cell)
         if not path.exists() or (record := load(out, cell)).get("format") != _FORMAT:
@@ -133,35 +133,35 @@ def is_done(out: pathlib.Path, cell: str) -> bool:
 
 
 def _packed(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The packed bits of a record by its cell, none if it keeps none; a UserError if they are missing or damaged."""
+    """The packed bits of a record, by its cell; {} if it has none. Raises UserError if they are missing or damaged."""
     sha256 = record.get("correct_sha256")
     return {record["cell"]: storage.read_array(path, record["cell"], sha256)} if sha256 else {}
 
 
 @contextlib.contextmanager
-def _alone(out: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes from writing plans and `results.jsonl` meanwhile, and removes what killed ones left."""
+def _locked(out: pathlib.Path) -> Iterator[None]:
+    """Locks plans and `results.jsonl` for writing, and removes temporary files of killed processes."""
     with storage.lock(out / ".lock", wait=True):
-        for remains in (*out.glob(".*.partial"), *(out / "plans").glob(".*.partial")):
-            remains.unlink()
+        for leftover in (*out.glob(".*.partial"), *(out / "plans").glob(".*.partial")):
+            leftover.unlink()
         yield
 
 
 def write_plan(out: pathlib.Path, title: str, cells: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
-    """Writes where the cells of a sweep stand, in their order, which tables keep."""
-    with _alone(out):
+    """Writes the places of the cells of a sweep, in the order that tables follow."""
+    with _locked(out):
         storage.write_json(out / "plans" / f"{title}.json", {"cells": cells})
 
 
 def collect(out: pathlib.Path) -> None:
-    """Writes `results.jsonl`: the records of all cells that are done, with their places.
+    """Writes `results.jsonl`: the records of all finished cells, with their places.
 
-    Candidates, which have no place, are left out: what they gave stands in the record of the cell that chose.
+    Candidates have no places and are left out: their accuracies are in the record of the cell that chose.
     """
     places: dict[str, list[dict[str, Any]]] = {}
     for plan in sorted((out / "plans").glob("*.json")):
-        for cell, own in storage.read_json(plan)["cells"]:
-            places.setdefault(cell, []).extend(own)
+        for cell, cell_places in storage.read_json(plan)["cells"]:
+            places.setdefault(cell, []).extend(cell_places)
     lines, arrays = [], {}  # type: list[str], dict[str, np.ndarray]
     for cell in places:
         if places[cell] and is_done(out, cell):
@@ -170,31 +170,31 @@ def collect(out: pathlib.Path) -> None:
                 continue
             arrays |= _packed(_path(out, cell).with_suffix(".npz"), record)
             lines.append(json.dumps({**record, "places": places[cell]}, allow_nan=False))
-    with _alone(out):
+    with _locked(out):
         if arrays:
             storage.write_arrays(out / _CORRECT, arrays)
         storage.write_text(out / "results.jsonl", "".join(line + "\n" for line in lines))
 
 
 def read(out: pathlib.Path) -> list[dict[str, Any]]:
-    """The records in a folder with their places.
+    """Reads the records in a folder, with their places.
 
-    An entry of `accuracies` has `correct`, (N,) bool, where `correct.npz` is there and keeps it.
+    An entry of `accuracies` has `correct`, (N,) bool, if `correct.npz` exists and has it.
 
     Raises:
-      UserError: there are none, they are of another version, or what is beside them is damaged.
+      UserError: there are no records, they are of another version, or a file is damaged.
     """
     if (out / "records").is_dir():
         collect(out)
     path = out / "results.jsonl"
-    found = read_records(path)
-    if not found:
+    recorded = read_records(path)
+    if not recorded:
         raise UserError(f"{path} is missing or empty: run python -m cnn2gnn_jax.sweep with --out={out} first")
-    for record in found:
+    for record in recorded:
         if record.get("format") != _FORMAT:
             raise UserError(f"{path} is of another version (format {record.get('format')}, expected {_FORMAT})")
         if (out / _CORRECT).exists():
             for packed in _packed(out / _CORRECT, record).values():
                 for entry, bits in zip(record["accuracies"], packed, strict=True):
                     entry["correct"] = np.unpackbits(bits, count=record["dataset"]["evaluated_images"]).astype(bool)
-    return found
+    return recorded

@@ -1,6 +1,6 @@
-"""Runs the cells of a sweep, one after another, beside other processes that may run the same ones.
+"""Runs the cells of a sweep one after another; other processes may run cells of the same sweep.
 
-A cell is locked by `flock` until its record is written; the kernel releases the lock of a process that dies.
+A cell is locked by `flock` until its record is written. The kernel releases the lock of a process that dies.
 """
 
 import collections
@@ -19,17 +19,17 @@ import jax
 
 from cnn2gnn_jax import pipeline
 from cnn2gnn_jax.runtime import storage
-from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import Diverged, InUse, Stopped, UserError
 from cnn2gnn_jax.sweeps import records, tuning
 from cnn2gnn_jax.sweeps.plan import Cell
 
-# In a cell's folder, beside the pipeline's own lock, which is free before the record is written.
+# In the cell's folder. The pipeline has a lock of its own, which it releases before the record is written.
 LOCK = ".cell.lock"
 
 
 class Outcome(NamedTuple):
-    """How many cells are done, how many have failed, and whether the time was up before the work was done."""
+    """The number of finished cells, the number of failed ones, and whether the time limit stopped the sweep."""
 
     done: int
     failed: int
@@ -44,28 +44,31 @@ def run(
     limit: int = 0,
     keep_checkpoints: bool = False,
 ) -> Outcome:
-    """Runs the cells that are not done and that no other process runs; call `processes.heed_signals` first.
+    """Runs the cells that are not finished and that no other process runs.
+
+    Call `processes.install_signal_handlers` first.
 
     Args:
-      cells: of a plan, or of a shard of it.
-      out: the sweep's folder, where the plan is.
-      minutes: after which the running cell is stopped and its state saved; 0 for no end.
-      limit: the most cells to run; 0 for all.
-      keep_checkpoints: of the students of cells that are done; they are most of what a sweep takes of the disk.
+      cells: the cells of a plan, or of a shard of it.
+      out: the sweep's folder, which holds the plan.
+      minutes: a time limit, after which the running cell is stopped and its state saved; 0 for no limit.
+      limit: the maximum number of cells to run; 0 for all.
+      keep_checkpoints: whether to keep the checkpoints of the students of finished cells, which take most of a sweep's
+        space on disk.
 
     Raises:
-      Stopped: SIGTERM.
+      Stopped: SIGTERM was received.
     """
     for cell in cells:
         if records.is_done(out, cell.name):
-            _tidy(out, cell, keep_checkpoints)  # a kill may have come before it
+            _clean_up(out, cell, keep_checkpoints)  # the process may have been killed before this
     time_is_up = threading.Event()
 
-    def end() -> None:
+    def stop() -> None:
         time_is_up.set()
         os.kill(os.getpid(), signal.SIGTERM)  # so that the running cell saves its state
 
-    timer = threading.Timer(60 * minutes, end) if minutes else None
+    timer = threading.Timer(60 * minutes, stop) if minutes else None
     if timer is not None:
         timer.daemon = True
         timer.start()
@@ -83,22 +86,22 @@ def run(
 
 
 def state(out: pathlib.Path, cell: Cell) -> str:
-    """What has become of a cell: `done`, `failed`, or `-` if neither."""
+    """The state of a cell: `done`, `failed`, or `-` if neither."""
     return "done" if records.is_done(out, cell.name) else "-" if _failure(out, cell) is None else "failed"
 
 
 def _run_all(cells: Sequence[Cell], out: pathlib.Path, limit: int, keep_checkpoints: bool) -> None:
     old_failures = {cell.name: _failure(out, cell) for cell in cells}
     times = collections.defaultdict[str, list[float]](list)
-    ran, progress, left = 0, True, list(cells)
+    ran, progress, remaining = 0, True, list(cells)
 
     def is_due(cell: Cell) -> bool:
         if records.is_done(out, cell.name) or _failure(out, cell) != old_failures[cell.name]:
             return False
-        # Otherwise another process runs a candidate, or it has failed.
+        # A candidate without a record is being run by another process, or has failed.
         return all(records.is_done(out, candidate.name) for candidate in cell.candidates)
 
-    while progress:  # until a pass runs nothing: another process may have left a cell unfinished meanwhile
+    while progress:  # until a pass runs no cell, since another process may have left a cell unfinished
         progress = False
         for cell in cells:
             if not is_due(cell):
@@ -108,14 +111,15 @@ def _run_all(cells: Sequence[Cell], out: pathlib.Path, limit: int, keep_checkpoi
             try:
                 with storage.lock(_folder(out, cell) / LOCK, wait=False):
                     if not is_due(cell):
-                        continue  # another process has run it just now
-                    left = [other for other in left if not records.is_done(out, other.name)]  # reads a record once
-                    _show(left, len(cells), out, cell, times)
-                    began = time.monotonic()
+                        continue  # another process has run it in the meantime
+                    # Finished cells are dropped, so that each record is read once.
+                    remaining = [other for other in remaining if not records.is_done(out, other.name)]
+                    _log_progress(remaining, len(cells), out, cell, times)
+                    start = time.monotonic()
                     _run_cell(out, cell, keep_checkpoints)
             except InUse:
                 continue  # another process runs it
-            times[cell.config.method].append(time.monotonic() - began)
+            times[cell.config.method].append(time.monotonic() - start)
             ran, progress = ran + 1, True
 
 
@@ -125,7 +129,7 @@ def _run_cell(out: pathlib.Path, cell: Cell, keep_checkpoints: bool) -> None:
         tuned = tuning.choose(out, cell.candidates) if cell.candidates else None
         config = cell.config
         if tuned is not None:
-            say(f"chosen on held-out images: {tuning.as_text(tuned['fields'])}")
+            log(f"chosen on held-out images: {tuning.as_text(tuned['fields'])}")
             config = tuning.with_fields(config, tuned["fields"])
         results = pipeline.run(config, workdir, "evaluate")
         assert results is not None
@@ -135,20 +139,20 @@ def _run_cell(out: pathlib.Path, cell: Cell, keep_checkpoints: bool) -> None:
     except Exception as error:
         if isinstance(error, Diverged) and not cell.places:
             records.write_diverged(out, cell.name, str(error))
-            _tidy(out, cell, keep_checkpoints)
+            _clean_up(out, cell, keep_checkpoints)
             return
-        what = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
-        say(f"cell {cell.name} failed: {what}")
-        facts = {"error": what, "traceback": traceback.format_exc(), "places": cell.places, "time": time.time()}
+        message = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
+        log(f"cell {cell.name} failed: {message}")
+        facts = {"error": message, "traceback": traceback.format_exc(), "places": cell.places, "time": time.time()}
         storage.write_json(_failure_path(out, cell), facts)
     else:
-        _tidy(out, cell, keep_checkpoints)
+        _clean_up(out, cell, keep_checkpoints)
     finally:
-        jax.clear_caches()  # of the last cell; what the next one shares with it is in the cache on disk
+        jax.clear_caches()  # the programs that the next cell shares are in the compilation cache on disk
 
 
-def _tidy(out: pathlib.Path, cell: Cell, keep_checkpoints: bool) -> None:
-    """Removes what a cell that is done no longer needs."""
+def _clean_up(out: pathlib.Path, cell: Cell, keep_checkpoints: bool) -> None:
+    """Removes the files that a finished cell no longer needs."""
     _failure_path(out, cell).unlink(missing_ok=True)
     if not keep_checkpoints:
         shutil.rmtree(_folder(out, cell) / "checkpoints", ignore_errors=True)
@@ -169,14 +173,14 @@ def _failure(out: pathlib.Path, cell: Cell) -> str | None:
         return None
 
 
-def _show(
-    left: Sequence[Cell], total: int, out: pathlib.Path, cell: Cell, times: Mapping[str, Sequence[float]]
+def _log_progress(
+    remaining: Sequence[Cell], total: int, out: pathlib.Path, cell: Cell, times: Mapping[str, Sequence[float]]
 ) -> None:
-    """A line of progress, with the time left as cells of the same methods took up to now."""
-    failed = sum(_failure(out, other) is not None for other in left)
-    line = f"[{total - len(left)} of {total} cells done, {failed} failed] {cell.title}"
+    """Logs the progress of a sweep, with the remaining time, estimated from earlier cells of the same methods."""
+    failed = sum(_failure(out, other) is not None for other in remaining)
+    line = f"[{total - len(remaining)} of {total} cells done, {failed} failed] {cell.title}"
     if times:
-        every = [seconds for own in times.values() for seconds in own]
-        expected = sum(statistics.mean(times.get(other.config.method, every)) for other in left)
+        all_seconds = [seconds for of_method in times.values() for seconds in of_method]
+        expected = sum(statistics.mean(times.get(other.config.method, all_seconds)) for other in remaining)
         line += f"; about {expected / 60:.0f} min left"
-    say(line)
+    log(line)

@@ -1,8 +1,7 @@
-"""The division of a sweep among processes that need not know of each other.
+"""Divides a sweep into shards, for processes that do not communicate.
 
-A shard is a part of the cells. Cells that share a teacher are in the same one, and so are a cell and the candidates
-that it chooses from: no shard waits for another. The division depends on the plan alone, and is the same on every
-machine.
+A shard is a part of the cells. Cells that share a teacher are in the same shard, and so are a cell and its candidates,
+so no shard waits for another. The division depends only on the plan, and is the same on every machine.
 """
 
 import collections
@@ -15,7 +14,7 @@ from cnn2gnn_jax.sweeps.plan import Cell
 
 
 class Shard(NamedTuple):
-    """Shard `number`, from 1 on, of `total`."""
+    """Shard `number` of `total`, counted from 1."""
 
     number: int
     total: int
@@ -25,10 +24,10 @@ WHOLE = Shard(1, 1)
 
 
 def parse(text: str) -> Shard:
-    """The shard that `K/N` names.
+    """Parses `K/N`.
 
     Raises:
-      UserError: it names none.
+      UserError: the text is not `K/N` with K from 1 to N.
     """
     numbers = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     shard = Shard(int(numbers[1]), int(numbers[2])) if numbers else Shard(0, 0)
@@ -43,8 +42,9 @@ def parse(text: str) -> Shard:
 def share(cells: Sequence[Cell], shard: Shard) -> list[Cell]:
     """The cells of one shard, in their order.
 
-    The largest group of cells that stay together goes first, each to the shard with the fewest cells: two shards differ
-    by at most the largest group. If there are more shards than groups, the last ones have no cells.
+    Groups of cells that stay together are assigned in order of decreasing size, each to the shard with the fewest
+    cells, so the sizes of two shards differ by at most the largest group. If there are more shards than groups, the
+    last shards are empty.
     """
     groups = sorted(_groups(cells), key=len, reverse=True)
     sizes = [0] * min(shard.total, len(groups))
@@ -58,7 +58,7 @@ def share(cells: Sequence[Cell], shard: Shard) -> list[Cell]:
 
 
 def _groups(cells: Sequence[Cell]) -> list[list[int]]:
-    """The positions of the cells that stay together, by the first cell of each group."""
+    """The positions of the cells in each group that stays together, in the order of the first cells."""
     parents: dict[str, str] = {}
 
     def root(name: str) -> str:

@@ -1,7 +1,7 @@
-"""Fields of a sweep's cell that are chosen on held-out training images.
+"""Tuning: fields of a sweep's cell are chosen on held-out training images.
 
 A candidate is a cell of its own: the same config with other values, trained without the held-out images and evaluated
-on them, never on test images. In a comparison each arm is a cell, and so has a choice of its own.
+on them, never on test images. In a comparison each arm is a cell, and so is tuned separately.
 """
 
 import itertools
@@ -16,12 +16,12 @@ from cnn2gnn_jax import config as configs
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.sweeps import records
 
-HOLDOUT = 0.2  # of the training images, where the config holds out none
-SEEDS = 1  # of each candidate, from 0 on: cells that differ in their seed alone share their candidates
+HOLDOUT = 0.2  # the fraction of the training images that is held out, unless the config holds images out
+SEEDS = 1  # for each candidate, from 0; cells that differ only in their seed share their candidates
 
 
 class Candidate(NamedTuple):
-    """Values that are tried: the fields with their values, and the name and config of the cell that tries them."""
+    """Values for the tuned fields, with the name and the config of the cell that evaluates them."""
 
     fields: dict[str, Any]
     name: str
@@ -34,26 +34,26 @@ def candidates(config: ConfigDict, tune: Mapping[str, Sequence[Any]]) -> list[Ca
     A config that holds images out keeps them, so that its candidates train on as many images as the cell itself.
 
     Args:
-      config: of the cell.
-      tune: the values of each field that are tried; none for a cell without a choice.
+      config: the config of the cell.
+      tune: the candidate values of each tuned field; empty for a cell that is not tuned.
 
     Raises:
-      UserError: there is no such field, a value makes no sense, or the cell trains a second student without its graph,
-        for which the first one's choice would hold.
+      UserError: there is no such field, a value is invalid, or the cell trains a second student without its graph,
+        which would need a choice of its own.
     """
     if tune and len(configs.graph_settings(configs.resolve(config))) > 1:
         raise UserError(
             "tune chooses for one student, but evaluate.graph_off trains a second one without the graph: set it to "
             "False, and add the method cnn2gnn_off as a cell with a choice of its own, at the same place"
         )
-    made = []
+    result = []
     for values in itertools.product(*tune.values()) if tune else ():
         fields = dict(zip(tune, values, strict=True))
-        tried = with_fields(config, fields)
-        tried.data.holdout = config.data.holdout or HOLDOUT
-        tried.evaluate.split, tried.seed, tried.seeds = "holdout", 0, SEEDS
-        made.append(Candidate(fields, configs.cell_fingerprint(configs.resolve(tried)), tried))
-    return made
+        candidate_config = with_fields(config, fields)
+        candidate_config.data.holdout = config.data.holdout or HOLDOUT
+        candidate_config.evaluate.split, candidate_config.seed, candidate_config.seeds = "holdout", 0, SEEDS
+        result.append(Candidate(fields, configs.cell_fingerprint(configs.resolve(candidate_config)), candidate_config))
+    return result
 
 
 def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
@@ -62,7 +62,7 @@ def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
     Raises:
       UserError: there is no such field, or a value is of another type.
     """
-    config = ConfigDict(config.to_dict()).lock()  # so that a field which is not there is refused
+    config = ConfigDict(config.to_dict()).lock()  # so that an unknown field raises an error
     try:
         config.update_from_flattened_dict(fields)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -71,35 +71,35 @@ def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
 
 
 def as_text(fields: Mapping[str, Any]) -> str:
-    """The fields and their values in a line."""
+    """Formats fields and their values in one line."""
     return ", ".join(f"{field} {value}" for field, value in fields.items())
 
 
-def choose(out: pathlib.Path, tried: Sequence[Candidate]) -> dict[str, Any]:
-    """The values with the best mean accuracy on the held-out images; of equal ones the first.
+def choose(out: pathlib.Path, candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """Chooses the candidate with the highest mean accuracy on the held-out images, the first of equal ones.
 
     Args:
-      out: the sweep's folder, where all candidates have records.
-      tried: the candidates.
+      out: the sweep's folder, which holds the records of all candidates.
+      candidates: the candidates.
 
     Returns:
-      `fields`, the chosen values; `candidates`, each with its `fields` and its `accuracy` in percent, None where the
-      loss did not stay finite; `images`, how many were held out; `seeds`, of each candidate.
+      `fields`, the chosen values; `candidates`, each with its `fields` and its `accuracy` in percent, which is None if
+      the loss did not stay finite; `images`, the number of held-out images; `seeds`, the number for each candidate.
 
     Raises:
-      UserError: the loss of no candidate stayed finite.
+      UserError: no candidate has a finite loss.
     """
-    read = [records.load(out, candidate.name) for candidate in tried]
+    read = [records.load(out, candidate.name) for candidate in candidates]
     accuracies = [None if "diverged" in record else _accuracy(record) for record in read]
     finite = [accuracy for accuracy in accuracies if accuracy is not None]
     if not finite:
-        raise UserError(f"all {len(tried)} candidates diverged, as {read[0]['diverged']}")
+        raise UserError(f"all {len(candidates)} candidates diverged, as {read[0]['diverged']}")
     best = accuracies.index(max(finite))
     return {
-        "fields": tried[best].fields,
+        "fields": candidates[best].fields,
         "candidates": [
             {"fields": candidate.fields, "accuracy": accuracy}
-            for candidate, accuracy in zip(tried, accuracies, strict=True)
+            for candidate, accuracy in zip(candidates, accuracies, strict=True)
         ],
         "images": read[best]["dataset"]["evaluated_images"],
         "seeds": SEEDS,
@@ -107,7 +107,7 @@ def choose(out: pathlib.Path, tried: Sequence[Candidate]) -> dict[str, Any]:
 
 
 def _accuracy(record: Mapping[str, Any]) -> float:
-    """The mean over the seeds; of a graph student one by one."""
+    """The mean accuracy over seeds; one by one for a graph student."""
     accuracies = [
         entry["accuracy"]
         for entry in record["accuracies"]

@@ -1,9 +1,9 @@
-"""Checkpoints by Orbax: the newest state of a stage, and the best where one is chosen on held-out images.
+"""Orbax checkpoints: the newest states of a stage, and the best one if the epoch is chosen on held-out images.
 
-    <folder>/step_<n>/state/...        as Orbax writes it
-    <folder>/step_<n>/manifest.json    of a verified folder, since Orbax notices few damages
+    <folder>/step_<n>/state/...        written by Orbax
+    <folder>/step_<n>/manifest.json    hashes of the files, since Orbax detects little damage
 
-Orbax writes beside and renames too; the manifest is written before it renames.
+Orbax writes a temporary folder and renames it; the manifest is written before that.
 """
 
 import contextlib
@@ -20,32 +20,30 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from cnn2gnn_jax.runtime import artifact, processes, storage
-from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError
 
 KIND = artifact.Kind("a checkpoint", format=1, remake="run the run's own command again")
-# What Orbax writes or dates once all else is there; nothing of a state is read from them.
-_LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")
-_OS_ERROR = re.compile(r"(?:OS error |os_error_code=')(\d+)")  # as TensorStore words it
+# Files that Orbax writes or changes last; no part of a state is read from them.
+_UNHASHED = ("commit_success.txt", "_CHECKPOINT_METADATA")
+_OS_ERROR = re.compile(r"(?:OS error |os_error_code=')(\d+)")  # in messages of TensorStore
 
 
 class Checkpoints:
-    """The checkpoints in one folder; the newest `keep` stay. Use as a context manager.
-
-    Orbax writes beside and renames, so a killed process leaves whole checkpoints alone.
+    """The checkpoints in one folder, of which the newest `keep` are kept; a context manager.
 
     Args:
-      folder: where they are.
-      owner: names what is trained there; checkpoints of another owner are refused.
-      keep: how many stay.
+      folder: the folder.
+      owner: a fingerprint of what is trained; checkpoints of another owner are refused.
+      keep: the number of checkpoints that are kept.
 
     Raises:
-      OSError: from any method, where the disk is full or the like.
+      OSError: from any method, if the disk is full or cannot be used for another reason.
     """
 
     def __init__(self, folder: pathlib.Path, owner: str, keep: int = 2) -> None:
         self.folder, self.owner = folder, owner
-        self._saving: tuple[int, dict[str, Any]] = (0, {})  # the step and the facts of the checkpoint being written
+        self._saving: tuple[int, dict[str, Any]] = (0, {})  # step and facts of the checkpoint being written
         finished = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, step_prefix="step", async_options=finished)
         with _os_errors(folder):
@@ -57,25 +55,25 @@ class Checkpoints:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             if kind is None:
-                self.wait()  # raises what the write in progress suffers from
+                self.wait()  # raises the error of a write in progress
         finally:
             with _os_errors(self.folder):
                 self._manager.close()
 
     def _seal(self) -> None:
-        """Seals the checkpoint being written, before Orbax renames its folder."""
+        """Writes the manifest of the checkpoint being written, before Orbax renames its folder."""
         if processes.is_first():
             step, facts = self._saving
-            [beside] = self.folder.glob(f"step_{step}.*")
-            artifact.seal(beside, KIND, self.owner, facts, _LATER)
+            [temporary] = self.folder.glob(f"step_{step}.*")
+            artifact.seal(temporary, KIND, self.owner, facts, _UNHASHED)
 
     def newest(self) -> int | None:
-        """The step of the newest checkpoint, None without any."""
+        """The step of the newest checkpoint; None without one."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, facts: dict[str, Any] | None = None) -> None:
-        """Writes a state, in the background, and JSON facts about it."""
-        # A copy, since the next step is given the buffers of the state itself to reuse.
+        """Writes a state and JSON facts about it, in the background."""
+        # A copy, since the state is donated to the next step.
         args = ocp.args.Composite(state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)))
         self.wait()
         self._saving = step, facts or {}
@@ -83,17 +81,20 @@ class Checkpoints:
             self._manager.save(step, args=args, force=True)
 
     def wait(self) -> None:
-        """Returns when the write in progress is complete."""
+        """Waits until the write in progress is complete."""
         with _os_errors(self.folder):
             self._manager.wait_until_finished()
 
     def restore(self, like: Any) -> Any:
-        """The newest state, shaped `like` (shapes with the shardings that say where to put it).
+        """Restores the newest state.
 
-        However many devices wrote it: rows that fill up the head's table for their number are added or dropped.
+        The number of devices that wrote it does not matter: rows that pad the head's table are added or dropped.
+
+        Args:
+          like: the state's shapes, with the shardings that determine where its arrays are put.
 
         Raises:
-          UserError: it is damaged or another's, cannot be read, or has other shapes.
+          UserError: it is damaged, has another owner or other shapes, or cannot be read.
         """
         step = self._checked()
         try:
@@ -101,11 +102,11 @@ class Checkpoints:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(like, strict=False))
             with _os_errors(self.folder):
                 return self._manager.restore(step, args=args).state
-        except Exception as error:  # Orbax and its storage raise many kinds
+        except Exception as error:  # Orbax and TensorStore raise many types
             if isinstance(error, MemoryError | jax.errors.JaxRuntimeError) or (
                 isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
             ):
-                raise  # of the machine, and not of the files
+                raise  # an error of the machine, not of the files
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise UserError(
                 f"the checkpoint of step {step} in {self.folder} cannot be restored ({reason}): "
@@ -113,54 +114,61 @@ class Checkpoints:
             ) from error
 
     def restore_as_saved(self) -> Any:
-        """The newest state as nested dictionaries of arrays on one device, whatever its shapes and devices.
+        """Restores the newest state as nested dictionaries of arrays on one device, with the shapes it was saved with.
 
         Raises:
-          UserError: it is damaged or another's.
+          UserError: it is damaged or has another owner.
         """
-        step, here = self._checked(), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), self._saved(step).tree)
+        step, sharding = self._checked(), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), self._saved(step).tree)
         with _os_errors(self.folder):
             return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
 
     def _saved(self, step: int) -> Any:
-        """The shapes of the state of a step."""
+        """The shapes of the saved state of a step."""
         return ocp.StandardCheckpointHandler().metadata(self.folder.absolute() / f"step_{step}" / "state")
 
     def facts(self) -> dict[str, Any]:
-        """The JSON facts saved with the newest state.
+        """The JSON facts that were saved with the newest state.
 
         Raises:
-          UserError: it is damaged or another's.
+          UserError: it is damaged or has another owner.
         """
         return artifact.read_manifest(self.folder / f"step_{self._checked()}", KIND, self.owner)["facts"]
 
     def _checked(self) -> int:
-        """The newest step, after its files were hashed; those that have changed since raise UserError."""
+        """The newest step, whose files are verified; raises UserError if they have changed."""
         step = self.newest()
-        # Of the best there is but one.
-        back = "run the run's own command again, which goes back to the one before; or " * (self.folder.name == "last")
-        mend = f"{back}delete {self.folder.parent} to train this stage again"
+        # Only the newest checkpoints have an earlier one to go back to.
+        retry = "run the run's own command again, which goes back to the one before; or " * (self.folder.name == "last")
+        remedy = f"{retry}delete {self.folder.parent} to train this stage again"
 
         def check() -> None:
             try:
                 artifact.read(self.folder / f"step_{step}", KIND, self.owner)
             except artifact.Refused as error:
-                raise UserError(f"{error.what}: {mend}") from None
+                raise UserError(f"{error.what}: {remedy}") from None
 
         if step is None:
-            raise UserError(f"{self.folder} holds no checkpoint: {mend}")
+            raise UserError(f"{self.folder} holds no checkpoint: {remedy}")
         processes.on_first(check)
         return step
 
 
 def recover(folder: pathlib.Path, owner: str) -> int:
-    """The step of the newest sound checkpoint in a folder that may be missing, 0 for none.
+    """Returns the step of the newest intact checkpoint, and removes damaged ones so that training can continue from it.
 
-    Damaged ones are named and removed, so that training goes on from the one before: for one process, under a lock.
+    Only one process may call it, under a lock.
+
+    Args:
+      folder: the folder, which may be missing.
+      owner: as for `Checkpoints`.
+
+    Returns:
+      The step; 0 without an intact checkpoint.
 
     Raises:
-      UserError: the newest one is another owner's.
+      UserError: the newest checkpoint has another owner.
     """
     steps = [int(name) for path in folder.glob("step_*") if (name := path.name.removeprefix("step_")).isdigit()]
     for step in sorted(steps, reverse=True):
@@ -168,7 +176,7 @@ def recover(folder: pathlib.Path, owner: str) -> int:
         try:
             artifact.read(path, KIND, owner)
         except artifact.Damaged as error:
-            say(f"{error.what}: it is removed, and training goes back to the checkpoint before")
+            log(f"{error.what}: it is removed, and training goes back to the checkpoint before")
             shutil.rmtree(path)
         except artifact.Refused as error:
             raise UserError(
@@ -181,28 +189,28 @@ def recover(folder: pathlib.Path, owner: str) -> int:
 
 @contextlib.contextmanager
 def _os_errors(folder: pathlib.Path) -> Iterator[None]:
-    """Turns errors of the operating system that TensorStore and Orbax raise in their own words into OSError."""
+    """Raises OSError for errors of the operating system that TensorStore and Orbax report in their own messages."""
     try:
         with storage.naming(folder):
             yield
     except OSError:
         raise
     except Exception as error:
-        if (found := _OS_ERROR.search(str(error))) is None:
+        if (match := _OS_ERROR.search(str(error))) is None:
             raise
-        number = int(found[1])
+        number = int(match[1])
         raise OSError(number, os.strerror(number), str(folder)) from error
 
 
 def _check_shapes(saved: Any, like: Any) -> None:
     """Raises ValueError if two states differ in more than the rows of the head's table."""
-    found, expected = ({_name(path): leaf.shape for path, leaf in _leaves(tree)} for tree in (saved, like))
-    if found.keys() != expected.keys():
-        raise ValueError(f"it lacks or adds {sorted(found.keys() ^ expected.keys())[0]}")
+    saved_shapes, expected = ({_name(path): leaf.shape for path, leaf in _leaves(tree)} for tree in (saved, like))
+    if saved_shapes.keys() != expected.keys():
+        raise ValueError(f"it lacks or adds {sorted(saved_shapes.keys() ^ expected.keys())[0]}")
     for name, shape in expected.items():
         rows = 1 if name.startswith("table/") else 0
-        if found[name][rows:] != shape[rows:]:
-            raise ValueError(f"{name} is {list(found[name])}, expected {list(shape)}")
+        if saved_shapes[name][rows:] != shape[rows:]:
+            raise ValueError(f"{name} is {list(saved_shapes[name])}, expected {list(shape)}")
 
 
 def _leaves(tree: Any) -> list:
@@ -210,5 +218,5 @@ def _leaves(tree: Any) -> list:
 
 
 def _name(path: Any) -> str:
-    """`table/values/kernel`, whether a part is a key, an attribute or a position."""
+    """The name of a leaf, as `table/values/kernel`."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)

@@ -1,4 +1,4 @@
-"""Network inputs of raw images."""
+"""Network inputs for raw images."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from cnn2gnn_jax.training.task import Task
 
 
 def image_keys(rng: jax.Array, index: jax.Array) -> jax.Array:
-    """A key of each image's own, so that a batch is augmented alike however it is spread over devices."""
+    """A key for each image, so that the augmentation does not depend on how a batch is spread over devices."""
     return jax.vmap(functools.partial(jax.random.fold_in, rng))(index)
 
 
@@ -21,9 +21,14 @@ def prepare(
     index: jax.Array,
     view: Callable[[jax.Array], jax.Array] = lambda images: images,
 ) -> jax.Array:
-    """Network inputs of raw uint8 images: cropped and flipped if the recipe says so, seen through `view`, normalised.
+    """Prepares the network inputs of a batch with augmentation; stored features pass through unchanged.
 
-    Stored features pass through.
+    Args:
+      task: the task; its recipe determines whether images are cropped and flipped.
+      images: raw images, (B, H, W, C) uint8, or stored features, (B, F).
+      rng: the key of the batch.
+      index: the positions of the images in the training set, (B,).
+      view: applied to the images before they are normalized.
     """
     if task.mean and task.recipe.augment:
         images = augment.crop_and_flip(image_keys(rng, index), images)
@@ -31,5 +36,5 @@ def prepare(
 
 
 def prepare_plain(task: Task, images: jax.Array) -> jax.Array:
-    """Network inputs of raw uint8 images without augmentation; stored features pass through."""
+    """Prepares network inputs without augmentation: normalized images, or stored features as they are."""
     return augment.normalize(images, task.mean, task.std)

@@ -1,4 +1,4 @@
-"""The training loop: chunks of steps, what they are fed, and when their metrics are read."""
+"""The training loop: chunks of steps, their inputs, and when their metrics are read."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -18,13 +18,18 @@ _Stepped = tuple[TrainState, Metrics]
 
 
 def make_chunk(task: Task, seeds: int = 1, devices: Devices = ONE) -> Callable[..., _Stepped]:
-    """K steps: `chunk(state, data, teacher_variables, feed, seed) -> (state, metrics of K steps)`.
+    """Makes a function of K steps: `chunk(state, data, teacher_variables, feed, seed) -> (state, metrics)`.
 
-    `data` holds what is on the device of the training set, (N, ...) each: `input` (uint8 images or features), `label`,
-    the teacher's cached outputs. `feed` has `index` and `mask`, (K, B), and the batches of what is not in `data`,
-    (K, B, ...). With `seeds` > 1 the arrays of state, feed, seed and metrics have a leading axis of that size, and
-    the students train side by side. `state` is donated. On several `devices` each has a part of the batch or, if they
-    spread seeds, of the seeds, whose number is a multiple of theirs.
+    `data` is the part of the training set that is on the device, (N, ...) each: `input` (uint8 images or features),
+    `label`, and the teacher's cached outputs. `feed` has `index` and `mask`, (K, B), and the batches of the other
+    arrays, (K, B, ...). `state` is donated. The metrics are those of K steps, (K,) each.
+
+    Args:
+      task: the task.
+      seeds: the number of students that train side by side. If it is over 1, the arrays of state, feed, seed and
+        metrics have a leading axis of that size.
+      devices: each has a part of the batch or, if they spread seeds, of the seeds, whose number must then be a multiple
+        of the number of devices.
     """
     step = make_step(task, devices.shards_head)
 
@@ -46,19 +51,19 @@ def make_chunk(task: Task, seeds: int = 1, devices: Devices = ONE) -> Callable[.
     mapped = _map_over_devices(step_of_feed, task, seeds, devices, extra_arguments=1)
 
     def looped_steps(state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: Any) -> _Stepped:
-        feed, metrics = jax.tree.map(jnp.asarray, feed), []  # put on the device once, not in every step
+        feed, metrics = jax.tree.map(jnp.asarray, feed), []  # moved to the device once, not in every step
         for k in range(feed["mask"].shape[_step_axis(seeds, devices)]):
-            state, metrics_of_step = mapped(state, data, teacher_variables, feed, seed, np.int32(k))
-            metrics.append(metrics_of_step)
+            state, step_metrics = mapped(state, data, teacher_variables, feed, seed, np.int32(k))
+            metrics.append(step_metrics)
         return state, jax.tree.map(lambda *steps: jnp.stack(steps, axis=-1), *metrics)
 
     return looped_steps
 
 
 def scans_steps(task: Task) -> bool:
-    """Whether the steps of a chunk are one `lax.scan`. On the CPU they are not if there are convolutions among them.
+    """Whether the steps of a chunk are one `lax.scan`: always on an accelerator, on the CPU without convolutions.
 
-    XLA's CPU backend brings a convolution into its fast form outside of loops alone.
+    XLA's CPU backend compiles convolutions to their fast form only outside of loops.
     """
     has_convolutions = not task.is_dense or task.teacher is not None
     return jax.default_backend() != "cpu" or not has_convolutions
@@ -67,9 +72,9 @@ def scans_steps(task: Task) -> bool:
 def _map_over_devices(
     function: Callable, task: Task, seeds: int, devices: Devices, extra_arguments: int = 0
 ) -> Callable[..., _Stepped]:
-    """`function(state, data, teacher_variables, feed, seed, ...)` compiled for all seeds and devices, see `make_chunk`.
+    """Compiles `function(state, data, teacher_variables, feed, seed, ...)` for all seeds and devices.
 
-    The `extra_arguments` after `seed` are the same for all.
+    The `extra_arguments` after `seed` are shared by all seeds and devices. See `make_chunk`.
     """
     axes, shared = state_axes(task, seeds, devices), (None,) * extra_arguments
     seed_axes = (0, None, None, 0, 0, *shared)
@@ -85,35 +90,37 @@ def _map_over_devices(
 
 
 def _batch_axis(seeds: int) -> int:
-    """Where the images of a feed are, (K, B, ...) or (seeds, K, B, ...)."""
+    """The axis of the images in a feed, (K, B, ...) or (seeds, K, B, ...)."""
     return 1 if seeds == 1 else 2
 
 
 def _step_axis(seeds: int, devices: Devices) -> int:
-    """Where the K steps of a feed are: (K, B, ...), (seeds, K, B, ...), or with pmap (devices, seeds, K, B, ...)."""
+    """The axis of the K steps in a feed: (K, B, ...), (seeds, K, B, ...), or with pmap (devices, seeds, K, B, ...)."""
     if seeds == 1:
         return 0
     return 2 if devices.spreads_seeds and devices.backend == "pmap" else 1
 
 
-def chunk_bounds(step: int, total: int, per_epoch: int, longest: int) -> Iterator[tuple[int, int]]:
-    """The (first, last + 1) steps of the chunks from `step` to `total`; a pure function of the other arguments.
+def chunk_bounds(step: int, total: int, per_epoch: int, max_size: int) -> Iterator[tuple[int, int]]:
+    """Yields the (first, last + 1) steps of the chunks from `step` to `total`.
 
-    Chunks end at epochs and are at most `longest`; an epoch is cut into equal ones if up to twice the fewest do.
+    The bounds do not depend on `step`, so a resumed run has the same chunks. No chunk crosses the end of an epoch or
+    has more than `max_size` steps. An epoch is divided into chunks of equal size if at most twice the smallest possible
+    number of chunks allows it.
     """
-    fewest = -(-per_epoch // longest)
-    pieces = next((k for k in range(fewest, 2 * fewest + 1) if per_epoch % k == 0), fewest)
-    size = -(-per_epoch // pieces)
+    fewest = -(-per_epoch // max_size)
+    count = next((k for k in range(fewest, 2 * fewest + 1) if per_epoch % k == 0), fewest)
+    size = -(-per_epoch // count)
     while step < total:
         epoch_end = (step // per_epoch + 1) * per_epoch
-        start = step - (step % per_epoch) % size  # where a chunk that holds `step` begins
+        start = step - (step % per_epoch) % size  # the first step of the chunk that contains `step`
         end = min(start + size, epoch_end, total)
         yield step, end
         step = end
 
 
 def epoch_indices(task: Task, first: int, last: int) -> np.ndarray:
-    """The training indices (K, B) of the steps first..last-1 of one epoch."""
+    """The training indices, (K, B), of the steps first..last-1, which are in one epoch."""
     size = task.recipe.batch_size
     epoch, offset = divmod(first, task.steps_per_epoch)
     if task.grouped is None:
@@ -126,9 +133,16 @@ def epoch_indices(task: Task, first: int, last: int) -> np.ndarray:
 def feed(
     tasks: Sequence[Task], first: int, last: int, host: Mapping[str, np.ndarray], devices: Devices = ONE
 ) -> dict[str, Any]:
-    """What a chunk of the steps first..last-1 is fed, see `make_chunk`; the rows of `host`, (N, ...) each, with it.
+    """The feed of a chunk of the steps first..last-1, see `make_chunk`.
 
-    Each process reads the rows of its own devices alone. Batches that do not divide by the devices are padded.
+    Each process reads the rows of its own devices only. Batches that do not divide by the devices are padded.
+
+    Args:
+      tasks: the tasks that train side by side.
+      first: the first step.
+      last: the step after the last one.
+      host: the arrays of the training set that are on the host, (N, ...) each.
+      devices: the devices to train on.
     """
     index = np.stack([epoch_indices(task, first, last) for task in tasks])
     mask, axis = np.ones(index.shape, bool), 0
@@ -138,18 +152,18 @@ def feed(
         if len(tasks) == 1:
             index, mask = index[0], mask[0]
         axis, size = _batch_axis(len(tasks)), index.shape[-1]
-        missing = [(0, 0)] * axis + [(0, devices.padded(size) - size)]
+        padding = [(0, 0)] * axis + [(0, devices.padded(size) - size)]
         own = devices.own(devices.padded(size))
-        index, mask = (np.pad(array, missing)[..., own] for array in (index, mask))
+        index, mask = (np.pad(array, padding)[..., own] for array in (index, mask))
     return devices.split({"index": index, "mask": mask, **{name: rows[index] for name, rows in host.items()}}, axis)
 
 
 class Source(NamedTuple):
-    """What training reads.
+    """The arrays that training reads.
 
-    resident: what is on the device of the training set, see `make_chunk`.
-    host: the rest of it, (N, ...) each, gathered chunk by chunk.
-    teacher_variables: of the teacher in the step, or None.
+    resident: the arrays of the training set that are on the device, see `make_chunk`.
+    host: the other arrays of the training set, (N, ...) each, gathered chunk by chunk.
+    teacher_variables: the variables of the teacher that runs in the step, or None.
     """
 
     resident: Batch
@@ -158,10 +172,10 @@ class Source(NamedTuple):
 
 
 class Saver(Protocol):
-    """Keeps states on the way."""
+    """Saves states during training."""
 
     def due(self, step: int) -> bool:
-        """Whether `save` is to be called after `step` steps."""
+        """Whether the state after `step` steps must be saved."""
 
     def save(self, step: int, state: TrainState) -> None:
         """Saves the state after `step` steps."""
@@ -177,18 +191,21 @@ def fit(
 ) -> TrainState:
     """Trains from `state.step` to the end of the stage.
 
-    The next chunk is dispatched before the last one's metrics are read, and gathered from the host while the last one
-    runs; except where a state is to be saved: its own metrics are read first, so that no state is kept whose loss was
-    not finite.
+    The next chunk is dispatched before the metrics of the last one are read, and is gathered from the host while the
+    last one runs. Where a state is saved, its own metrics are read first, so that no state with an infinite loss is
+    saved.
 
     Args:
-      tasks: what is trained; several differ in their seed alone and train side by side.
-      state: where to start; donated. Of several tasks, stacked on a leading axis.
-      source: the training set, and the teacher in the step.
-      on_chunk: called with the first step of a chunk and its metrics, each (K,), on the host; of several tasks
-        (tasks, K). It raises to stop.
-      saver: asked at the end of each chunk whether to save the state, which it must not keep.
-      devices: what the state and `source` are on.
+      tasks: the tasks; several of them differ only in their seed and train side by side.
+      state: the initial state, which is donated. The states of several tasks are stacked on a leading axis.
+      source: the training set, and the variables of the teacher in the step.
+      on_chunk: called with the first step of a chunk and its metrics on the host, (K,) each, or (tasks, K) for several
+        tasks. It raises an exception to stop training.
+      saver: asked at the end of each chunk whether to save the state. It must not keep a reference to the state.
+      devices: the devices of the state and of `source`.
+
+    Returns:
+      The state after the last step.
     """
     task, count = tasks[0], len(tasks)
     chunk, rate_at, axes = make_chunk(task, count, devices), learning_rate(task), state_axes(task, count, devices)
@@ -199,8 +216,8 @@ def fit(
     for first, last in chunk_bounds(start, task.total_steps, task.steps_per_epoch, task.recipe.chunk_steps):
         if first and float(rate_at(first)) != float(rate_at(first - 1)):
             state = catch_up(task, state, first, count, devices)
-        fed = feed(tasks, first, last, source.host, devices)
-        state, metrics = chunk(state, source.resident, source.teacher_variables, fed, seed)
+        chunk_feed = feed(tasks, first, last, source.host, devices)
+        state, metrics = chunk(state, source.resident, source.teacher_variables, chunk_feed, seed)
         if pending is not None:
             on_chunk(pending[0], jax.device_get(pending[1]))
         pending = (first, metrics)

@@ -1,4 +1,4 @@
-"""Records of a run: JSON lines, TensorBoard events, and progress on the terminal."""
+"""Metrics of training: JSON lines, TensorBoard events, and progress on the terminal."""
 
 import functools
 import itertools
@@ -19,7 +19,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from cnn2gnn_jax.runtime import storage
-from cnn2gnn_jax.runtime.console import say
+from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import Diverged, UserError
 from cnn2gnn_jax.training.task import Task
 
@@ -27,10 +27,10 @@ _LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
 
 def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a JSON lines file; a last line that a killed process left unfinished is dropped.
+    """Reads the records of a JSON lines file; an incomplete last line, from a killed process, is dropped.
 
     Raises:
-      UserError: another line is no JSON object, or has changed since it was written.
+      UserError: another line is not a JSON object, or has changed since it was written.
     """
     if not path.exists():
         return []
@@ -49,19 +49,19 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
 
 @functools.cache
 def _compilations() -> list[float]:
-    """The seconds of each compilation of this process since the first call, a list that grows."""
-    found: list[float] = []
+    """A list to which the seconds of each compilation of this process are appended, from the first call on."""
+    durations: list[float] = []
 
     def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            found.append(duration_secs)
+            durations.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    return found
+    return durations
 
 
 def training_seconds(*paths: pathlib.Path) -> dict[str, float]:
-    """Seconds of training by stage from the records, over all restarts; apart from them `compilation` of all stages."""
+    """The seconds of training by stage, over all restarts; `compilation` is separate, and the sum over all stages."""
     seconds: dict[str, float] = {}
     compilation = 0.0
     for record in itertools.chain.from_iterable(map(read_records, paths)):
@@ -72,33 +72,33 @@ def training_seconds(*paths: pathlib.Path) -> dict[str, float]:
 
 
 def last_epoch_mean(path: pathlib.Path, stage: str, field: str) -> dict[str, float]:
-    """`{"<field>_in_training": mean}` over the steps of a stage's last recorded epoch; empty where it has no record."""
+    """Returns `{"<field>_in_training": mean}` over the steps of a stage's last recorded epoch; {} without a record."""
     records = [record for record in read_records(path) if record["stage"] == stage and field in record]
     if not records:
         return {}
-    steps = np.diff([0, *(record["step"] for record in records)])  # a record is the mean over the steps since the last
+    steps = np.diff([0, *(record["step"] for record in records)])  # a record is a mean over steps
     last = [k for k, record in enumerate(records) if record["epoch"] > records[-1]["epoch"] - 1]  # ends with an epoch
     return {f"{field}_in_training": float(np.average([records[k][field] for k in last], weights=steps[last]))}
 
 
 def not_finite(stage: str, what: str, step: int, saved: int) -> Diverged:
-    """The error that ends training whose numbers have gone wrong; `saved` is the step of the last checkpoint, or 0."""
-    kept = f"its last checkpoint, of step {saved}, is good" if saved else "it has no checkpoint yet"
+    """The error for numbers that are not finite; `saved` is the step of the last checkpoint, 0 without one."""
+    checkpoint = f"its last checkpoint, of step {saved}, is good" if saved else "it has no checkpoint yet"
     return Diverged(
-        f"{stage}: {what} at step {step}; {kept}: try a lower learning rate, a larger batch or compute_dtype float32, "
-        "and look at the images and logits that are trained on"
+        f"{stage}: {what} at step {step}; {checkpoint}: try a lower learning rate, a larger batch or compute_dtype "
+        "float32, and look at the images and logits that are trained on"
     )
 
 
 class Recorder:
-    """Writes the metrics of one training stage, or of several that run side by side; a context manager.
+    """Records the metrics of one training stage, or of several that run side by side; a context manager.
 
     Args:
-      path: the JSON lines file, which other stages may share; None in a process that only checks.
-      stages: their names in the records.
-      start: the steps already taken; later records of the stages, left by a killed process, are dropped.
-      task: what is trained, at this stage.
-      tensorboard: a folder for TensorBoard events, None for none.
+      path: the JSON lines file, which other stages may share; None in a process that only checks the loss.
+      stages: the names of the stages in the records.
+      start: the number of steps already taken; later records of these stages, from a killed process, are dropped.
+      task: the task at this stage.
+      tensorboard: the folder for TensorBoard events, or None.
     """
 
     def __init__(
@@ -111,15 +111,15 @@ class Recorder:
     ) -> None:
         self._writes, self._path = path is not None, path or pathlib.Path(os.devnull)
         if path is not None:
-            kept = [r for r in read_records(path) if r.get("stage") not in stages or r.get("step", 0) <= start]
-            storage.write_text(path, "".join(json.dumps(storage.sealed(record)) + "\n" for record in kept))
+            records = [r for r in read_records(path) if r.get("stage") not in stages or r.get("step", 0) <= start]
+            storage.write_text(path, "".join(json.dumps(storage.sealed(record)) + "\n" for record in records))
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
         self._stages, self._task = stages, task
         self._title = stages[0] + (f" and {len(stages) - 1} beside it" if len(stages) > 1 else "")
         self._events, self._events_path = None, tensorboard or pathlib.Path(os.devnull)
         if tensorboard is not None and self._writes:
             tensorboard.mkdir(parents=True, exist_ok=True)
-            # Not by SummaryWriter, whose thread would die on a full disk and leave us waiting for it.
+            # SummaryWriter is not used: on a full disk its thread dies, and closing it waits forever.
             self._events = EventsWriter(str(tensorboard / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
             self._events.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
         self._step = start
@@ -146,21 +146,22 @@ class Recorder:
                 self._events.close()
 
     def chunk(self, first: int, metrics: Mapping[str, np.ndarray], saved: int = 0) -> None:
-        """Records the means over the K steps that began with step `first`; the stages share the time.
+        """Records the means over the K steps that begin with step `first`; the stages share the time.
 
         Args:
-          first: the step.
-          metrics: (K,) each, or (stages, K) of several stages.
-          saved: the step of the last checkpoint, 0 without any; for the error.
+          first: the first step.
+          metrics: (K,) each, or (stages, K) for several stages.
+          saved: the step of the last checkpoint, for the error message; 0 without one.
 
         Raises:
           UserError: the loss of a step is not finite.
         """
         metrics = {name: np.reshape(values, (len(self._stages), -1)) for name, values in metrics.items()}
         for stage, losses in zip(self._stages, metrics["loss"], strict=True):
-            broken = np.flatnonzero(~np.isfinite(losses))
-            if len(broken):
-                raise not_finite(stage, f"the loss became {losses[broken[0]]}", first + int(broken[0]), saved)
+            not_finite_at = np.flatnonzero(~np.isfinite(losses))
+            if len(not_finite_at):
+                k = int(not_finite_at[0])
+                raise not_finite(stage, f"the loss became {losses[k]}", first + k, saved)
         steps = metrics["loss"].shape[1]
         now, compiled = time.monotonic(), sum(_compilations())
         seconds, compiling = now - self._clock, compiled - self._compiled
@@ -178,8 +179,8 @@ class Recorder:
             }
             self._file.write(json.dumps(storage.sealed(record)) + "\n")
             if self._events is not None:
-                values_now = [Summary.Value(tag=f"{stage}/{name}", simple_value=value) for name, value in own.items()]
-                event = Event(wall_time=time.time(), step=self._step, summary=Summary(value=values_now))
+                values = [Summary.Value(tag=f"{stage}/{name}", simple_value=value) for name, value in own.items()]
+                event = Event(wall_time=time.time(), step=self._step, summary=Summary(value=values))
                 with storage.naming(self._events_path):
                     self._events.write_event(event)
         with storage.naming(self._path):
@@ -194,8 +195,8 @@ class Recorder:
         done = self._step >= self._task.total_steps
         if self._bar.disable and (done or now - self._line_at >= _LINE_SECONDS):
             self._line_at = now
-            left = (self._task.total_steps - self._step) * seconds / steps
-            say(
+            seconds_left = (self._task.total_steps - self._step) * seconds / steps
+            log(
                 f"{self._title}: step {self._step}/{self._task.total_steps}, {text}"
-                + ("" if done else f", {left:.0f} s left")
+                + ("" if done else f", {seconds_left:.0f} s left")
             )

@@ -1,4 +1,4 @@
-"""A trained model: all of it that answers for images, in one object."""
+"""A trained model: everything that predicting for images needs, in one object."""
 
 from collections.abc import Sequence
 from typing import Any, Optional
@@ -20,8 +20,8 @@ class Anchors(flax.struct.PyTreeNode):
     """A batch of A training images that other images are linked to.
 
     columns: their node features and head rows.
-    labels: (A,), their classes.
-    index: (A,), which training images they are.
+    labels: their classes, (A,).
+    index: their positions in the training set, (A,).
     """
 
     columns: Columns
@@ -30,18 +30,19 @@ class Anchors(flax.struct.PyTreeNode):
 
 
 class TrainedModel(flax.struct.PyTreeNode):
-    """A network that was trained, with what turns images into its inputs and its outputs into classes.
+    """A trained network, with the normalization of its inputs and the names of its classes.
 
-    It is a pytree whose leaves are arrays: a compiled function takes it as an argument and serves all models of the
-    same module.
+    It is a pytree whose leaves are arrays, so that a compiled function takes it as an argument and serves all models
+    of the same module.
 
     module: a CNN of the zoo, or a `gnn.GraphStudent`.
-    variables: its parameters and statistics.
-    mean, std: of the images; empty where the inputs are features.
+    variables: its parameters and BatchNorm statistics.
+    mean, std: the channel statistics of the images; empty where the inputs are features.
     classes: the name of label k at position k.
-    anchors: of a graph student, the batches that images are linked to in turn; class probabilities are means over them.
-    features: the teacher whose pooled features of an image are the inputs; None where the inputs are images, or
-      features that are stored.
+    anchors: for a graph student, the batches that images are linked to in turn; class probabilities are averaged over
+      them.
+    features: the teacher whose pooled features of an image are the inputs; None where the inputs are images or stored
+      features.
     """
 
     module: Any = flax.struct.field(pytree_node=False)
@@ -58,7 +59,7 @@ class TrainedModel(flax.struct.PyTreeNode):
 
     @property
     def graph(self) -> str | None:
-        """The graph setting of a graph student, None of a CNN."""
+        """The graph setting of a graph student; None for a CNN."""
         return self.module.graph if isinstance(self.module, GraphStudent) else None
 
     def inputs(self, images: jax.Array) -> jax.Array:
@@ -68,9 +69,9 @@ class TrainedModel(flax.struct.PyTreeNode):
         return augment.normalize(images, self.mean, self.std)
 
     def outputs(self, images: jax.Array) -> networks.Outputs:
-        """The outputs of a CNN for raw images, (B, H, W, C) uint8."""
-        found: Any = self.module.apply(self.variables, self.inputs(images), train=False)
-        return found
+        """The outputs of a CNN for raw images (B, H, W, C) uint8."""
+        outputs: Any = self.module.apply(self.variables, self.inputs(images), train=False)
+        return outputs
 
 
 def trained_model(
@@ -81,16 +82,16 @@ def trained_model(
     features: TrainedModel | None = None,
     devices: Devices = ONE,
 ) -> TrainedModel:
-    """The model that a task's training ended with.
+    """Makes the trained model of a task.
 
     Args:
-      task: what was trained.
-      state: how it ended.
-      classes: names, by label.
-      anchors: of a graph student, batches of training images: their indices (A,), their labels (A,), and what
-        `TrainedModel.inputs` takes of them, (A, ...).
+      task: the task that was trained.
+      state: its trained state.
+      classes: the class names, by label.
+      anchors: for a graph student, batches of training images: their indices (A,), their labels (A,), and their raw
+        inputs (A, ...), as `TrainedModel.inputs` takes them.
       features: see `TrainedModel`.
-      devices: that the head's table is spread over.
+      devices: the devices over which the head's table is sharded.
     """
     model = TrainedModel(task.module, state.variables, task.mean, task.std, tuple(classes), features=features)
 

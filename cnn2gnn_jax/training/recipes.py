@@ -1,9 +1,9 @@
-"""Recipes of training: what the field `recipe` of a `train` section stands for."""
+"""Training recipes: the hyperparameters that the field `recipe` of a `train` section selects."""
 
 from typing import Any
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # Section 4.1; momentum and weight decay, which the paper does not give, as in `crd`.
+    # Section 4.1 of the paper, which does not give momentum and weight decay: these are those of `crd`.
     "paper": {
         "epochs": 200,
         "batch_size": 100,
@@ -16,7 +16,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "milestone_factor": 1.0,
         "augment": False,
     },
-    # The field's usual one for CIFAR-100 (Tian et al., 2020).
+    # The recipe that is common for CIFAR-100 (Tian et al., 2020).
     "crd": {
         "epochs": 240,
         "batch_size": 64,
@@ -29,8 +29,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "milestone_factor": 0.1,
         "augment": True,
     },
-    # A good network in a tenth of the epochs: the rate rises over the first part of the training and falls to 0 by its
-    # end (Smith and Topin, 2019).
+    # For a tenth of the epochs: the learning rate rises at first and falls to 0 at the end (Smith and Topin, 2019).
     "fast": {
         "epochs": 15,
         "batch_size": 100,

@@ -1,4 +1,4 @@
-"""One training step, the same for the teacher, the CNN students and the graph student."""
+"""The training step, which the teacher, the CNN students and the graph student share."""
 
 import dataclasses
 import functools
@@ -25,13 +25,16 @@ Metrics = dict[str, jax.Array]
 def make_step(
     task: Task, shards_head: bool = False
 ) -> Callable[[TrainState, Batch, Any, jax.Array | int], tuple[TrainState, Metrics]]:
-    """The training step `step(state, batch, teacher_variables, seed) -> (state, metrics)`, a pure function.
+    """Makes the training step `step(state, batch, teacher_variables, seed) -> (state, metrics)`, a pure function.
 
-    `seed`, the task's, is an argument so that tasks which differ in it alone can share the step. The batch, this
-    device's part, holds `input` (b, ...), `label`, `index` (the training index) and `mask` (b,), and what the distiller
-    needs of the teacher, if it is cached, as `teacher_logits` (b, C), `teacher_pooled` (b, F), `teacher_features1`,
-    `teacher_features2`, ... (b, H, W, 1) of the stages.
-    With `shards_head` the state's table holds this device's rows alone.
+    The batch is this device's part of the global batch: `input` (b, ...), and `label`, `index` (the position in the
+    training set) and `mask`, (b,) each. It also holds the teacher's outputs that the distiller needs, if they are
+    cached: `teacher_logits` (b, C), `teacher_pooled` (b, F), and for each stage `teacher_features1`, ... (b, H, W, 1).
+    The task's seed is an argument, so that tasks which differ only in their seed share the step.
+
+    Args:
+      task: the task.
+      shards_head: whether the state's table holds only this device's rows.
     """
     return functools.partial(_step, task, shards_head)
 
@@ -41,7 +44,7 @@ def _step(
 ) -> tuple[TrainState, Metrics]:
     image_rng, loss_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
     epoch, rate = state.step // task.steps_per_epoch, learning_rate(task)(state.step)
-    images, seen = _views(task, batch, image_rng)
+    images, mask = _views(task, batch, image_rng)
     teacher = _teacher_outputs(task, batch, images, teacher_variables)
     index = all_gather(batch["index"])
     gathered = None
@@ -53,13 +56,13 @@ def _step(
 
     def objective(params: Any, values: Any) -> tuple[jax.Array, Any]:
         rows = jax.tree.map(lambda leaf: leaf[index], params["table"]) if "table" in params else values
-        outputs, adjacency, stats = apply_student(task, params["student"], state.stats, rows, images, seen)
+        outputs, adjacency, stats = apply_student(task, params["student"], state.stats, rows, images, mask)
         loss, memory, metrics = loss_of(params["distiller"], state.memory, outputs)
         if task.off_weight:
             off = dataclasses.replace(task, module=task.module.clone(graph="off"))
-            alone, _, _ = apply_student(off, params["student"], state.stats, None, images, seen)
-            # A mean and not a sum, which would act as a higher learning rate.
-            loss = loss + task.off_weight * loss_of(params["distiller"], memory, alone)[0]
+            outputs_off, _, _ = apply_student(off, params["student"], state.stats, None, images, mask)
+            # A weighted mean, since a sum would act as a higher learning rate.
+            loss = loss + task.off_weight * loss_of(params["distiller"], memory, outputs_off)[0]
             loss = loss / (1 + task.off_weight)
         return loss, (memory, metrics, stats, outputs.logits, adjacency)
 
@@ -70,8 +73,8 @@ def _step(
     updates, opt_state = optimizer(task).update(gradients, state.opt_state, state.params)
     table = state.table
     if table is not None and gathered is not None:
-        moved = head_table.sgd_step(gathered, row_gradients, rate, sgd(task))
-        table = head_table.scatter(table, index, moved, all_gather(batch["mask"]), shards_head)
+        updated = head_table.sgd_step(gathered, row_gradients, rate, sgd(task))
+        table = head_table.scatter(table, index, updated, all_gather(batch["mask"]), shards_head)
     memory, metrics, stats, logits, adjacency = aux
     metrics = _metrics(task, batch, logits, adjacency, {"loss": loss, **metrics})
     if not any(jax.tree.leaves(trained(task, {"student": state.params["student"]}))):
@@ -80,22 +83,22 @@ def _step(
     return TrainState(state.step + 1, params, stats, opt_state, table, memory), metrics
 
 
-def _metrics(task: Task, batch: Batch, logits: jax.Array, adjacency: jax.Array | None, shares: Metrics) -> Metrics:
-    """Those of the global batch, of which `shares` are this device's part; with the accuracy, and what a graph does."""
+def _metrics(task: Task, batch: Batch, logits: jax.Array, adjacency: jax.Array | None, local: Metrics) -> Metrics:
+    """The metrics of the global batch: the sums of this device's `local` ones, accuracy, and graph diagnostics."""
     label, mask = batch["label"], batch["mask"]
     count = jnp.maximum(psum(jnp.sum(mask)), 1)
     correct = jnp.sum((jnp.argmax(logits[: len(mask)], -1) == label) & mask) / count
-    metrics = psum({"accuracy": 100 * correct, **shares})
+    metrics = psum({"accuracy": 100 * correct, **local})
     if adjacency is None:
         return metrics
     looped = graph.add_self_loops(adjacency) if task.module.self_loops else adjacency  # type: ignore[attr-defined]
     labels, real = all_gather(label), all_gather(mask)
-    found = graph.diagnostics(looped, jnp.arange(len(labels)), labels, labels, real, real)
-    return metrics | {name: found[name] for name in ("self_weight", "label_agreement")}
+    diagnostics = graph.diagnostics(looped, jnp.arange(len(labels)), labels, labels, real, real)
+    return metrics | {name: diagnostics[name] for name in ("self_weight", "label_agreement")}
 
 
 def _views(task: Task, batch: Batch, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The network inputs of a batch and their mask: (b, ...), or (2b, ...) for a method with a second view."""
+    """The network inputs of a batch, (b, ...), and their mask, (b,); 2b rows for a method with a second view."""
     images, index, mask = batch["input"], batch["index"], batch["mask"]
     plain_rng, crop_rng, view_rng = jax.random.split(rng, 3)
     plain = prepare(task, images, plain_rng, index)
@@ -107,7 +110,7 @@ def _views(task: Task, batch: Batch, rng: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def teacher_shapes(task: Task, data: Mapping[str, Any]) -> networks.Outputs | None:
-    """The shapes of what the step gives the distiller of the teacher, for one image."""
+    """The shapes of the teacher's outputs for one image, as the step passes them to the distiller."""
 
     def outputs() -> networks.Outputs | None:
         batch = {name: jnp.zeros((1, *array.shape[1:]), array.dtype) for name, array in data.items()}
@@ -122,9 +125,9 @@ def _teacher_outputs(task: Task, batch: Batch, inputs: jax.Array, variables: Any
     if not task.distiller.teacher:
         return None
     if task.teacher is not None:
-        live: Any = task.teacher.apply(variables, inputs, train=False)
-        return lax.stop_gradient(live)
+        outputs: Any = task.teacher.apply(variables, inputs, train=False)
+        return lax.stop_gradient(outputs)
     cached: dict[str, Any] = {name: batch.get(f"teacher_{name}") for name in ("logits", "pooled")}
     stages = [batch[name] for name in sorted(batch) if name.startswith("teacher_features")]
-    cached["features"] = (None, *stages) if stages else ()  # in place of the stem's map, which no loss reads
+    cached["features"] = (None, *stages) if stages else ()  # None stands for the stem's map, which no loss reads
     return networks.Outputs(preactivations=(), **cached)

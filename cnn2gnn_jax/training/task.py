@@ -1,4 +1,4 @@
-"""What is trained and how: network, losses, recipe; and the optimiser that follows from it."""
+"""A training task: network, losses, recipe, and the optimizer that follows from them."""
 
 import dataclasses
 import functools
@@ -14,23 +14,23 @@ from cnn2gnn_jax import distillers, gnn
 from cnn2gnn_jax.distillers import Distiller, Stage
 from cnn2gnn_jax.distillers.base import trains_everything
 
-_RISE = 0.2  # the part of a training in which the rate of the schedule `one_cycle` rises to its peak
+_RISE = 0.2  # the fraction of the steps in which the schedule `one_cycle` raises the learning rate to its peak
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is trained, and how.
+    """A training task.
 
     module: a CNN of the zoo, or a `gnn.GraphStudent`.
-    distiller, stage: the losses; `stage` is one of the distiller's.
+    distiller, stage: the losses; `stage` is one of the distiller's stages.
     recipe: a resolved `train` section of the config.
-    steps_per_epoch: full batches in the training images.
+    steps_per_epoch: the number of full batches in the training images.
     rows: n_train, the number of training images.
-    seed: of initialisation, order and augmentation.
-    mean, std: of the images; empty where the inputs are stored features.
-    grouped: the class of each training image and how many classes a batch holds; None where batches are as drawn.
-    off_weight: weight w of a graph student's loss without its graph: the loss is (with + w * without) / (1 + w).
-    teacher: the network that runs in the step, None where its outputs come with the batch or are not needed.
+    seed: the seed of initialization, batch order and augmentation.
+    mean, std: the channel statistics of the images; empty where the inputs are stored features.
+    grouped: the class of each training image, and the number of classes in a batch; None for batches drawn at random.
+    off_weight: the weight w of a graph student's loss without its graph; the loss is (with + w * without) / (1 + w).
+    teacher: the network that runs in the step; None where its outputs come with the batch or are not needed.
     """
 
     module: nn.Module
@@ -69,18 +69,18 @@ class Task:
 
 
 def with_stage(task: Task, stage: Stage) -> Task:
-    """The task at another stage of its distiller."""
+    """Returns the task at another stage of its distiller."""
     return dataclasses.replace(task, stage=stage)
 
 
 def with_labels_only(task: Task) -> Task:
-    """The same network trained by cross-entropy alone."""
+    """Returns the task with cross-entropy as its only loss."""
     labels = distillers.create("none", {})
     return dataclasses.replace(task, distiller=labels, stage=labels.stages[0], teacher=None)
 
 
 def learning_rate(task: Task) -> Callable[[jax.Array | int], jax.Array]:
-    """The rate as a function of the step: constant, divided at milestones, a cosine to zero, or one cycle."""
+    """The learning rate as a function of the step: constant, divided at milestones, a cosine to zero, or one cycle."""
     recipe, base = task.recipe, task.recipe.learning_rate
     if task.stage.learning_rate is not None:
         return optax.schedules.constant_schedule(task.stage.learning_rate)
@@ -91,15 +91,15 @@ def learning_rate(task: Task) -> Callable[[jax.Array | int], jax.Array]:
     if recipe.schedule == "one_cycle":
         return optax.schedules.cosine_onecycle_schedule(task.total_steps, base, _RISE)
     drops: dict[int, float] = {}
-    for part in recipe.milestones:
-        step = round(part * task.epochs) * task.steps_per_epoch
-        # Several milestones of a short training round to one epoch: each applies its factor.
+    for fraction in recipe.milestones:
+        step = round(fraction * task.epochs) * task.steps_per_epoch
+        # In a short training, several milestones may round to the same epoch; each applies its factor.
         drops[step] = drops.get(step, 1.0) * recipe.milestone_factor
     return optax.schedules.piecewise_constant_schedule(base, drops)
 
 
 def optimizer(task: Task) -> optax.GradientTransformation:
-    """SGD with momentum and L2 weight decay on every parameter (as the recipes have it), or AdamW."""
+    """The optimizer: SGD with momentum and L2 weight decay on every parameter, or AdamW."""
     recipe, rate = task.recipe, learning_rate(task)
     if recipe.optimizer == "adamw":
         tx = optax.adamw(rate, weight_decay=recipe.weight_decay)
@@ -111,7 +111,7 @@ def optimizer(task: Task) -> optax.GradientTransformation:
 
 
 def trained(task: Task, params: Any) -> Any:
-    """For each parameter, whether the stage trains it."""
+    """A pytree that tells for each parameter whether the stage trains it."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: task.stage.trains(tuple(str(getattr(key, "key", key)) for key in path)), params
     )

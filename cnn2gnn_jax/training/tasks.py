@@ -1,4 +1,4 @@
-"""The networks and the training of a config: what its teacher and its students are, and how each is trained."""
+"""The tasks of a config: the networks of its teacher and its students, and how they are trained."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from cnn2gnn_jax.distillers import Distiller, maps
 from cnn2gnn_jax.run import Recorded
 from cnn2gnn_jax.training.task import Task
 
-Images = Dataset | Recorded  # of the training set, or what a workdir tells of them
+Images = Dataset | Recorded  # the data set, or the facts about it that a workdir records
 
 
 def teacher_module(config: FrozenConfigDict, classes: int) -> nn.Module:
@@ -44,34 +44,34 @@ def student_module(config: FrozenConfigDict, classes: int, graph: str) -> nn.Mod
 
 
 def student_name(task: Task) -> str:
-    """The name of a student's folder and records."""
+    """The name of a student in folders and records."""
     return named(task.module.graph if isinstance(task.module, gnn.GraphStudent) else None, task.seed)
 
 
 def named(graph: str | None, seed: int) -> str:
-    """The name of the student with a graph setting, None for a CNN, and a seed."""
+    """The name of the student with a graph setting (None for a CNN) and a seed."""
     return f"graph_{graph}-seed{seed}" if graph else f"cnn-seed{seed}"
 
 
 def takes_features(config: FrozenConfigDict) -> bool:
-    """Whether the student's inputs are the teacher's pooled features, stored once, and not images."""
+    """Whether the student's inputs are stored pooled features of the teacher instead of images."""
     return config.student.kind == "graph" and config.student.backbone == "teacher"
 
 
 def teacher_task(config: FrozenConfigDict, images: Images) -> Task:
-    """The teacher's training: cross-entropy on the labels."""
+    """The teacher's task: cross-entropy on the labels."""
     module, labels_only = teacher_module(config, len(images.classes)), distillers.create("none", {})
     return _task(module, labels_only, config.teacher.train, images, config.teacher.seed)
 
 
 def student_task(config: FrozenConfigDict, images: Images, graph: str, labels: np.ndarray | None = None) -> Task:
-    """The training of the first student with the graph setting `graph` ('' for a CNN student).
+    """The task of the first student with a graph setting.
 
     Args:
-      config: a resolved one.
-      images: of the training set.
-      graph: one of `config.graph_settings`.
-      labels: of the training images, (N,), for a student that is to be trained; None for one that is.
+      config: a resolved config.
+      images: the data set, or the facts about it that a workdir records.
+      graph: one of `config.graph_settings`; '' for a CNN student.
+      labels: the labels of the training images, (N,), to train the student; None if it is only used.
     """
     student, module = config.student, student_module(config, len(images.classes), graph)
     task = _task(module, _distiller(config, labels), student.train, images, config.seed)
@@ -83,7 +83,7 @@ def student_task(config: FrozenConfigDict, images: Images, graph: str, labels: n
 
 
 def student_tasks(config: FrozenConfigDict, dataset: Dataset, graph: str) -> list[Task]:
-    """The training of the students of all seeds with the graph setting `graph`."""
+    """The tasks of the students of all seeds with the graph setting `graph`."""
     task = student_task(config, dataset, graph, dataset.train.labels)
     if task.distiller.teacher and not stored_outputs(config, dataset):
         task = dataclasses.replace(task, teacher=teacher_module(config, len(dataset.classes)))
@@ -109,8 +109,11 @@ def _distiller(config: FrozenConfigDict, labels: np.ndarray | None) -> Distiller
 
 
 def stored_outputs(config: FrozenConfigDict, dataset: Dataset) -> tuple[str, ...]:
-    """The teacher's outputs that the student's training reads from disk: those it needs, if no augmentation changes
-    what the teacher sees and nothing else is needed."""
+    """The fields of the teacher's outputs that training reads from disk.
+
+    They are all that the distiller needs. The tuple is empty where the teacher runs in the step: with augmentation, a
+    second view, or a field that is not stored.
+    """
     distiller = _distiller(config, dataset.train.labels)
     if config.student.train.augment or distiller.second_view is not None:
         return ()

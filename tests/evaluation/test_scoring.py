@@ -140,5 +140,5 @@ def test_the_weight_on_self_in_training_is_the_mean_of_the_last_epoch(seeded, tm
 def test_what_the_graph_is_worth_is_told_with_its_interval(seeded):
     workdir, _ = seeded
     text = (workdir / "report" / "results.md").read_text()
-    [line] = [line for line in text.splitlines() if line.startswith("- The graph: one by one it is worth")]
-    assert "[" in line and "95% interval over seeds and images, of 2 seeds" in line
+    [line] = [line for line in text.splitlines() if "What the graph is worth, in points: one by one" in line]
+    assert "[" in line and "95% intervals are over seeds and images, of 2 seeds" in line

@@ -45,7 +45,8 @@ def shown(record):
         "figure of values": plots.values(observe([record], "curve")).axes[0].get_legend_handles_labels()[1],
         "figure of FLOPs": [text.get_text() for text in plots.flops(observe([record], "methods")).axes[0].texts],
     }
-    return tables | figures | {"terminal": run_table.terminal(record).splitlines()[0].split("  ")}
+    header = run_table.terminal(record).splitlines()[0].split("  ")
+    return tables | figures | {"terminal": [text.strip() for text in header if text.strip()]}
 
 
 EXPECTED = {

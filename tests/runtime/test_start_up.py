@@ -50,10 +50,10 @@ def test_a_library_that_imports_everything_and_begins_a_run_keeps_its_own_settin
 @pytest.mark.parametrize("command", ["main", "sweep"])
 def test_a_command_keeps_compiled_programs_if_the_config_says_so(command, keep, named, tmp_path, monkeypatch):
     settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    of_the_tests = {name: getattr(jax.config, name) for name in settings}
-    before = {settings[0]: named, settings[1]: of_the_tests[settings[1]]}
+    settings_of_the_tests = {name: getattr(jax.config, name) for name in settings}
+    before = {settings[0]: named, settings[1]: settings_of_the_tests[settings[1]]}
     jax.config.update(settings[0], before[settings[0]])
-    monkeypatch.setattr(processes, "heed_signals", lambda: None)
+    monkeypatch.setattr(processes, "install_signal_handlers", lambda: None)
     monkeypatch.setattr(pipeline, "run", lambda *arguments: None)
     monkeypatch.setattr(runner, "run", lambda *arguments, **options: runner.Outcome(0, 0, False))
     monkeypatch.chdir(ROOT)
@@ -68,5 +68,5 @@ def test_a_command_keeps_compiled_programs_if_the_config_says_so(command, keep, 
         kept = dict(zip(settings, (str(tmp_path / "compilation"), 0.1), strict=True))
         assert changed == (kept if keep and named is None else before)
     finally:
-        for name, value in of_the_tests.items():
+        for name, value in settings_of_the_tests.items():
             jax.config.update(name, value)

@@ -56,7 +56,7 @@ def test_a_real_sweep_shared_by_two_processes_and_its_report(tmp_path, file, cac
 
 
 def test_the_command_runs_a_shard_and_lists_it(tmp_path, file, fake_pipeline, monkeypatch, capsys):
-    monkeypatch.setattr(processes, "heed_signals", lambda: None)
+    monkeypatch.setattr(processes, "install_signal_handlers", lambda: None)
 
     def command(*flags):
         monkeypatch.setattr(sys, "argv", ["sweep", f"--sweep={file}", f"--out={tmp_path / 'out'}", *flags])

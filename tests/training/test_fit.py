@@ -82,7 +82,7 @@ def test_training_that_breaks_says_where_and_keeps_the_last_state_that_is_finite
 def test_the_training_set_stays_where_there_is_room(data, monkeypatch, capsys):
     assert set(fit.place(data, "auto")[0]) == set(data)
     assert "stay on the device" in capsys.readouterr().err
-    monkeypatch.setattr(fit, "_HOST_SHARE", 1e-12)
+    monkeypatch.setattr(fit, "_HOST_FRACTION", 1e-12)
     resident, host = fit.place(data, "auto")
     assert not resident
     assert host.keys() == data.keys()
