@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax import neighbors, pipeline
+from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training import bank as banks
 from configs import digits
@@ -28,6 +29,14 @@ def finished(config, tmp_path_factory):
     return workdir, pipeline.run(config, workdir)
 
 
+def fingerprint(workdir):
+    return runs.evaluation_fingerprint(runs.read(workdir))
+
+
+def read(workdir, graph):
+    return banks.read(workdir / banks.BANK / f"graph_{graph}-seed0", fingerprint(workdir))
+
+
 def rows(results, graph):
     return [row for row in results["accuracies"] if row["mechanism"] == "training_set" and row["graph"] == graph]
 
@@ -47,7 +56,7 @@ def test_every_student_has_a_row_and_its_settings_are_recorded(finished, graph):
 @pytest.mark.parametrize("graph", ["learned", "off"])
 def test_the_bank_holds_the_training_images_alone(finished, graph):
     workdir, results = finished
-    bank = banks.read(workdir / banks.BANK / f"graph_{graph}-seed0", results["fingerprint"])
+    bank = read(workdir, graph).bank
     counts = results["dataset"]
     assert len(bank.keys) == len(bank.labels) == len(bank.signals) == counts["train_images"]
     assert counts["holdout_images"] > 0
@@ -57,15 +66,29 @@ def test_the_bank_holds_the_training_images_alone(finished, graph):
     )
 
 
-def test_a_damaged_bank_is_refused(finished, tmp_path):
+@pytest.mark.parametrize("graph", ["learned", "off"])
+def test_the_bank_holds_what_is_needed_to_serve_and_to_thin_it(finished, graph):
     workdir, results = finished
+    stored = read(workdir, graph)
+    [chosen] = [entry for entry in results["training_set"] if entry["graph"] == graph]
+    [alone] = [entry["accuracy"] for entry in results["holdout_accuracies"] if entry["graph"] == graph]
+    held_out = stored.held_out
+    assert len(held_out.labels) == len(held_out.features) == results["dataset"]["holdout_images"]
+    assert stored.accuracy == chosen["accuracy_two_fold"]
+    right = 100 * np.mean(held_out.logits.argmax(-1) == held_out.labels)
+    assert stored.accuracy_alone == chosen["accuracy_alone"] == pytest.approx(alone) == pytest.approx(right)
+    assert stored.files is None
+
+
+def test_a_damaged_bank_is_refused(finished, tmp_path):
+    workdir, _ = finished
     folder = tmp_path / "bank"
     shutil.copytree(workdir / banks.BANK / "graph_off-seed0", folder)
     data = bytearray((folder / "keys.npy").read_bytes())
     data[-1] ^= 1
     (folder / "keys.npy").write_bytes(data)
     with pytest.raises(UserError, match=r"keys.npy is not what was written"):
-        banks.read(folder, results["fingerprint"])
+        banks.read(folder, fingerprint(workdir))
     with pytest.raises(UserError, match="fingerprint"):
         banks.read(workdir / banks.BANK / "graph_off-seed0", "another")
 
