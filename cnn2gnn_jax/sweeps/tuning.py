@@ -52,6 +52,8 @@ def candidates(config: ConfigDict, tune: Mapping[str, Sequence[Any]]) -> list[Ca
         tried = with_fields(config, fields)
         tried.data.holdout = config.data.holdout or HOLDOUT
         tried.evaluate.split, tried.seed, tried.seeds = "holdout", 0, SEEDS
+        # Its settings would be chosen on the same images; it is not what the values are chosen by.
+        tried.evaluate.training_set.enabled = False
         made.append(Candidate(fields, configs.cell_fingerprint(configs.resolve(tried)), tried))
     return made
 
