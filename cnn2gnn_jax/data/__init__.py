@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def load(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> Dataset:
         raise UserError(
             f"data.classes={config.classes}, but {config.name} has {len(facts['classes'])}: choose at most that"
         )
-    train, holdout = _training_images(config, arrays.labels["train"])
+    train, holdout = _training_images(config, arrays.labels["train"], facts["classes"])
     return Dataset(
         name=config.name,
         classes=tuple(facts["classes"][: config.classes or None]),
@@ -107,12 +108,15 @@ def _first(config: Any, labels: np.ndarray) -> np.ndarray | None:
     )
 
 
-def _training_images(config: Any, labels: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _training_images(
+    config: Any, labels: np.ndarray, names: Sequence[str]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The positions of the training images, None for all, and of those that are held out, None for none."""
     train = _first(config, labels)
     if not config.holdout:
         return train, None
-    kept, held = selection.hold_out(labels if train is None else labels[train], config.holdout, config.holdout_seed)
+    usable = labels if train is None else labels[train]
+    kept, held = selection.hold_out(usable, config.holdout, config.holdout_seed, names=names)
     return (kept, held) if train is None else (train[kept], train[held])
 
 
