@@ -140,7 +140,8 @@ def search(
         return _nearest(candidates, count), None
 
     kind = jnp.promote_types(queries.dtype, jnp.float32)
-    none = (jnp.full((len(queries), count), jnp.inf, kind), jnp.zeros((len(queries), count), jnp.int32))
+    shape = (queries.shape[0], count)  # not by len(): the number of images may be symbolic, as in an exported module
+    none = (jnp.full(shape, jnp.inf, kind), jnp.zeros(shape, jnp.int32))
     nearest = lax.scan(merge, none, jnp.arange(0, size, block, dtype=jnp.int32))[0]
     d, index = _nearest((all_gather(nearest[0], axis=1), all_gather(nearest[1], axis=1)), count)
     return Neighbors(graph.sparse_neighbors(d, sparsity), index, d)

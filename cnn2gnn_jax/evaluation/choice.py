@@ -126,9 +126,9 @@ def count(held_out: Embedded, labels: np.ndarray, banks: Mapping[tuple[str, str]
     half, weights, epsilons = halves(labels), np.array(grid.weights), np.array(grid.epsilons)
     settings, right = list[Settings](), list[np.ndarray]()
     for space in grid.spaces:
-        found = search(banks[space, grid.signals[0]], held_out.features[space], max(possible))
+        nearest = search(banks[space, grid.signals[0]], held_out.features[space], max(possible))
         for signal, sparsity in itertools.product(grid.signals, possible):
-            votes = _votes(banks[space, signal].signals, found, sparsity)
+            votes = _votes(banks[space, signal].signals, nearest, sparsity)
             right.append(np.asarray(_right(held_out.logits, votes, labels, half, weights, epsilons)))
             settings += [Settings(space, signal, sparsity, w, e) for e in grid.epsilons for w in grid.weights]
     return Counts(settings, np.concatenate(right))
@@ -142,9 +142,9 @@ def search(bank: Bank, features: np.ndarray, sparsity: int) -> Neighbors:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _votes(signals: jax.Array, found: Neighbors, sparsity: int) -> jax.Array:
+def _votes(signals: jax.Array, nearest: Neighbors, sparsity: int) -> jax.Array:
     """The votes P Y, (M, C). Ties of more columns than are listed are left to the answer."""
-    return neighbors.weighted_sum(signals, neighbors.narrowed(found, sparsity))
+    return neighbors.weighted_sum(signals, neighbors.narrowed(nearest, sparsity))
 
 
 @jax.jit
