@@ -174,7 +174,8 @@ FIELDS: dict[str, Field] = {
     #
     "evaluate.split": Field(
         "test",
-        "holdout: of the training images, to choose settings on; see data.holdout; not with train.epoch = best",
+        "holdout: of the training images, to choose settings on; see data.holdout; not where the run itself chooses on "
+        "them (train.epoch = best, several values of evaluate.training_set)",
         ("test", "holdout"),
         EVALUATION,
     ),
