@@ -86,11 +86,12 @@ def _resolve_training_set(config: ConfigDict) -> None:
         del config.evaluate.training_set
         return
     several = [name for name, values in candidates.items() if len(values) > 1]
-    if several and not config.data.holdout:
-        raise UserError(
-            f"evaluate.training_set.{several[0]} has several values, which are chosen between on held-out images: "
-            "set data.holdout, as 0.1, or give one value"
-        )
+    if several and (config.evaluate.split == "holdout" or not config.data.holdout):
+        advice = ": set data.holdout, as 0.1"
+        if config.data.holdout:
+            advice = ", and evaluate.split is holdout, so that the accuracy would be too high: set it to test"
+        problem = f"evaluate.training_set.{several[0]} has several values, which are chosen between on held-out images"
+        raise UserError(f"{problem}{advice}, or give one value")
 
 
 def _resolve_parallel(config: ConfigDict) -> None:

@@ -249,7 +249,7 @@ def features(module: Any, variables: Any, inputs: jax.Array) -> dict[str, jax.Ar
     spaces = {"backbone": nodes, "hidden": hidden, "logits": _apply(module, variables, "classify", hidden)}
     if module.graph == "learned":
         head: Any = module.apply(variables, nodes, method=lambda module, nodes: module.head(nodes))
-        spaces["head"] = jnp.append(head, jnp.ones((len(nodes), 1), head.dtype), axis=-1)
+        spaces["head"] = jnp.append(head, jnp.ones((nodes.shape[0], 1), head.dtype), axis=-1)
     return spaces
 
 

@@ -143,7 +143,11 @@ def search(
         return _nearest(candidates, count), None
 
     dtype = jnp.promote_types(queries.dtype, jnp.float32)
-    empty = (jnp.full((len(queries), count), jnp.inf, dtype), jnp.zeros((len(queries), count), jnp.int32))
+    shape = (
+        queries.shape[0],
+        count,
+    )  # The number of images may be symbolic, as in exports.
+    empty = (jnp.full(shape, jnp.inf, dtype), jnp.zeros(shape, jnp.int32))
     nearest = lax.scan(merge, empty, jnp.arange(0, size, block, dtype=jnp.int32))[0]
     d, index = _nearest((all_gather(nearest[0], axis=1), all_gather(nearest[1], axis=1)), count)
     return Neighbors(graph.sparse_neighbors(d, sparsity), index, d)

@@ -1,7 +1,7 @@
 """Classes of new images, by a trained student or by an exported bundle.
 
 python -m cnn2gnn_jax.predict --workdir=DIR IMAGE_OR_FOLDER... [--format=table|json|csv]
-    [--neighbors=K] [--graph=learned|off|best]
+    [--neighbors=K] [--mechanism=auto|one_by_one|batch_by_batch|training_set] [--graph=learned|off|best]
 
 `cnn2gnn-predict` is the same command.
 
@@ -14,6 +14,7 @@ Examples:
 import csv
 import functools
 import io
+import itertools
 import json
 import pathlib
 import sys
@@ -27,8 +28,10 @@ from absl import flags
 from cnn2gnn_jax import gnn
 from cnn2gnn_jax.data import batches
 from cnn2gnn_jax.runtime import command_line
+from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError, printable
-from cnn2gnn_jax.serving import bundle, graph_choice, trained
+from cnn2gnn_jax.serving import bundle, graph_choice, trained, training_images
+from cnn2gnn_jax.serving import mechanism as mechanisms
 from cnn2gnn_jax.serving.pictures import Pictures, read_pictures
 from cnn2gnn_jax.serving.trained import Trained
 
@@ -43,20 +46,23 @@ def by_student(
     """A student's answers: `image`, `class` and `probability`, and the `neighbors` if asked for.
 
     Args:
-      student: as opened.
+      student: as opened, with its bank for training_set.
       pictures: N images, more than the sparsity for batch_by_batch, which takes them in batches in a seeded order.
       mechanism: see `trained.answer`.
-      neighbors: how many, strongest first. Under one_by_one they are anchors, each with its `class`, the `index` of
-        the training image, of an image folder its file as `image`, and its `weight`; under batch_by_batch the other
-        images of the batch, with the class and index of their nearest anchor and its file as `nearest_image` where the
-        graph has a head. Weights are the image's row of A, its self-loop included, scaled to sum to 1.
+      neighbors: how many at most, strongest first. Under one_by_one they are anchors, each with its `class`, the
+        `index` of the training image, of an image folder its file as `image`, and its `weight`; under training_set
+        likewise the nearest of all training images; under batch_by_batch the other images of the batch, with the class
+        and index of their nearest anchor and its file as `nearest_image` where the graph has a head. Weights are the
+        image's row of A, its self-loop included, scaled to sum to 1; under training_set they are those of Eq. 3, and
+        there is no `self_weight`.
 
     Raises:
       UserError: too few images, or neighbours of a student without a graph.
     """
     recorded, model = student.recorded, student.model
-    if neighbors and model.graph in (None, "off"):
-        raise UserError(f"{recorded.workdir} holds a student without a graph: ask for no neighbours")
+    if neighbors and mechanism != trained.TRAINING_SET and model.graph in (None, "off"):
+        other = ", or give --mechanism=training_set" if "training_set" in recorded.config.evaluate else ""
+        raise UserError(f"{recorded.workdir} holds a student without a graph: ask for no neighbours{other}")
     indices, masks = _batches(student, len(pictures.names), mechanism)
     ask = jax.jit(functools.partial(trained.answer, student, mechanism=mechanism))
     rows: list[dict[str, Any]] = [{} for _ in pictures.names]
@@ -65,7 +71,11 @@ def by_student(
         names = [pictures.names[position] for position in index[mask]]
         for k, position in enumerate(index[mask]):
             rows[position] = _row(names[k], found.probabilities[k], recorded.classes)
-            if neighbors:
+            if neighbors and found.neighbors is not None:
+                row = jax.tree.map(lambda array, k=k: array[k], found.neighbors)
+                nearest = training_images.links(student, pictures.pixels[position], row)
+                rows[position]["neighbors"] = list(itertools.islice(nearest, neighbors))
+            elif neighbors:
                 one_by_one = mechanism == "one_by_one"
                 links = _anchors(student, found, k) if one_by_one else _batch(student, names, found, k)
                 own = [weights[k, -1 if one_by_one else k] for weights in found.links]
@@ -81,7 +91,7 @@ def _batches(student: Trained, count: int, mechanism: str) -> tuple[np.ndarray, 
       UserError: too few images for the graph of a batch.
     """
     section, module = student.recorded.config.evaluate, student.model.module
-    if mechanism == "one_by_one":  # always of one size, so that one program serves
+    if mechanism != "batch_by_batch":  # always of one size, so that one program serves
         indices, masks = batches.evaluation_batches(count, _BATCH)
         missing = ((0, 0), (0, _BATCH - indices.shape[1]))
         return np.pad(indices, missing, mode="edge"), np.pad(masks, missing)
@@ -158,7 +168,7 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(
             f"{printable(row['image']):{width}}  {printable(row['class']):{class_width}}  {row['probability']:.4f}"
         )
-        if "neighbors" in row:
+        if "self_weight" in row:
             lines.append(f"    {row['self_weight']:.4f}  itself")
         for link in row.get("neighbors", ()):
             lines.append(f"    {link['weight']:.4f}  {_link(link)}")
@@ -181,9 +191,8 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     links = [link for row in rows for link in row.get("neighbors", ())]
     nearest = ("nearest_image",) if any("nearest_image" in link for link in links) else ()
     fields = ("image", *nearest, "class", "index", "weight")
-    header = ["image", "class", "probability"]
-    if "self_weight" in rows[0]:
-        header += ["self_weight", *(f"neighbor_{k}_{field}" for k in range(1, most + 1) for field in fields)]
+    header = ["image", "class", "probability", *(["self_weight"] if "self_weight" in rows[0] else [])]
+    header += [f"neighbor_{k}_{field}" for k in range(1, most + 1) for field in fields]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)
@@ -191,9 +200,9 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
         cells = [row["image"], row["class"], f"{row['probability']:.6f}"]
         if "self_weight" in row:
             cells.append(f"{row['self_weight']:.6f}")
-            for link in row["neighbors"]:
-                texts = {**link, "weight": f"{link['weight']:.6f}"}
-                cells += ["" if texts.get(field) is None else str(texts[field]) for field in fields]
+        for link in row.get("neighbors", ()):
+            texts = {**link, "weight": f"{link['weight']:.6f}"}
+            cells += ["" if texts.get(field) is None else str(texts[field]) for field in fields]
         cells += [""] * (len(header) - len(cells))
         writer.writerow([f"'{cell}" if cell.startswith(_FORMULA) else cell for cell in cells])
     return out.getvalue().rstrip("\n")
@@ -214,9 +223,7 @@ def _flags() -> tuple[flags.FlagValues, list[pathlib.Path]]:
     flags.mark_flags_as_mutual_exclusive(["workdir", "bundle"], required=True, flag_values=values)
     flags.DEFINE_enum("format", FORMATS[0], FORMATS, "of the answers", flag_values=values)
     flags.DEFINE_integer("neighbors", 0, "show so many of each image's strongest links", flag_values=values)
-    flags.DEFINE_enum(
-        "mechanism", trained.MECHANISMS[0], trained.MECHANISMS, "how new images are linked", flag_values=values
-    )
+    flags.DEFINE_enum("mechanism", mechanisms.AUTO, mechanisms.CHOICES, mechanisms.HELP, flag_values=values)
     flags.DEFINE_enum("graph", None, graph_choice.CHOICES, graph_choice.HELP, flag_values=values)
     flags.DEFINE_bool("skip_unreadable", False, "leave out, with a line each, what is no image", flag_values=values)
     paths = command_line.parse(values, __doc__, positional="IMAGE_OR_FOLDER")
@@ -229,19 +236,23 @@ def main() -> None:
     """Reads the command line, prints the answers."""
     values, paths = _flags()
     if values.bundle is not None:
-        if values.neighbors or values.mechanism != trained.MECHANISMS[0] or values.graph is not None:
+        if values.neighbors or values.mechanism != mechanisms.AUTO or values.graph is not None:
             raise UserError(
-                "a bundle answers one by one, without its neighbours, and with the graph that it was exported with: "
+                "a bundle answers as it was exported, without its neighbours: "
                 "give --workdir for --mechanism, --neighbors and --graph"
             )
         opened = bundle.read(pathlib.Path(values.bundle))
         pictures = read_pictures(paths, opened.image_shape, values.skip_unreadable)
+        log(f"mechanism {opened.facts.get('mechanism', trained.MECHANISMS[0])}: as the bundle was exported")
         rows = by_bundle(opened, pictures)
     else:
         student = trained.open_student(pathlib.Path(values.workdir), values.graph or graph_choice.CHOICES[0])
-        graph_choice.warn_of_better(student.recorded, student.model.graph)
+        with_training_set = values.mechanism not in trained.MECHANISMS
+        graph_choice.warn_of_better(student.recorded, student.model.graph, with_training_set)
+        served = mechanisms.choose(student, values.mechanism)
         pictures = read_pictures(paths, student.recorded.image_shape, values.skip_unreadable)
-        rows = by_student(student, pictures, values.mechanism, values.neighbors)
+        log(f"mechanism {served.mechanism}: {served.reason}")
+        rows = by_student(served.student, pictures, served.mechanism, values.neighbors)
     sys.stdout.write(_WRITERS[values.format](rows) + "\n")
 
 

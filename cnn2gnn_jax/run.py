@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import data
 from cnn2gnn_jax.data import Dataset, Split, batches
-from cnn2gnn_jax.runtime import artifact, processes
+from cnn2gnn_jax.runtime import artifact, processes, storage
 from cnn2gnn_jax.runtime.devices import ONE, Devices, from_config
 from cnn2gnn_jax.runtime.errors import UserError
 
@@ -140,6 +140,11 @@ class Recorded(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     anchors: dict[str, np.ndarray] | None
+
+
+def evaluation_fingerprint(run: Run | Recorded) -> str:
+    """Names what the run's students are worth: the run's fingerprint, and every field of `evaluate`."""
+    return storage.fingerprint([run.fingerprint, configs.plain(run.config.evaluate)])
 
 
 def read(workdir: pathlib.Path) -> Recorded:

@@ -38,7 +38,8 @@ from cnn2gnn_jax.sweeps import plan, records, runner, shards
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
-    help_text = f"FILE[:SIZE], as configs/sweeps/table1.py:smoke, or NAME[:SIZE], with NAME one of {', '.join(built_in.names('sweep'))}"
+    names = ", ".join(built_in.names("sweep"))
+    help_text = f"FILE[:SIZE], as configs/sweeps/table1.py:smoke, or NAME[:SIZE], with NAME one of {names}"
     flags.DEFINE_string("sweep", None, help_text, flag_values=values)
     flags.DEFINE_string("out", None, "the folder for cells, records and failures", flag_values=values)
     config_flag.define_fields(values, base.get_config())

@@ -180,7 +180,7 @@ FIELDS: dict[str, Field] = {
     # The evaluation of the student.
     "evaluate.split": Field(
         "test",
-        "Images to evaluate on. holdout needs data.holdout and train.epoch last.",
+        "Images to evaluate on. holdout needs data.holdout, train.epoch last, one value in each training_set field.",
         ("test", "holdout"),
         EVALUATION,
     ),

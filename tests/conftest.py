@@ -88,6 +88,29 @@ def finished_run(cache, tmp_path_factory):
     return workdir, pipeline.run(config, workdir)
 
 
+@pytest.fixture(scope="session")
+def bank_config(cache):
+    """A config of two epochs on digits with the training-set graph."""
+    from cnn2gnn_jax.configs import digits
+
+    config = digits.get_config("smoke")
+    config.cache_dir, config.tensorboard, config.data.holdout = str(cache), False, 0.1
+    config.student.stem_widths, config.student.sparsity, config.student.train.epochs = (8, 16), 20, 2
+    config.evaluate.training_set.enabled = True
+    config.evaluate.training_set.spaces = ("backbone", "hidden", "head")
+    config.evaluate.training_set.sparsities, config.evaluate.training_set.weights = (1, 5), (0.3, 1.0)
+    return config
+
+
+@pytest.fixture(scope="session")
+def bank_run(bank_config, tmp_path_factory):
+    """A finished run of that config, not to be changed: its workdir and results."""
+    from cnn2gnn_jax import pipeline
+
+    workdir = tmp_path_factory.mktemp("with_bank") / "run"
+    return workdir, pipeline.run(bank_config, workdir)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_device():
     """Runs of the chain use one of the emulated devices unless their config says how many."""

@@ -299,3 +299,19 @@ def test_an_epoch_chosen_on_the_images_that_are_reported_on_is_refused(role):
         assert resolved(**{"evaluate.split": "holdout", "method": "gnn"}).method == "gnn"
         with pytest.raises(UserError, match="teacher.train.epoch is best"):
             resolved(**{"evaluate.split": "holdout", "method": "gnn", "student.backbone": "teacher"})
+
+
+def test_a_training_set_graph_chosen_on_the_images_that_are_reported_on_is_refused():
+    config = base.get_config()
+    config.data.holdout, config.evaluate.split, config.evaluate.training_set.enabled = 0.1, "holdout", True
+    with pytest.raises(UserError, match=r"training_set.spaces has several values.*split is holdout.*set it to test"):
+        configs.resolve(config)
+    section = config.evaluate.training_set
+    section.spaces, section.signals, section.sparsities = ("hidden",), ("labels",), (5,)
+    section.weights, section.epsilons = (1.0,), (0.1,)
+    assert configs.resolve(config).evaluate.split == "holdout"
+    section.weights = (1.0, 2.0)
+    with pytest.raises(UserError, match="training_set.weights has several values"):
+        configs.resolve(config)
+    config.evaluate.split = "test"
+    assert configs.resolve(config).evaluate.training_set.weights == (1.0, 2.0)

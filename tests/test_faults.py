@@ -38,6 +38,12 @@ def test_killed_four_times_a_run_ends_as_if_it_had_not_been(tmp_path):
 
 
 @pytest.mark.slow
+def test_killed_with_a_bank_a_run_ends_as_if_it_had_not_been(tmp_path):
+    printed = campaign("crash", f"--out={tmp_path}", "--kills=4", "--methods", "training_set", "--seed=2")
+    assert re.search(r"^all +4 +4$", printed, re.M), printed
+
+
+@pytest.mark.slow
 def test_the_crash_campaign(tmp_path):
     assert re.search(r"^all +100 +100$", campaign("crash", f"--out={tmp_path}", "--kills=100"), re.M)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def load(config: Any, cache_dir: pathlib.Path, fetch: bool = True) -> Dataset:
         raise UserError(
             f"data.classes={config.classes}, but {config.name} has {len(facts['classes'])}: choose at most that"
         )
-    train, holdout = _training_positions(config, arrays.labels["train"])
+    train, holdout = _training_positions(config, arrays.labels["train"], facts["classes"])
     return Dataset(
         name=config.name,
         classes=tuple(facts["classes"][: config.classes or None]),
@@ -111,13 +112,15 @@ def _selected_positions(config: Any, labels: np.ndarray) -> np.ndarray | None:
     )
 
 
-def _training_positions(config: Any, labels: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _training_positions(
+    config: Any, labels: np.ndarray, names: Sequence[str]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The positions of the training images (None for all) and of the held-out images (None if there are none)."""
     selected = _selected_positions(config, labels)
     if not config.holdout:
         return selected, None
     labels = labels if selected is None else labels[selected]
-    train, holdout = selection.hold_out(labels, config.holdout, config.holdout_seed)
+    train, holdout = selection.hold_out(labels, config.holdout, config.holdout_seed, names=names)
     return (train, holdout) if selected is None else (selected[train], selected[holdout])
 
 

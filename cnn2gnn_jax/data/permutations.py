@@ -20,6 +20,7 @@ class Stream(enum.IntEnum):
     GROUPS = 7
     GROUP_CLASSES = 8
     GROUP_CYCLE = 9
+    BANK = 10
 
 
 def permutation(n: int, stream: Stream, seed: int, part: int = 0) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Selection of images: the first ones of each class, and a random fraction of each class to hold out."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cnn2gnn_jax.data.permutations import Stream, permutation, rank_in_class
@@ -12,7 +14,11 @@ def first_of_each_class(labels: np.ndarray, limit: int, classes: int = 0) -> np.
 
 
 def hold_out(
-    labels: np.ndarray, fraction: float, seed: int, stream: Stream = Stream.HOLDOUT
+    labels: np.ndarray,
+    fraction: float,
+    seed: int,
+    stream: Stream = Stream.HOLDOUT,
+    names: Sequence[str] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Randomly holds out a fraction of each class.
 
@@ -23,6 +29,7 @@ def hold_out(
       fraction: the fraction of each class.
       seed: the seed that chooses the images.
       stream: the purpose, which gives independent random numbers.
+      names: the class names, by label, for errors.
 
     Returns:
       The positions that remain and those that are held out, both int64 in ascending order.
@@ -32,9 +39,11 @@ def hold_out(
     """
     classes, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if counts.min() < 2:
+        smallest = classes[counts.argmin()]
+        name = names[smallest] if names else smallest
         raise UserError(
-            f"data.holdout={fraction}: class {classes[counts.argmin()]} has 1 training image, expected at least 2: set "
-            "data.holdout to 0 or raise data.limit"
+            f"data.holdout={fraction}: class {name} has 1 training image, expected at least 2: add images of it or "
+            "raise data.limit, or set data.holdout to 0 (and evaluate.training_set.enabled to False)"
         )
     quota = np.clip(np.rint(fraction * counts).astype(np.int64), 1, counts - 1)
     order = permutation(len(labels), stream, seed)

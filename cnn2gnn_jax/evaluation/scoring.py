@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import gnn
+from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.data import batches
 from cnn2gnn_jax.evaluation import protocols, training_set
 from cnn2gnn_jax.evaluation.outputs import accuracy, network_outputs
 from cnn2gnn_jax.run import Run
-from cnn2gnn_jax.runtime import artifact, processes, storage
+from cnn2gnn_jax.runtime import artifact, processes
 from cnn2gnn_jax.runtime.console import log
+from cnn2gnn_jax.training import bank as banks
 from cnn2gnn_jax.training.fit import Load
 from cnn2gnn_jax.training.metrics import last_epoch_mean
 from cnn2gnn_jax.training.model import TrainedModel, trained_model
@@ -22,7 +23,7 @@ from cnn2gnn_jax.training.tasks import student_name
 
 EXAMPLES = 10  # test images whose neighbours are recorded
 # The format is also raised when an evaluation records something else.
-KIND = artifact.Kind("an evaluation", format=6, remake="run the same command again")
+KIND = artifact.Kind("an evaluation", format=7, remake="run the same command again")
 
 
 def model_of(run: Run, task: Task, state: TrainState, train_inputs: np.ndarray) -> TrainedModel:
@@ -68,12 +69,14 @@ def evaluate_student(
     """
     name = student_name(task)
     folder = run.workdir / "evaluations" / name
-    fingerprint = storage.fingerprint([run.fingerprint, configs.plain(run.config.evaluate)])
+    fingerprint = runs.evaluation_fingerprint(run)
 
     def make() -> None:
         facts, predicted = _evaluate(run, task, load(), inputs, teacher_logits)
         processes.on_first(lambda: artifact.write(folder, KIND, fingerprint, facts, {"predicted": predicted}))
 
+    if training_set.keeps_bank(run, task):  # A missing or damaged bank is made again together with the evaluation.
+        artifact.ensure(run.workdir / banks.BANK / name, banks.KIND, fingerprint, make, replaces=True)
     evaluation = artifact.ensure(folder, KIND, fingerprint, make, replaces=True)
     return {**evaluation.facts, "predicted": evaluation.arrays["predicted"]}
 

@@ -4,25 +4,26 @@ Nothing about the held-out images is in the bank, so that they stand to it as te
 """
 
 import collections
-import functools
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn2gnn_jax import graph, inference, neighbors
+from cnn2gnn_jax import graph, neighbors
+from cnn2gnn_jax import run as runs
+from cnn2gnn_jax.evaluation.choice import Choice, Embedded, Grid, choose, sparsities
 from cnn2gnn_jax.evaluation.outputs import by_batches
-from cnn2gnn_jax.gnn import GraphStudent
-from cnn2gnn_jax.neighbors import Bank, Neighbors, Settings
+from cnn2gnn_jax.neighbors import Bank, Settings
 from cnn2gnn_jax.run import Run
 from cnn2gnn_jax.runtime import processes
 from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.devices import ONE, Devices
 from cnn2gnn_jax.runtime.errors import UserError
-from cnn2gnn_jax.training.bank import BANK, save
+from cnn2gnn_jax.training import bank as stored_banks
+from cnn2gnn_jax.training.bank import HeldOut, StoredBank
 from cnn2gnn_jax.training.model import TrainedModel
 from cnn2gnn_jax.training.state import TrainState, head_rows
 from cnn2gnn_jax.training.task import Task
@@ -31,61 +32,18 @@ from cnn2gnn_jax.training.tasks import student_name
 _BATCH = 500
 
 
-class Embedded(NamedTuple):
-    """What a student makes of N images.
-
-    logits: (N, C), its own answers, up to a constant for each image; those of a learned graph are one by one.
-    features: (N, K) by space, see `inference.features`.
-    """
-
-    logits: np.ndarray
-    features: dict[str, np.ndarray]
-
-
-class Grid(NamedTuple):
-    """The settings that are tried: all combinations."""
-
-    spaces: tuple[str, ...]
-    signals: tuple[str, ...]
-    sparsities: tuple[int, ...]
-    weights: tuple[float, ...]
-    epsilons: tuple[float, ...]
-
-
-class Choice(NamedTuple):
-    """The settings that have most held-out images right, and the percentages of them: with the graph and without.
-
-    The percentages are None where the settings were given.
-    """
-
-    settings: Settings
-    accuracy: float | None
-    accuracy_alone: float | None
-
-
 def embed(model: TrainedModel, images: np.ndarray, devices: Devices = ONE) -> Embedded:
     """What a student makes of raw inputs, (N, ...), in their order."""
-    return Embedded(*_joined(by_batches(_logits_and_features, model, images, devices)))
+    return Embedded(*_joined(by_batches(TrainedModel.logits_and_features, model, images, devices)))
 
 
 def _joined(batches: Iterable[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
 
 
-def _features(model: TrainedModel, images: jax.Array) -> dict[str, jax.Array]:
-    return inference.features(model.module, model.variables, model.inputs(images))
-
-
-def _logits_and_features(model: TrainedModel, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    features = _features(model, images)
-    if not isinstance(model.module, GraphStudent) or model.graph == "off":
-        return features["logits"], features
-    inputs = model.inputs(images)
-    answers = [
-        inference.one_by_one(model.module, model.variables, anchors.columns, inputs) for anchors in model.anchors
-    ]
-    probabilities = sum(jax.nn.softmax(answer.logits.astype(jnp.float32)) for answer in answers) / len(answers)
-    return jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny)), features
+def keeps_bank(run: Run, task: Task) -> bool:
+    """Whether the bank of this student is kept: of each graph setting that of the first student, which serves."""
+    return "training_set" in run.config.evaluate and task.seed == run.config.seed
 
 
 def entry(
@@ -106,9 +64,9 @@ def entry(
       inputs: its raw inputs by split.
       teacher_logits: those of the training images, (N, C); None without a teacher.
     """
-    section, holdout = run.config.evaluate.training_set, run.dataset.holdout
+    section, holdout, held_out = run.config.evaluate.training_set, run.dataset.holdout, None
     # Without their logits, for which a learned graph would answer one by one.
-    train = _joined(by_batches(_features, model, inputs["train"], run.devices))
+    train = _joined(by_batches(TrainedModel.feature_spaces, model, inputs["train"], run.devices))
     if model.graph == "learned":
         rows = head_rows(task, state, np.arange(task.rows), run.devices)
         assert rows is not None
@@ -117,14 +75,19 @@ def entry(
     banks = _banks(run, grid, train, teacher_logits)
     if holdout is None:
         [settings] = (Settings(*values) for values in itertools.product(*grid))
-        choice = Choice(settings, None, None)
+        choice = Choice(settings, None, None, None)
     else:
-        choice = choose(embed(model, inputs["holdout"], run.devices), holdout.labels, banks, grid)
+        embedded = embed(model, inputs["holdout"], run.devices)
+        choice = choose(embedded, holdout.labels, banks, grid)
+        held_out = HeldOut(embedded.logits, embedded.features[choice.settings.space], holdout.labels)
     settings = choice.settings
     log(f"{student_name(task)}: the training-set graph has {settings}")
     bank = banks[settings.space, settings.signal].replace(settings=settings)
-    if task.seed == run.config.seed:
-        processes.on_first(lambda: save(run.workdir / BANK / student_name(task), bank, run.fingerprint))
+    if keeps_bank(run, task):
+        folder = run.workdir / stored_banks.BANK / student_name(task)
+        files = run.dataset.train.files
+        stored = StoredBank(bank, files, held_out, choice.accuracy_two_fold, choice.accuracy_alone)
+        processes.on_first(lambda: stored_banks.save(folder, stored, runs.evaluation_fingerprint(run)))
     result = evaluate(bank, embed(model, inputs[run.config.evaluate.split], run.devices), run.evaluated.labels)
     facts = {"mechanism": "training_set", "batch_order": None, "graph": model.graph}
     return {**facts, **result}, {
@@ -143,7 +106,8 @@ def _grid(section: Any, train: Mapping[str, np.ndarray], teacher_logits: np.ndar
         if not left:
             tried = ", ".join(section[name])
             raise UserError(f"evaluate.training_set.{name} is {tried}, but this student has {has}: choose of these")
-    return Grid(spaces, signals, section.sparsities, section.weights, section.epsilons)
+    grid = Grid(spaces, signals, section.sparsities, section.weights, section.epsilons)
+    return grid._replace(sparsities=tuple(sparsities(grid, len(train[spaces[0]]))))
 
 
 def _banks(
@@ -161,58 +125,6 @@ def _banks(
         bank = neighbors.make_bank(jnp.asarray(train[space]), labels, signals["labels"], unset, key_type)
         banks |= {(space, signal): bank.replace(signals=signals[signal]) for signal in grid.signals}
     return banks
-
-
-def choose(held_out: Embedded, labels: np.ndarray, banks: Mapping[tuple[str, str], Bank], grid: Grid) -> Choice:
-    """The best settings of a grid on held-out images. Of equally good ones, the first is taken.
-
-    Args:
-      held_out: M images that are in no bank.
-      labels: (M,), their classes.
-      banks: by space and signal.
-      grid: what is tried.
-    """
-    alone = int(np.sum(np.argmax(held_out.logits, -1) == labels))
-    sparsities = [s for s in grid.sparsities if s < len(banks[grid.spaces[0], grid.signals[0]].labels)]
-    best, most = None, -1
-    for space in grid.spaces:
-        found = _search(banks[space, grid.signals[0]], held_out.features[space], max(sparsities))
-        for signal, sparsity in itertools.product(grid.signals, sparsities):
-            votes = _votes(banks[space, signal].signals, found, sparsity)
-            right = _right(held_out.logits, votes, labels, np.array(grid.weights), np.array(grid.epsilons))
-            for (i, epsilon), (k, weight) in itertools.product(enumerate(grid.epsilons), enumerate(grid.weights)):
-                if right[i, k] > most:
-                    most = int(right[i, k])
-                    best = Settings(space, signal, sparsity, weight, epsilon)
-    assert best is not None
-    return Choice(best, 100 * most / len(labels), 100 * alone / len(labels))
-
-
-def _search(bank: Bank, features: np.ndarray, sparsity: int) -> Neighbors:
-    """What `neighbors.search` returns for all images, (M, F)."""
-    find, queries = jax.jit(neighbors.search, static_argnums=2), neighbors.queries(bank, jnp.asarray(features))
-    parts = [find(queries[start : start + _BATCH], bank.keys, sparsity) for start in range(0, len(queries), _BATCH)]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _votes(signals: jax.Array, found: Neighbors, sparsity: int) -> jax.Array:
-    """The votes P Y, (M, C). Ties of more columns than are listed are left to the answer."""
-    return neighbors.weighted_sum(signals, neighbors.reduce_sparsity(found, sparsity))
-
-
-@jax.jit
-def _right(
-    logits: jax.Array, votes: jax.Array, labels: jax.Array, weights: jax.Array, epsilons: jax.Array
-) -> jax.Array:
-    """How many images are right under each epsilon and weight, (E, W)."""
-
-    def count(setting: tuple[jax.Array, jax.Array]) -> jax.Array:
-        epsilon, weight = setting
-        return jnp.sum(jnp.argmax(neighbors.combine(logits, votes, weight, epsilon), -1) == labels)
-
-    pairs = jnp.repeat(epsilons, len(weights)), jnp.tile(weights, len(epsilons))
-    return jax.lax.map(count, pairs).reshape(len(epsilons), len(weights))
 
 
 def evaluate(bank: Bank, images: Embedded, labels: np.ndarray) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""A serving bundle: a verified folder with a student and its anchors as one StableHLO module.
+"""A serving bundle: a verified folder with a student, its anchors and its bank, if it has one, as one StableHLO module.
 
-    BUNDLE/manifest.json      `facts`: classes, image_shape, normalisation, graph (of a graph student), platforms, bytes
+    BUNDLE/manifest.json      `facts`: classes, image_shape, normalisation, graph (of a graph student), mechanism,
+                              platforms, bytes, and of the training-set graph its settings and accuracy by size
     BUNDLE/model.stablehlo    uint8 images (b, H, W, C), any b, to class probabilities (b, classes) float32
 
 It needs JAX and flatbuffers to be used, and nothing of this package (docs/serve_a_bundle.md shows how).
@@ -18,10 +19,12 @@ from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import trained
 from cnn2gnn_jax.serving.trained import Trained
+from cnn2gnn_jax.training import bank as banks
 
 KIND = artifact.Kind("a bundle", format=2, remake="export it again")
 PLATFORMS = ("cpu", "cuda")
 MODEL = "model.stablehlo"
+LARGEST_BANK = 3 * 2**29  # bytes; the format that holds the module ends at 2^31
 
 
 class Bundle(NamedTuple):
@@ -70,6 +73,7 @@ def write(folder: pathlib.Path, student: Trained, module: bytes, facts: dict[str
             "mean": list(recorded.mean),
             "std": list(recorded.std),
             "graph": student.model.graph,
+            "mechanism": _mechanism(student),
             "platforms": list(PLATFORMS),
             "bytes": len(module),
         }
@@ -111,5 +115,21 @@ def _check_types(classes: tuple, image_shape: tuple, platforms: Any) -> None:
 
 
 def of_student(student: Trained) -> bytes:
-    """The module of a student: Mechanism 1 for a graph student."""
-    return serialize(lambda images: trained.answer(student, images).probabilities, student.recorded.image_shape)
+    """The module of a student: with its bank by the training-set graph, otherwise one by one.
+
+    Raises:
+      UserError: the bank is too large for a module.
+    """
+    if student.bank is not None and (size := banks.size(student.bank.bank)) > LARGEST_BANK:
+        raise UserError(
+            f"the bank has {size:,} bytes, and a bundle takes up to {LARGEST_BANK:,}: keep fewer images by --bank"
+        )
+
+    def probabilities(images: jax.Array) -> jax.Array:
+        return trained.answer(student, images, _mechanism(student)).probabilities
+
+    return serialize(probabilities, student.recorded.image_shape)
+
+
+def _mechanism(student: Trained) -> str:
+    return trained.MECHANISMS[0] if student.bank is None else trained.TRAINING_SET

@@ -54,17 +54,18 @@ def setting(recorded: runs.Recorded, choice: str) -> str:
 
 
 class Comparison(NamedTuple):
-    """Accuracies in percent by graph setting, one by one, of a run's first students, and the images they are of."""
+    """Accuracies in percent by graph setting of a run's first students, and the images they are of."""
 
     images: str
     accuracies: dict[str, float]
 
 
-def compare(recorded: runs.Recorded) -> Comparison | None:
+def compare(recorded: runs.Recorded, with_training_set: bool = True) -> Comparison | None:
     """The student with the config's own graph beside the one without a graph, as results.json has them.
 
-    On held-out training images where it has these accuracies, otherwise on test images. None where there is but one
-    student, or no results of this run.
+    On held-out training images where it has these accuracies, otherwise on test images. The accuracies are one by one;
+    on held-out images those of the training-set graph take their place where they are higher, if `with_training_set`.
+    None where there is but one student, or no results of this run.
 
     Raises:
       UserError: results.json is damaged.
@@ -79,15 +80,23 @@ def compare(recorded: runs.Recorded) -> Comparison | None:
     one_by_one = [entry for entry in results["accuracies"] if entry["mechanism"] == "one_by_one"]
     for images, entries in ((HELD_OUT, results.get("holdout_accuracies", [])), (TEST, one_by_one)):
         of_first = {entry["graph"]: entry["accuracy"] for entry in entries if entry["seed"] == recorded.config.seed}
+        if images == HELD_OUT and with_training_set:
+            for entry in results.get("training_set", []):
+                if entry["seed"] == recorded.config.seed and entry["graph"] in of_first:
+                    with_graph = entry.get("accuracy_two_fold")  # None where its settings were given
+                    of_first[entry["graph"]] = max(of_first[entry["graph"]], with_graph or 0)
         if of_first.keys() >= set(settings):
             return Comparison(images, {setting: of_first[setting] for setting in settings})
     return None
 
 
-def warn_of_better(recorded: runs.Recorded, graph: str | None) -> None:
-    """Says so in one line where the student with the setting `graph` is worse than the run's other one."""
+def warn_of_better(recorded: runs.Recorded, graph: str | None, with_training_set: bool = True) -> None:
+    """Says so in one line where the student with the setting `graph` is worse than the run's other one.
+
+    The accuracies are those of `compare`.
+    """
     try:
-        compared = compare(recorded)
+        compared = compare(recorded, with_training_set)
     except UserError as error:
         log(f"warning: the students with and without a graph are not compared: {error}")
         return

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnn2gnn_jax import inference
+from cnn2gnn_jax import inference, neighbors
 from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.gnn import Columns, GraphStudent, HeadRows
+from cnn2gnn_jax.neighbors import Neighbors
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import graph_choice
 from cnn2gnn_jax.training import tasks
+from cnn2gnn_jax.training.bank import StoredBank
 from cnn2gnn_jax.training.checkpoint import Checkpoints
 from cnn2gnn_jax.training.head_table import HeadTable
 from cnn2gnn_jax.training.model import Anchors, TrainedModel, trained_model
@@ -20,15 +22,22 @@ from cnn2gnn_jax.training.state import TrainState, init_state
 from cnn2gnn_jax.training.task import Task, with_labels_only
 
 MECHANISMS = ("one_by_one", "batch_by_batch")
+TRAINING_SET = "training_set"  # as a mechanism, of students with a bank
 # A batch of none: without a graph no image is linked to another.
 _NO_ANCHORS = Anchors(Columns(np.zeros((0, 1), np.float32), None), (), ())  # type: ignore[arg-type]
 
 
 class Trained(NamedTuple):
-    """A student that answers for raw images: its model, and what its workdir tells of the run."""
+    """A student that answers for raw images.
+
+    recorded: what its workdir tells of the run.
+    model: the student itself.
+    bank: the training images as columns of the training-set graph; None where it is not asked for.
+    """
 
     recorded: runs.Recorded
     model: TrainedModel
+    bank: StoredBank | None = None
 
 
 class Answer(NamedTuple):
@@ -39,11 +48,13 @@ class Answer(NamedTuple):
       columns are the anchors and then the image itself, of batch_by_batch the B images.
     nearest: (B,) for each batch of anchors, the position of an image's nearest anchor, -1 where there is none
       (see `inference.Prediction`).
+    neighbors: of training_set, the nearest training images; it has no links.
     """
 
     probabilities: jax.Array
-    links: tuple[jax.Array, ...]
-    nearest: tuple[jax.Array, ...]
+    links: tuple[jax.Array, ...] = ()
+    nearest: tuple[jax.Array, ...] = ()
+    neighbors: Neighbors | None = None
 
 
 def open_student(workdir: pathlib.Path, graph: str = graph_choice.CHOICES[0]) -> Trained:
@@ -132,13 +143,15 @@ def answer(
     Args:
       trained: as opened; class probabilities are means over its batches of anchors.
       images: B > sparsity for batch_by_batch.
-      mechanism: one_by_one (Mechanism 1: the answer for an image depends on no other) or batch_by_batch. A CNN
-        answers in the same way under both.
+      mechanism: one_by_one (Mechanism 1) or batch_by_batch (Mechanism 2), under which a CNN answers in the same way;
+        or training_set, of a student with its bank. Only under batch_by_batch does an answer depend on other images.
       mask: (B,), False for padding.
     """
     model = trained.model
+    if mechanism == TRAINING_SET:
+        return _by_training_set(trained, images)
     if not isinstance(model.module, GraphStudent):
-        return Answer(jax.nn.softmax(model.outputs(images).logits.astype(jnp.float32)), (), ())
+        return Answer(jax.nn.softmax(model.outputs(images).logits.astype(jnp.float32)))
     inputs, mechanism2_graph = model.inputs(images), trained.recorded.config.evaluate.mechanism2_graph
 
     def predict(columns: Columns) -> inference.Prediction:
@@ -150,3 +163,12 @@ def answer(
     probabilities = jnp.mean(jnp.stack([jax.nn.softmax(each.logits.astype(jnp.float32)) for each in found]), axis=0)
     links = tuple(each.adjacency / jnp.maximum(each.adjacency.sum(-1, keepdims=True), 1e-12) for each in found)
     return Answer(probabilities, links, tuple(each.nearest for each in found))
+
+
+def _by_training_set(trained: Trained, images: jax.Array) -> Answer:
+    assert trained.bank is not None, "the student has no bank"
+    bank, (logits, features) = trained.bank.bank, trained.model.logits_and_features(images)
+    if bank.settings.signal == "labels":  # made here, so that a bundle holds one number for each training image
+        bank = bank.replace(signals=jax.nn.one_hot(bank.labels, len(trained.recorded.classes), dtype=bool))
+    combined = neighbors.answer(bank, logits, features[bank.settings.space])
+    return Answer(jax.nn.softmax(combined.logits.astype(jnp.float32)), neighbors=combined.neighbors)

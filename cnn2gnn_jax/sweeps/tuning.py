@@ -52,6 +52,8 @@ def candidates(config: ConfigDict, tune: Mapping[str, Sequence[Any]]) -> list[Ca
         candidate_config = with_fields(config, fields)
         candidate_config.data.holdout = config.data.holdout or HOLDOUT
         candidate_config.evaluate.split, candidate_config.seed, candidate_config.seeds = "holdout", 0, SEEDS
+        # The training-set graph would be chosen on the same images. The candidates are not chosen by it.
+        candidate_config.evaluate.training_set.enabled = False
         result.append(Candidate(fields, configs.cell_fingerprint(configs.resolve(candidate_config)), candidate_config))
     return result
 

@@ -73,6 +73,24 @@ class TrainedModel(flax.struct.PyTreeNode):
         outputs: Any = self.module.apply(self.variables, self.inputs(images), train=False)
         return outputs
 
+    def feature_spaces(self, images: jax.Array) -> dict[str, jax.Array]:
+        """The features of raw images by space, see `inference.features`."""
+        return inference.features(self.module, self.variables, self.inputs(images))
+
+    def logits_and_features(self, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What the training-set graph takes of B raw images: their logits (B, C), and their features by space.
+
+        The logits are the model's own answer, up to a constant for each image. Those of a graph student with a graph
+        are one by one, of the mean probabilities over its batches of anchors.
+        """
+        features = self.feature_spaces(images)
+        if self.graph in (None, "off"):
+            return features["logits"], features
+        inputs = self.inputs(images)
+        answers = [inference.one_by_one(self.module, self.variables, each.columns, inputs) for each in self.anchors]
+        probabilities = sum(jax.nn.softmax(answer.logits.astype(jnp.float32)) for answer in answers) / len(answers)
+        return jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny)), features
+
 
 def trained_model(
     task: Task,

@@ -714,6 +714,13 @@ def test_a_class_too_small_to_hold_images_out_is_refused(tmp_path, config):
         data.load(config(holdout=0.5, limit=1), tmp_path)
 
 
+def test_a_class_of_a_folder_too_small_to_hold_images_out_is_named(tmp_path, config, image_folder):
+    for k in (1, 2, 3):
+        (image_folder / "train" / "ant" / f"{k}.png").unlink()
+    with pytest.raises(UserError, match=r"class ant has 1 training image.*evaluate.training_set.enabled to False"):
+        data.load(config(name="image_folder", manual_dir=image_folder, holdout=0.1), tmp_path / "cache")
+
+
 def test_images_without_contrast_are_refused(tmp_path, config, image_folder):
     for path in image_folder.rglob("*.png"):
         Image.new("RGB", (9, 9), "red").save(path)

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax import neighbors
+from cnn2gnn_jax.evaluation import choice as choices
 from cnn2gnn_jax.evaluation import training_set
-from cnn2gnn_jax.evaluation.training_set import Embedded, Grid
+from cnn2gnn_jax.evaluation.choice import Embedded, Grid
 from cnn2gnn_jax.neighbors import Settings
+from cnn2gnn_jax.runtime.errors import UserError
 
 COLUMNS, IMAGES, WIDTH, CLASSES = 60, 40, 6, 3
 GRID = Grid(("backbone", "hidden"), ("labels", "teacher"), (1, 3, 8), (0.3, 1.0), (0.01, 0.1))
@@ -58,13 +60,57 @@ def test_the_choice_is_the_best_of_all_settings(data):
         (space, signal): bank_of(data, Settings(space, signal, 1, 0.0, 1.0))
         for space, signal in itertools.product(GRID.spaces, GRID.signals)
     }
-    choice = training_set.choose(data[3], data[1], banks, GRID)
+    choice = choices.choose(data[3], data[1], banks, GRID)
     counts = {Settings(*values): right(data, Settings(*values))[0] for values in itertools.product(*GRID)}
     assert len(set(counts.values())) > 5
     assert counts[choice.settings] == max(counts.values())
     assert choice.accuracy == 100 * max(counts.values()) / IMAGES
     assert choice.accuracy_alone == 100 * np.mean(data[3].logits.argmax(-1) == data[1])
     assert choice.accuracy > choice.accuracy_alone
+
+
+def test_the_fair_accuracy_is_of_images_that_chose_nothing(data):
+    banks = {
+        (space, signal): bank_of(data, Settings(space, signal, 1, 0.0, 1.0))
+        for space, signal in itertools.product(GRID.spaces, GRID.signals)
+    }
+    choice = choices.choose(data[3], data[1], banks, GRID)
+    half = choices.halves(data[1])
+    assert abs(np.sum(half == 0) - np.sum(half == 1)) <= 1
+    for label in range(CLASSES):
+        assert abs(np.sum(half[data[1] == label] * 2 - 1)) <= 1
+    # In NumPy: for each half the settings with most images right there, counted in the other.
+    hits = {Settings(*values): right(data, Settings(*values))[1] == data[1] for values in itertools.product(*GRID)}
+    order = sorted(hits, key=lambda s: (GRID.spaces.index(s.space), s.signal, s.sparsity, s.epsilon, s.weight))
+    total = 0
+    for k in (0, 1):
+        best = max(order, key=lambda settings: np.sum(hits[settings][half == k]))
+        total += np.sum(hits[best][half != k])
+    assert choice.accuracy_two_fold == 100 * total / IMAGES
+    assert choice.accuracy_two_fold <= choice.accuracy
+
+
+def test_an_answer_with_the_label_of_the_image_itself_is_none(data):
+    """The evaluation can ask for training images too: an image's own column then takes no part."""
+    train, _, features, _, _ = data
+    settings = Settings("hidden", "labels", 3, 1.0, 0.1)
+    bank, own = bank_of(data, settings), np.arange(COLUMNS)
+    logits = np.zeros((COLUMNS, CLASSES), np.float32)
+    votes = neighbors.answer(bank, logits, features["hidden"], own).votes
+    for i in (0, 7, 31):
+        other = bank.signals.at[i].set(jnp.roll(bank.signals[i], 1))
+        changed = neighbors.answer(bank.replace(signals=other), logits, features["hidden"], own).votes
+        np.testing.assert_array_equal(changed[i], votes[i])
+        leaked = neighbors.answer(bank.replace(signals=other), logits, features["hidden"]).votes
+        assert np.abs(leaked[i] - neighbors.answer(bank, logits, features["hidden"]).votes[i]).max() > 0.1
+    assert len(train) == COLUMNS
+
+
+def test_a_sparsity_that_no_bank_allows_is_refused(data):
+    settings = Settings("hidden", "labels", 1, 0.0, 1.0)
+    grid = Grid(("hidden",), ("labels",), (COLUMNS, 100), (1.0,), (0.1,))
+    with pytest.raises(UserError, match=f"sparsities has {COLUMNS} as its smallest value, but there are {COLUMNS} "):
+        choices.choose(data[3], data[1], {("hidden", "labels"): bank_of(data, settings)}, grid)
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,25 @@
 """The training-set graph of a run of the chain: chosen on held-out images, read on test images, kept as a bank."""
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from cnn2gnn_jax import neighbors, pipeline
-from cnn2gnn_jax.configs import digits
+from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training import bank as banks
+from tests.faults.runs import without_times
 
 
-@pytest.fixture(scope="module")
-def config(cache):
-    config = digits.get_config("smoke")
-    config.cache_dir, config.tensorboard, config.data.holdout = str(cache), False, 0.1
-    config.student.stem_widths, config.student.sparsity, config.student.train.epochs = (8, 16), 20, 2
-    config.evaluate.training_set.enabled = True
-    config.evaluate.training_set.spaces = ("backbone", "hidden", "head")
-    config.evaluate.training_set.sparsities, config.evaluate.training_set.weights = (1, 5), (0.3, 1.0)
-    return config
+def fingerprint(workdir):
+    return runs.evaluation_fingerprint(runs.read(workdir))
 
 
-@pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("training_set") / "run"
-    return workdir, pipeline.run(config, workdir)
+def read(workdir, graph):
+    return banks.read(workdir / banks.BANK / f"graph_{graph}-seed0", fingerprint(workdir))
 
 
 def rows(results, graph):
@@ -33,8 +27,8 @@ def rows(results, graph):
 
 
 @pytest.mark.parametrize("graph", ["learned", "off"])
-def test_every_student_has_a_row_and_its_settings_are_recorded(finished, graph):
-    _, results = finished
+def test_every_student_has_a_row_and_its_settings_are_recorded(bank_run, graph):
+    _, results = bank_run
     [row] = rows(results, graph)
     [chosen] = [entry for entry in results["training_set"] if entry["graph"] == graph]
     assert row["accuracy"] > 50 and row["batch_order"] is None
@@ -45,9 +39,9 @@ def test_every_student_has_a_row_and_its_settings_are_recorded(finished, graph):
 
 
 @pytest.mark.parametrize("graph", ["learned", "off"])
-def test_the_bank_holds_the_training_images_alone(finished, graph):
-    workdir, results = finished
-    bank = banks.read(workdir / banks.BANK / f"graph_{graph}-seed0", results["fingerprint"])
+def test_the_bank_holds_the_training_images_alone(bank_run, graph):
+    workdir, results = bank_run
+    bank = read(workdir, graph).bank
     counts = results["dataset"]
     assert len(bank.keys) == len(bank.labels) == len(bank.signals) == counts["train_images"]
     assert counts["holdout_images"] > 0
@@ -57,28 +51,91 @@ def test_the_bank_holds_the_training_images_alone(finished, graph):
     )
 
 
-def test_a_damaged_bank_is_refused(finished, tmp_path):
-    workdir, results = finished
+@pytest.mark.parametrize("graph", ["learned", "off"])
+def test_the_bank_holds_what_is_needed_to_serve_and_to_thin_it(bank_run, graph):
+    workdir, results = bank_run
+    stored = read(workdir, graph)
+    [chosen] = [entry for entry in results["training_set"] if entry["graph"] == graph]
+    [alone] = [entry["accuracy"] for entry in results["holdout_accuracies"] if entry["graph"] == graph]
+    held_out = stored.held_out
+    assert len(held_out.labels) == len(held_out.features) == results["dataset"]["holdout_images"]
+    assert stored.accuracy == chosen["accuracy_two_fold"]
+    right = 100 * np.mean(held_out.logits.argmax(-1) == held_out.labels)
+    assert stored.accuracy_alone == chosen["accuracy_alone"] == pytest.approx(alone) == pytest.approx(right)
+    assert stored.files is None
+
+
+def test_a_damaged_bank_is_refused(bank_run, tmp_path):
+    workdir, _ = bank_run
     folder = tmp_path / "bank"
     shutil.copytree(workdir / banks.BANK / "graph_off-seed0", folder)
     data = bytearray((folder / "keys.npy").read_bytes())
     data[-1] ^= 1
     (folder / "keys.npy").write_bytes(data)
     with pytest.raises(UserError, match=r"keys.npy is not what was written"):
-        banks.read(folder, results["fingerprint"])
+        banks.read(folder, fingerprint(workdir))
     with pytest.raises(UserError, match="fingerprint"):
         banks.read(workdir / banks.BANK / "graph_off-seed0", "another")
 
 
-def test_several_values_need_held_out_images(config, tmp_path):
-    other = config.copy_and_resolve_references()
+def test_a_bank_that_is_damaged_or_gone_is_made_anew_by_the_runs_own_command(bank_run, bank_config, tmp_path, capsys):
+    workdir, results = bank_run
+    other = tmp_path / "run"
+    shutil.copytree(workdir, other)
+    whole = {path.name: path.read_bytes() for path in (other / banks.BANK / "graph_off-seed0").iterdir()}
+    (other / banks.BANK / "graph_off-seed0" / "keys.npy").write_bytes(b"")
+    shutil.rmtree(other / banks.BANK / "graph_learned-seed0")
+    assert without_times(pipeline.run(bank_config, other)) == without_times(results)
+    assert "graph_off-seed0 is damaged" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (other / banks.BANK / "graph_off-seed0").iterdir()} == whole
+    assert len(read(other, "learned").bank.keys) == results["dataset"]["train_images"]
+
+
+def test_a_run_killed_once_its_bank_is_written_goes_on(bank_run, killed, tmp_path):
+    """Killed after the bank and before its evaluation: what is made of it is what an unbroken run made."""
+    workdir, results = bank_run
+    shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("bank", "evaluations", "results.json"))
+    program = tmp_path / "again.py"
+    program.write_text(
+        "import jax, pathlib, time\n"
+        "from cnn2gnn_jax import pipeline\n"
+        "from cnn2gnn_jax import run as runs\n"
+        "from cnn2gnn_jax.evaluation import scoring\n"
+        "from ml_collections import ConfigDict\n"
+        "write = scoring.artifact.write\n"
+        "def slow(folder, *arguments):\n"
+        "    if 'evaluations' in folder.parts: time.sleep(60)\n"
+        "    write(folder, *arguments)\n"
+        "scoring.artifact.write = slow\n"
+        f"workdir = pathlib.Path({str(tmp_path / 'run')!r})\n"
+        "pipeline.run(ConfigDict(runs.read(workdir).config.to_dict()), workdir)\n"
+    )
+    killed([sys.executable, str(program)], "run/bank/*/manifest.json", 1)
+    assert not list((tmp_path / "run").glob("evaluations/*/manifest.json"))
+    assert not (tmp_path / "run" / "results.json").exists()
+    config = ConfigDict(runs.read(tmp_path / "run").config.to_dict())
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("checkpoints/**/*")}
+    assert without_times(pipeline.run(config, tmp_path / "run")) == without_times(results)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("checkpoints/**/*")}
+    for path in (workdir / banks.BANK).glob("*/*.npy"):
+        again = tmp_path / "run" / banks.BANK / path.parent.name / path.name
+        assert again.read_bytes() == path.read_bytes(), path
+    # Killed before results.json, all that is kept is used.
+    (tmp_path / "run" / "results.json").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / banks.BANK).glob("*/*")}
+    assert without_times(pipeline.run(config, tmp_path / "run")) == without_times(results)
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / banks.BANK).glob("*/*")}
+
+
+def test_several_values_need_held_out_images(bank_config, tmp_path):
+    other = bank_config.copy_and_resolve_references()
     other.data.holdout = 0.0
     with pytest.raises(UserError, match=r"evaluate.training_set.spaces has several values.*set data.holdout"):
         pipeline.run(other, tmp_path / "run")
 
 
-def test_given_settings_need_none(config, tmp_path):
-    other = config.copy_and_resolve_references()
+def test_given_settings_need_none(bank_config, tmp_path):
+    other = bank_config.copy_and_resolve_references()
     other.data.holdout = 0.0
     section = other.evaluate.training_set
     section.spaces, section.signals, section.sparsities = ("hidden",), ("labels",), (5,)

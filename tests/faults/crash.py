@@ -44,6 +44,7 @@ STOPPED = 75  # the exit code after SIGTERM
 METHODS = {
     "cnn2gnn": ["cache", "teacher", "logits", "student", "evaluation"],
     "ab": ["cache", "teacher", "logits", "pretraining", "student", "evaluation"],
+    "training_set": ["cache", "teacher", "logits", "student", "evaluation"],
     "sweep": ["cache", "teacher", "logits", "sweep's 1st", "sweep's 2nd"],
 }
 

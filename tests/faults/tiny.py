@@ -1,6 +1,7 @@
 """The pipeline of the faults: 200 digits, eight steps a stage, a checkpoint after every second one.
 
-After the colon a method: `cnn2gnn`, or `ab`, which trains in two stages.
+After the colon a method: `cnn2gnn`, or `ab`, which trains in two stages; or `training_set`, which is `cnn2gnn` with the
+training-set graph, whose bank is kept.
 """
 
 from cnn2gnn_jax.configs import digits
@@ -8,7 +9,7 @@ from cnn2gnn_jax.configs import digits
 
 def get_config(method="cnn2gnn"):
     config = digits.get_config("smoke")
-    config.method = method
+    config.method = "cnn2gnn" if method == "training_set" else method
     config.data.limit = 20
     for train in (config.teacher.train, config.student.train):
         train.epochs, train.batch_size, train.chunk_steps = 2, 50, 2
@@ -19,4 +20,7 @@ def get_config(method="cnn2gnn"):
     config.compilation_cache = False  # the programs of the faults share one, which is never damaged
     if method == "ab":
         config.distill.pretrain_epochs = 1
+    if method == "training_set":
+        config.data.limit, config.data.holdout = 22, 0.1  # 20 stay
+        config.evaluate.training_set.enabled = True
     return config
