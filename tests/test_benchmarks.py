@@ -10,7 +10,7 @@ from benchmarks import loop, timing
 from benchmarks.timing import Row
 
 
-def test_functions_take_turns_and_the_first_turn_does_not_count(monkeypatch):
+def test_functions_run_alternately_and_the_first_turn_is_not_counted(monkeypatch):
     clock, order = [0.0], []
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
 
@@ -21,9 +21,9 @@ def test_functions_take_turns_and_the_first_turn_does_not_count(monkeypatch):
 
         return run
 
-    found = timing.take_turns({"a": takes("a", [100, 1, 9, 2]), "b": takes("b", [50, 3, 5, 4])}, rounds=3)
+    actual = timing.take_turns({"a": takes("a", [100, 1, 9, 2]), "b": takes("b", [50, 3, 5, 4])}, rounds=3)
     assert order == ["a", "b"] * 4
-    assert found == {"a": 2, "b": 4}
+    assert actual == {"a": 2, "b": 4}
 
 
 def test_a_page_holds_command_machine_and_ratios():

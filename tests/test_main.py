@@ -62,7 +62,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_mistake_is_one_line(wrong, tmp_path):
+def test_a_mistake_gives_a_one_line_error(wrong, tmp_path):
     arguments, message = WRONG[wrong]
     command = [sys.executable, "-m", "cnn2gnn_jax.main", *arguments, f"--workdir={tmp_path / 'run'}"]
     if arguments and ".py" in arguments[0] and "nothing" not in arguments[0]:
@@ -116,7 +116,7 @@ def test_every_command_tells_its_version_and_shows_examples(command, monkeypatch
     assert "--version: " in flags and "absl" not in flags and "jax_" not in flags
 
 
-def test_flags_of_one_command_are_no_flags_of_another(monkeypatch, capsys):
+def test_commands_do_not_accept_each_others_flags(monkeypatch, capsys):
     """All are imported here, in one program."""
     for command, own, others in (
         (main, "--stage", ("--sweep", "--bundle", "--manual_dir")),
@@ -145,7 +145,7 @@ def test_flags_of_one_command_are_no_flags_of_another(monkeypatch, capsys):
         ("zzz", "configs/base.py lists the fields"),
     ],
 )
-def test_a_field_that_is_not_there_is_answered_by_the_nearest_ones(field, advice):
+def test_an_unknown_field_is_refused_with_the_nearest_names(field, advice):
     assert str(fields.no_such_field(field, base.FIELDS)) == f"there is no field config.{field}: {advice}"
 
 
@@ -166,7 +166,7 @@ def test_fields_are_set_from_text(monkeypatch):
     assert config.student.train.epochs == 3  # of the file
 
 
-def test_a_config_file_is_any_that_returns_a_config(tmp_path):
+def test_any_file_that_returns_a_config_is_a_config_file(tmp_path):
     path = tmp_path / "own.py"
     path.write_text("from cnn2gnn_jax.configs import base\n\ndef get_config():\n    return base.get_config()\n")
     assert config_flag.load(str(path)).method == "cnn2gnn"

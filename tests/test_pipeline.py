@@ -80,7 +80,7 @@ def test_results_are_complete_and_far_above_chance(done):
     assert results["versions"]["jax"] == jax.__version__
 
 
-def test_records_pictures_and_logits_are_on_disk(done, cache):
+def test_metrics_figures_and_logits_are_on_disk(done, cache):
     _, workdir, results = done
     records = read_records(workdir / "metrics.jsonl")
     losses = [r["loss"] for r in records if r["stage"] == "graph_learned-seed0"]
@@ -109,7 +109,7 @@ def test_the_report_of_a_run_is_written_again_from_its_workdir(done, tmp_path):
         write_run(copy)
 
 
-def test_a_second_call_redoes_nothing(done):
+def test_a_second_call_computes_nothing_again(done):
     config, workdir, results = done
     before = (
         modified(workdir / "checkpoints"),
@@ -140,7 +140,7 @@ def test_a_field_of_the_evaluation_reruns_the_evaluation_alone(done):
     assert all(modified(workdir / "evaluations")[path] != when for path, when in evaluations.items())
 
 
-def test_a_workdir_of_another_config_is_refused_untouched(done):
+def test_a_workdir_of_another_config_is_refused_and_unchanged(done):
     config, workdir, _ = done
     before = modified(workdir)
     changed = config.copy_and_resolve_references()
@@ -168,7 +168,7 @@ def test_a_workdir_of_another_version_is_refused_with_what_differs(done, tmp_pat
     assert modified(tmp_path / "run") == before
 
 
-def test_a_workdir_of_the_time_before_records_is_refused_untouched(done, tmp_path):
+def test_a_workdir_without_a_record_is_refused_and_unchanged(done, tmp_path):
     (tmp_path / "run").mkdir()
     storage.write_json(tmp_path / "run" / "config.json", {"format": 3, "fingerprint": "0123456789abcdef"})
     before = modified(tmp_path / "run")
@@ -206,7 +206,7 @@ def test_a_changed_student_reuses_the_teacher(done, cache, tmp_path):
     assert modified(cache / "teachers" / results["teacher"]["fingerprint"] / "checkpoints") == teachers
 
 
-def test_stages_stop_where_they_are_told(cache, tmp_path):
+def test_the_chain_stops_after_the_given_stage(cache, tmp_path):
     config = tiny(cache)
     assert pipeline.run(config, tmp_path / "run", "logits") is None
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -276,7 +276,7 @@ def test_several_seeds_and_the_best_epoch_on_held_out_images(cache, tmp_path):
         assert last.newest() == 33
 
 
-def test_the_workdir_is_one_runs_at_a_time(done, tmp_path):
+def test_only_one_process_uses_a_workdir(done, tmp_path):
     config, workdir, _ = done
     with (
         storage.lock(workdir / ".lock", wait=False),
@@ -285,7 +285,7 @@ def test_the_workdir_is_one_runs_at_a_time(done, tmp_path):
         pipeline.run(config, workdir)
 
 
-def test_logits_of_another_teacher_are_refused_and_damaged_ones_computed_anew(done, cache, tmp_path, capsys):
+def test_logits_of_another_teacher_are_refused_and_damaged_ones_computed_again(done, cache, tmp_path, capsys):
     config, _, results = done
     folder = cache / "teachers" / results["teacher"]["fingerprint"] / "teacher_logits"
     manifest = (folder / "manifest.json").read_bytes()
@@ -305,13 +305,13 @@ def test_logits_of_another_teacher_are_refused_and_damaged_ones_computed_anew(do
         (folder / "train.npy").write_bytes(array)
 
 
-def test_logits_from_elsewhere_teach_as_the_teachers_own(done, cache, tmp_path):
+def test_a_logits_file_trains_the_same_student_as_the_teacher(done, cache, tmp_path):
     config, _, results = done
     logits = np.load(cache / "teachers" / results["teacher"]["fingerprint"] / "teacher_logits" / "train.npy")
     np.save(tmp_path / "mine.npy", logits.astype(np.float64))
-    given = config.copy_and_resolve_references()
-    given.teacher.logits_file, given.cache_dir = str(tmp_path / "mine.npy"), str(tmp_path / "cache")
-    found = pipeline.run(given, tmp_path / "run")
+    with_file = config.copy_and_resolve_references()
+    with_file.teacher.logits_file, with_file.cache_dir = str(tmp_path / "mine.npy"), str(tmp_path / "cache")
+    found = pipeline.run(with_file, tmp_path / "run")
 
     def accuracies(results):
         return [(e["graph"], e["mechanism"], e["batch_order"], e["accuracy"]) for e in results["accuracies"]]
@@ -322,7 +322,7 @@ def test_logits_from_elsewhere_teach_as_the_teachers_own(done, cache, tmp_path):
     assert not (tmp_path / "cache" / "teachers").exists()
     np.save(tmp_path / "mine.npy", logits + 1e-3)
     with pytest.raises(UserError, match="another config"):
-        pipeline.run(given, tmp_path / "run")
+        pipeline.run(with_file, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_logits_from_elsewhere_teach_as_the_teachers_own(done, cache, tmp_path):
         ({}, "nowhere.npy cannot be read"),
     ],
 )
-def test_logits_from_elsewhere_that_cannot_teach_are_refused(cache, tmp_path, fields, message):
+def test_unusable_logits_files_are_refused(cache, tmp_path, fields, message):
     config = tiny(cache, **fields, **{"teacher.logits_file": str(tmp_path / "nowhere.npy")})
     with pytest.raises(UserError, match=message):
         pipeline.run(config, tmp_path / "run")
@@ -354,7 +354,7 @@ WRONG = {  # the fields one by one are in test_config.py
 
 
 @pytest.mark.parametrize("field", WRONG)
-def test_wrong_values_are_one_clear_line_and_nothing_is_written(cache, tmp_path, field):
+def test_wrong_values_give_a_one_line_error_and_write_nothing(cache, tmp_path, field):
     value, message = WRONG[field]
     with pytest.raises(UserError, match=message) as raised:
         pipeline.run(tiny(cache, **{field: value}), tmp_path / "run")

@@ -40,7 +40,7 @@ def test_each_accuracy_is_that_of_the_predictions_kept(seeded):
     assert sum(path.stat().st_size for path in (workdir / run_results.PREDICTIONS).iterdir()) < 20_000
 
 
-def test_damaged_predictions_are_refused_and_made_anew(seeded, tmp_path):
+def test_damaged_predictions_are_refused_and_computed_again(seeded, tmp_path):
     workdir, results = seeded
     path = tmp_path / run_results.PREDICTIONS / "predicted.npy"
     shutil.copytree(workdir / run_results.PREDICTIONS, path.parent)
@@ -60,7 +60,7 @@ def test_damaged_predictions_are_refused_and_made_anew(seeded, tmp_path):
     assert run_results.correct({}, tmp_path) is None  # of an earlier version
 
 
-def test_an_evaluation_without_its_predictions_is_none(seeded, capsys):
+def test_an_evaluation_without_predictions_is_computed_again(seeded, capsys):
     workdir, _ = seeded
     folder = workdir / "evaluations" / "graph_learned-seed3"
     fingerprint, array = storage.read_json(folder / "manifest.json")["fingerprint"], folder / "predicted.npy"
@@ -137,7 +137,7 @@ def test_the_weight_on_self_in_training_is_the_mean_of_the_last_epoch(seeded, tm
     assert last_epoch_mean(tmp_path / "metrics.jsonl", "c", "self_weight") == {}
 
 
-def test_what_the_graph_is_worth_is_told_with_its_interval(seeded):
+def test_the_report_gives_what_the_graph_is_worth_with_its_interval(seeded):
     workdir, _ = seeded
     text = (workdir / "report" / "results.md").read_text()
     [line] = [line for line in text.splitlines() if "What the graph is worth, in points: one by one" in line]

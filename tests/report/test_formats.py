@@ -10,7 +10,7 @@ from cnn2gnn_jax.report.cells import Cell, Table
 from tests.report.conftest import graph_record, settings, worth
 
 
-def test_the_formats_hold_the_same_figures(made):
+def test_all_formats_have_the_same_figures(made):
     table = Table("A_B", {"SP": {"pair": Cell("62.00", 62.0, 2.0, n=3, paper=60.5, rank=1, arrow=1)}})
     assert "| SP | **62.00** ↑ (60.50, +1.50) |" in formats.markdown(table)
     assert r"SP & \textbf{62.00} $\uparrow$ {\scriptsize (60.50, +1.50)} \\" in formats.latex(table)
@@ -33,7 +33,7 @@ def test_the_formats_hold_the_same_figures(made):
             assert float(values["pair: mean"]) == pytest.approx(line["pair"].value, abs=1e-4)
 
 
-def test_the_csv_says_what_an_interval_is_over():
+def test_the_csv_names_what_an_interval_is_over():
     table = settings(*(graph_record(seed, correct=True) for seed in range(2)))
     [row] = csv.DictReader(io.StringIO(formats.comma_separated(table)))
     assert row["the graph is worth, one by one: over"] == "seeds and images" and row["one by one: over"] == ""

@@ -3,20 +3,20 @@
 from tests.report.conftest import cells
 
 
-def test_ranks_and_arrows_are_of_what_is_written(made):
-    found = cells(made[0])
-    assert {name: cell.rank for name, cell in found.items() if cell.rank} == {"SP": 1, "AT": 2}
-    assert {name: cell.arrow for name, cell in found.items() if cell.arrow} == {"SP": 1, "AT": -1, "VID": -1}
-    assert found["RKD"].text == found["KD"].text == "52.00 ± 2.00"
+def test_ranks_and_arrows_compare_displayed_values(made):
+    actual = cells(made[0])
+    assert {name: cell.rank for name, cell in actual.items() if cell.rank} == {"SP": 1, "AT": 2}
+    assert {name: cell.arrow for name, cell in actual.items() if cell.arrow} == {"SP": 1, "AT": -1, "VID": -1}
+    assert actual["RKD"].text == actual["KD"].text == "52.00 ± 2.00"
 
 
-def test_cells_with_fewer_seeds_say_so(made):
+def test_cells_with_fewer_seeds_give_their_number(made):
     table, differences = made
     assert cells(table)["AT"].text == "53.00 (n = 1)" and cells(differences)["AT"].text == "-1.00 (n = 1)"
     assert cells(differences)["SP"].text == "+10.00 [+10.00, +10.00]" and "KD" not in cells(differences)
     assert "over 3 seeds, unless n is given, of the difference" in differences.notes[0]
 
 
-def test_a_caption_tells_all_that_its_records_are_of(made):
+def test_a_caption_names_images_recipe_and_teachers_of_its_records(made):
     assert "50 test images of digits (20 to 100 training images, 10 classes)" in made[0].notes[0]
     assert "Recipe paper, last epoch" in made[0].notes[0] and made[0].notes[0].endswith(", 2 teachers.")

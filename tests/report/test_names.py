@@ -61,7 +61,7 @@ EXPECTED = {
 }
 
 
-def test_a_line_adds_a_protocol_to_every_table_and_figure_whose_records_have_it(monkeypatch):
+def test_an_entry_of_protocols_adds_it_to_every_table_and_figure_with_its_records(monkeypatch):
     record, protocols = recorded(), names.PROTOCOLS
     monkeypatch.setattr(names, "PROTOCOLS", tuple(each for each in protocols if each != names.TRAINING_SET))
     before, unknown = shown(record), shown(with_training_set(record))

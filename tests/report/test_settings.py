@@ -9,13 +9,18 @@ from cnn2gnn_jax.report.settings import DISTINCT_ANCHORS, SELF_WEIGHT, audit
 from tests.report.conftest import column, graph_record, settings, worth
 
 
-def test_intervals_are_over_seeds_and_images_where_predictions_are_kept_and_a_note_says_so():
-    kept, lacking = (settings(*(graph_record(seed, correct=keeps) for seed in range(3))) for keeps in (True, False))
-    assert worth(kept).over == "seeds and images" and worth(lacking).over == "seeds alone"
-    assert worth(kept).value == pytest.approx(worth(lacking).value)
-    assert np.ptp(worth(kept).interval) > np.ptp(worth(lacking).interval)
-    assert notes.INTERVALS["seeds and images"] in kept.notes and notes.INTERVALS["seeds alone"] not in kept.notes
-    assert notes.INTERVALS["seeds alone"] in lacking.notes
+def test_intervals_are_over_seeds_and_images_where_predictions_are_recorded_and_a_note_explains_it():
+    with_predictions, without_predictions = (
+        settings(*(graph_record(seed, correct=keeps) for seed in range(3))) for keeps in (True, False)
+    )
+    assert worth(with_predictions).over == "seeds and images" and worth(without_predictions).over == "seeds alone"
+    assert worth(with_predictions).value == pytest.approx(worth(without_predictions).value)
+    assert np.ptp(worth(with_predictions).interval) > np.ptp(worth(without_predictions).interval)
+    assert (
+        notes.INTERVALS["seeds and images"] in with_predictions.notes
+        and notes.INTERVALS["seeds alone"] not in with_predictions.notes
+    )
+    assert notes.INTERVALS["seeds alone"] in without_predictions.notes
     assert "over seeds alone: this record keeps no predictions" in notes.INTERVALS["seeds alone"]
     one = settings(graph_record(0, correct=True))
     assert worth(one).over == "images alone" and notes.INTERVALS["images alone"] in one.notes
@@ -24,11 +29,11 @@ def test_intervals_are_over_seeds_and_images_where_predictions_are_kept_and_a_no
 
 
 def test_in_a_table_of_both_kinds_the_narrower_intervals_are_marked():
-    kept = [graph_record(seed, correct=True) for seed in range(3)]
-    lacking = [graph_record(seed) for seed in range(3)]
-    for one in lacking:
+    with_predictions = [graph_record(seed, correct=True) for seed in range(3)]
+    without_predictions = [graph_record(seed) for seed in range(3)]
+    for one in without_predictions:
         one["places"] = [{**one["places"][0], "setting": "earlier"}]
-    table = settings(*kept, *lacking)
+    table = settings(*with_predictions, *without_predictions)
     first, second = column(table, "the graph is worth, one by one").values()
     assert first.text.endswith("]") and second.text.endswith("] (seeds alone)")
     assert {notes.INTERVALS[kind] for kind in ("seeds and images", "seeds alone")} <= set(table.notes)
@@ -41,10 +46,10 @@ def test_images_of_another_data_set_are_not_paired():
     assert difference(ours[:1], theirs[3:4]).interval is None
 
 
-def test_the_weight_on_self_has_that_of_training_beside_it():
+def test_the_self_weight_is_shown_with_that_in_training():
     [without] = column(settings(graph_record(0)), SELF_WEIGHT).values()
-    [beside] = column(settings(graph_record(0, training=0.553)), SELF_WEIGHT).values()
-    assert (without.text, beside.text) == ("0.67", "0.67 (0.55 in training)")
+    [with_training] = column(settings(graph_record(0, training=0.553)), SELF_WEIGHT).values()
+    assert (without.text, with_training.text) == ("0.67", "0.67 (0.55 in training)")
 
 
 @pytest.mark.parametrize("make", [settings, lambda *records: audit(records)])

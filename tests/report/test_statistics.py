@@ -48,7 +48,7 @@ def test_the_variance_is_that_of_the_model():
     assert variance == pytest.approx(expected + 3 / seeds / images, rel=0.12)
 
 
-def test_it_covers_the_truth_where_an_interval_over_seeds_alone_does_not():
+def test_the_bootstrap_covers_the_truth_where_an_interval_over_seeds_alone_does_not():
     covered = {"bootstrap": 0, "seeds alone": 0}
     for _ in range(120):
         values = crossed(RNG, 10, 60, 0.2, 2.0, 0.5)
@@ -71,7 +71,7 @@ def accuracies(correct):
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
-def test_it_is_wider_than_over_seeds_alone_where_images_are_few_and_never_narrower(seeds):
+def test_the_interval_is_never_narrower_than_over_seeds_alone_and_wider_for_few_images(seeds):
     for images in (50, 5000):
         ours, theirs = students(seeds, images), students(seeds, images)
         alone = paired(accuracies(ours), accuracies(theirs))
@@ -88,13 +88,13 @@ def test_it_is_wider_than_over_seeds_alone_where_images_are_few_and_never_narrow
     assert (high - low) / 2 == pytest.approx(100 * 1.96 * np.sqrt(0.2 * 0.8 / 50), rel=0.1)
 
 
-def test_of_one_seed_it_is_over_images_alone():
+def test_the_interval_of_one_seed_is_over_images_alone():
     ours, theirs = students(1, 400), students(1, 400)
-    found = paired(accuracies(ours), accuracies(theirs), (ours, theirs))
+    result = paired(accuracies(ours), accuracies(theirs), (ours, theirs))
     difference = ours[0].astype(float) - theirs[0]
-    assert found.over == IMAGES and found.n == 1
-    assert np.ptp(found.interval) / 2 == pytest.approx(100 * 1.96 * difference.std() / 20, rel=0.08)
-    assert str(found) == f"{found.mean:+.2f} [{found.interval[0]:+.2f}, {found.interval[1]:+.2f}]"
+    assert result.over == IMAGES and result.n == 1
+    assert np.ptp(result.interval) / 2 == pytest.approx(100 * 1.96 * difference.std() / 20, rel=0.08)
+    assert str(result) == f"{result.mean:+.2f} [{result.interval[0]:+.2f}, {result.interval[1]:+.2f}]"
 
 
 def test_the_same_images_are_drawn_for_both_arms_and_in_every_call():
@@ -110,10 +110,10 @@ def test_the_same_images_are_drawn_for_both_arms_and_in_every_call():
 
 def test_statistics_against_scipy():
     ours, theirs = {0: 3.0, 1: 5.0, 2: 9.0, 7: 1.0}, {0: 1.0, 1: 4.0, 2: 5.0, 8: 1.0}
-    found = paired(ours, theirs)
+    result = paired(ours, theirs)
     expected = stats.ttest_rel([3.0, 5.0, 9.0], [1.0, 4.0, 5.0]).confidence_interval(0.95)
-    assert found.n == 3 and found.mean == pytest.approx(7 / 3)
-    assert found.interval == pytest.approx((expected.low, expected.high))
+    assert result.n == 3 and result.mean == pytest.approx(7 / 3)
+    assert result.interval == pytest.approx((expected.low, expected.high))
     assert paired({0: 1.0}, {1: 1.0}) is None and paired({0: 2.0}, {0: 1.0}).interval is None
     values = [3.0, 5.0, 9.0]
     assert summarize(values)[:2] == pytest.approx((np.mean(values), stats.tstd(values)))

@@ -41,19 +41,19 @@ def change(folder, **fields):
     storage.write_json(folder / artifact.MANIFEST, manifest_of(folder) | fields)
 
 
-def test_what_is_written_is_read_from_memory_maps(folder):
-    kept = artifact.read(folder, KIND, "abc")
-    assert kept.fingerprint == "abc" and kept.facts == FACTS and kept.arrays.keys() == ARRAYS.keys()
+def test_arrays_are_read_as_memory_maps(folder):
+    opened = artifact.read(folder, KIND, "abc")
+    assert opened.fingerprint == "abc" and opened.facts == FACTS and opened.arrays.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
-        found = kept.arrays[name]
-        assert isinstance(found, np.memmap) and not found.flags.writeable
-        assert found.dtype == array.dtype and found.shape == array.shape
-        np.testing.assert_array_equal(found, array)
+        array_read = opened.arrays[name]
+        assert isinstance(array_read, np.memmap) and not array_read.flags.writeable
+        assert array_read.dtype == array.dtype and array_read.shape == array.shape
+        np.testing.assert_array_equal(array_read, array)
     assert artifact.read(folder, KIND).facts == FACTS  # whatever its fingerprint
     assert [path.name for path in folder.parent.iterdir()] == ["bank"]
 
 
-def test_the_manifest_tells_what_is_there(folder):
+def test_the_manifest_lists_the_files(folder):
     manifest = manifest_of(folder)
     assert {name: manifest[name] for name in ("kind", "format", "fingerprint")} == {
         "kind": "a bank",
@@ -68,14 +68,14 @@ def test_the_manifest_tells_what_is_there(folder):
     }
 
 
-def test_files_of_others_are_sealed_where_they_are_and_what_changes_later_is_not_listed(tmp_path):
+def test_existing_files_are_sealed_in_place_and_unlisted_ones_may_change(tmp_path):
     (tmp_path / "step" / "state" / "d").mkdir(parents=True)
     (tmp_path / "step" / "state" / "d" / "x").write_bytes(b"x")
     (tmp_path / "step" / "later").write_text("1")
     artifact.seal(tmp_path / "step", KIND, "abc", {}, unlisted=("later",))
     (tmp_path / "step" / "later").write_text("2")
-    kept = artifact.read(tmp_path / "step", KIND, "abc")
-    assert kept.files.keys() == {"state/d/x"} and not kept.arrays
+    opened = artifact.read(tmp_path / "step", KIND, "abc")
+    assert opened.files.keys() == {"state/d/x"} and not opened.arrays
     (tmp_path / "step" / "state" / "d" / "x").write_bytes(b"y")
     with pytest.raises(artifact.Damaged, match=r"step is damaged \(state/d/x is not what was written\)"):
         artifact.read(tmp_path / "step", KIND, "abc")
@@ -169,7 +169,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_found_and_named_with_what_to_do(folder, damage):
+def test_damage_is_detected_and_the_error_says_what_to_do(folder, damage):
     action, message = DAMAGE[damage]
     shutil.copy(folder / "keys.npy", folder.parent / "x")  # outside of it
     action(folder)
@@ -186,11 +186,11 @@ def test_every_byte_of_the_manifest_counts(folder):
     for place in range(0, len(content) - 1, 7):  # the last byte is the end of the line
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         try:
-            kept = artifact.read(folder, KIND, "abc")
+            opened = artifact.read(folder, KIND, "abc")
         except artifact.Refused:
             continue
         # White space for other white space, or a number written in another way.
-        assert kept.facts == FACTS and kept.fingerprint == "abc"
+        assert opened.facts == FACTS and opened.fingerprint == "abc"
 
 
 def test_nothing_is_unpickled(tmp_path):
@@ -213,12 +213,12 @@ def test_nothing_is_unpickled(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_what_is_not_there_is_missing(tmp_path):
+def test_a_folder_that_does_not_exist_is_missing(tmp_path):
     with pytest.raises(artifact.Missing, match="bank is missing: bank again"):
         artifact.read(tmp_path / "bank", KIND, "abc")
 
 
-def test_another_format_is_no_damage_and_named_with_both_versions(folder):
+def test_another_format_is_outdated_and_the_error_names_both_versions(folder):
     change(folder, format=2, program="cnn2gnn_jax 0.0.9")
     flip(folder / "keys.npy")  # which is not even looked at
     with pytest.raises(
@@ -250,7 +250,7 @@ def test_a_manifest_is_read_without_its_files(folder):
     assert raised.value.manifest["facts"] == FACTS
 
 
-def test_facts_of_another_type_are_damage_and_errors_of_the_machine_are_not(folder):
+def test_facts_of_another_type_are_damage_but_errors_of_the_system_are_not(folder):
     for wrong in (
         lambda: FACTS["no such fact"],
         lambda: FACTS["width"]["x"],
@@ -264,7 +264,7 @@ def test_facts_of_another_type_are_damage_and_errors_of_the_machine_are_not(fold
             raise error
 
 
-def test_what_breaks_off_leaves_what_was_there(folder):
+def test_an_interrupted_write_leaves_the_old_folder(folder):
     class Breaks:
         def items(self):
             yield "keys", np.zeros(3)
@@ -278,7 +278,7 @@ def test_what_breaks_off_leaves_what_was_there(folder):
     assert [path.name for path in folder.parent.iterdir()] == ["bank"]
 
 
-def test_it_is_made_once_and_anew_where_it_cannot_be_used(tmp_path, capsys):
+def test_ensure_makes_a_folder_once_and_again_if_it_cannot_be_used(tmp_path, capsys):
     folder, made = tmp_path / "bank", []
 
     def ensure(fingerprint="abc", replaces=False):
@@ -319,7 +319,7 @@ def writer(folder, first):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_killed_at_any_moment_it_is_whole_or_absent(tmp_path):
+def test_a_folder_is_complete_or_absent_after_a_kill_at_any_moment(tmp_path):
     folder = tmp_path / "bank"
     for trial in range(4):
         process = writer(folder, 0)
@@ -328,8 +328,8 @@ def test_killed_at_any_moment_it_is_whole_or_absent(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         if folder.exists():  # and then nothing of it is half-written
-            kept = artifact.read(folder, KIND, "abc")
-            assert np.all(kept.arrays["keys"] == kept.facts["k"])
+            opened = artifact.read(folder, KIND, "abc")
+            assert np.all(opened.arrays["keys"] == opened.facts["k"])
     artifact.write(folder, KIND, "abc", {"k": 0}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["bank"]  # what the killed ones left is removed
 
@@ -341,11 +341,11 @@ def test_two_writers_take_turns(tmp_path):
     seen, until = set(), time.monotonic() + 60
     while len(seen) < 2 and time.monotonic() < until:  # both are seen to write
         try:
-            kept = artifact.read(folder, KIND, "abc")
+            opened = artifact.read(folder, KIND, "abc")
         except artifact.Refused:
             continue  # replaced just now
-        assert np.all(kept.arrays["keys"] == kept.facts["k"])
-        seen.add(kept.facts["k"] % 2)
+        assert np.all(opened.arrays["keys"] == opened.facts["k"])
+        seen.add(opened.facts["k"] % 2)
     for process in writers:
         assert process.poll() is None, process.stderr.read()
         process.kill()

@@ -24,13 +24,13 @@ def check(total, whole, rows, batch):
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
-def test_without_the_axis_they_are_the_identity(wrap):
+def test_collectives_are_the_identity_without_the_axis(wrap):
     batch = jnp.arange(8.0)
     check(*wrap(of_all)(batch), batch)
     assert collectives.first_row(8) == 0
 
 
-def test_without_the_axis_they_are_the_identity_in_loops_and_under_vmap():
+def test_collectives_are_the_identity_without_the_axis_in_loops_and_under_vmap():
     batch = jnp.arange(8.0)
     _, (totals, _, _) = lax.scan(lambda carry, x: (carry, of_all(x)), 0, jnp.stack([batch, batch]))
     assert totals.tolist() == [28, 28]
@@ -50,7 +50,7 @@ def test_under_pmap():
     check(total, whole, rows, batch)
 
 
-def test_a_compiled_function_is_traced_anew_under_the_axis():
+def test_a_compiled_function_is_traced_again_under_the_axis():
     compiled, batch = jax.jit(of_all), jnp.arange(8.0)
     check(*compiled(batch), batch)
     check(*jax.pmap(compiled, AXIS, out_axes=(None, None, 0))(batch.reshape(4, 2)), batch)

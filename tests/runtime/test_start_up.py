@@ -65,8 +65,8 @@ def test_a_command_keeps_compiled_programs_if_the_config_says_so(command, keep, 
     try:
         {"main": main, "sweep": sweep}[command].main()
         changed = {name: getattr(jax.config, name) for name in settings}
-        kept = dict(zip(settings, (str(tmp_path / "compilation"), 0.1), strict=True))
-        assert changed == (kept if keep and named is None else before)
+        stored = dict(zip(settings, (str(tmp_path / "compilation"), 0.1), strict=True))
+        assert changed == (stored if keep and named is None else before)
     finally:
         for name, value in settings_of_the_tests.items():
             jax.config.update(name, value)

@@ -11,19 +11,19 @@ from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
 
 
-def test_fingerprints_tell_values_apart_and_not_the_order_of_keys():
+def test_fingerprints_depend_on_values_but_not_on_the_order_of_keys():
     assert storage.fingerprint({"a": 1, "b": [2, 3]}) == storage.fingerprint({"b": [2, 3], "a": 1})
     values = [{"a": 1}, {"a": 2}, {"a": 1.5}, {"a": "1"}, {"b": 1}, {"a": [1]}, {"a": None}]
     assert len({storage.fingerprint(value) for value in values}) == len(values)
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "file.json"
     storage.write_json(path, {"old": True})
 
     def fail():
-        with storage.atomic_path(path) as beside:
-            beside.write_text("half")
+        with storage.atomic_path(path) as temporary:
+            temporary.write_text("half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -32,20 +32,20 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_is_replaced_whole_and_remains_are_removed(tmp_path):
+def test_a_folder_is_replaced_atomically_and_leftovers_are_removed(tmp_path):
     folder = tmp_path / "arrays"
     remains = tmp_path / ".arrays.killed.partial"
     remains.mkdir()
     for text in ("first", "second"):
-        with storage.atomic_folder(folder) as beside:
-            (beside / text).write_text(text)
+        with storage.atomic_folder(folder) as temporary:
+            (temporary / text).write_text(text)
             assert not (folder / text).exists()
     assert [path.name for path in folder.iterdir()] == ["second"]
     assert not remains.exists()
 
     def fail():
-        with storage.atomic_folder(folder) as beside:
-            (beside / "third").write_text("half")
+        with storage.atomic_folder(folder) as temporary:
+            (temporary / "third").write_text("half")
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
@@ -54,7 +54,7 @@ def test_a_folder_is_replaced_whole_and_remains_are_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["arrays"]
 
 
-def test_json_that_has_changed_since_is_named_and_that_of_others_is_read(tmp_path):
+def test_changed_json_is_refused_by_name_and_json_without_a_seal_is_read(tmp_path):
     path = tmp_path / "facts.json"
     value = {"accuracy": 71.25, "1": [None, True, "é"], "seconds": 1e-7}
     storage.write_json(path, value)
@@ -74,7 +74,7 @@ def test_damaged_json_is_named(tmp_path, text):
         storage.read_json(path)
 
 
-def test_a_lock_whose_file_is_not_kept_leaves_none_and_passes_to_who_waits(tmp_path):
+def test_a_lock_without_keep_removes_its_file_and_passes_to_a_waiting_process(tmp_path):
     path, events = tmp_path / ".lock", []
 
     def wait():

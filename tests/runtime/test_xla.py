@@ -30,17 +30,17 @@ def test_convolutions_are_left_out_of_the_fusions(flags):
     assert "CONVOLUTION" not in types
 
 
-def test_other_options_of_the_user_stay(flags):
+def test_other_options_of_the_user_are_kept(flags):
     assert flags("--xla_dump_to=x").startswith("--xla_dump_to=x --xla_cpu_experimental_ynn_fusion_type=")
 
 
-def test_the_users_own_setting_stays(flags):
+def test_the_users_setting_of_the_option_is_kept(flags):
     own = "--xla_cpu_experimental_ynn_fusion_type= --xla_dump_to=x"
     assert flags(own) == own
 
 
 @pytest.mark.parametrize("version", ["0.9.2", "0.13.0", "1.0.0", "0.1.10"])
-def test_versions_that_were_not_tried_get_no_option(flags, version):
+def test_untested_versions_get_no_option(flags, version):
     assert flags("", version) == ""
 
 

@@ -31,13 +31,15 @@ def test_a_real_sweep_shared_by_two_processes_and_its_report(tmp_path, file, cac
     assert "<script" in page and "http:" not in page and "https:" not in page
     for words in ("CNN2GNN, batch by batch", "CNN2GNN, graph off", "Figure 3", "Figure 5", "audit of how much"):
         assert words in page, words
-    found = records.read(tmp_path / "out")
-    [accuracy] = [entry["accuracy"] for record in found for entry in record["accuracies"] if record["method"] == "kd"]
+    recorded = records.read(tmp_path / "out")
+    [accuracy] = [
+        entry["accuracy"] for record in recorded for entry in record["accuracies"] if record["method"] == "kd"
+    ]
     with open(tmp_path / "out/report/table_tiny.csv", newline="") as opened:
         rows = {row[0]: row for row in csv.reader(opened)}
     assert float(rows["KD"][2]) == pytest.approx(accuracy, abs=1e-3)
     assert json.loads((tmp_path / "out/results.jsonl").read_text().splitlines()[0])["places"]
-    for record in found:
+    for record in recorded:
         for entry in record["accuracies"]:
             assert entry["correct"].shape == (record["dataset"]["evaluated_images"],)
             assert 100 * entry["correct"].mean() == pytest.approx(entry["accuracy"], abs=1e-4)

@@ -11,7 +11,7 @@ from tests.sweeps.conftest import SWEEP, TUNED, cells_of
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def test_cells_that_compute_the_same_are_one(file):
+def test_cells_that_compute_the_same_run_once(file):
     cells = cells_of(file)
     assert len(cells) == 6 and len({cell.name for cell in cells}) == 6
     assert [place["kind"] for place in cells[0].places] == ["methods", "settings", "ablation", "curve"]
@@ -38,8 +38,8 @@ def test_cells_know_whose_teacher_they_share(file, tmp_path):
         assert cells_of(file, **{field: value})[0].teacher == teachers[0], field
     (tmp_path / "logits.npy").write_bytes(b"")
     file.write_text(SWEEP.replace(', "gnn")', ")"))
-    given = cells_of(file, **{"teacher.logits_file": str(tmp_path / "logits.npy")})
-    assert [cell.teacher for cell in given] == [None] * 4
+    with_file = cells_of(file, **{"teacher.logits_file": str(tmp_path / "logits.npy")})
+    assert [cell.teacher for cell in with_file] == [None] * 4
 
 
 def test_a_wrong_value_is_refused_before_anything_runs(file):
@@ -77,7 +77,7 @@ def test_the_full_tables_have_every_row_of_every_pair():
     assert len(cells) == 10 * (13 * 9 + 8 + 4 + 1)
 
 
-def test_images_that_a_config_holds_out_are_those_it_chooses_on(tuned_file):
+def test_a_config_with_held_out_images_is_tuned_on_them(tuned_file):
     cells = cells_of(tuned_file, **{"data.holdout": 0.8})
     assert {cell.config.data.holdout for cell in cells} == {0.8}
     # What is set for every cell is not chosen.

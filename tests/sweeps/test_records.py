@@ -15,7 +15,7 @@ def imports(path):
             yield from (alias.name for alias in node.names)
 
 
-def test_sweeps_and_report_meet_in_the_records_alone():
+def test_sweeps_and_report_share_only_the_records():
     sweeps, report = (
         {name for path in (PACKAGE / room).glob("*.py") for name in imports(path)} for room in ("sweeps", "report")
     )

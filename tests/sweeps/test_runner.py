@@ -20,7 +20,7 @@ from tests.sweeps.conftest import ACCURACY, RESULTS, cells_of, run_sweep
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def test_a_sweep_goes_on_where_it_was(tmp_path, file, fake_pipeline):
+def test_a_sweep_continues_after_an_interruption(tmp_path, file, fake_pipeline):
     cells, out = cells_of(file), tmp_path / "out"
     assert run_sweep(cells, out, limit=2) == (2, 0, False)
     assert run_sweep(cells, out) == (6, 0, False)
@@ -56,7 +56,7 @@ def test_failures_are_recorded_and_tried_again(tmp_path, file, monkeypatch, fake
     assert not list((out / "cells").glob("*/checkpoints"))
 
 
-def test_time_that_is_up_stops_the_running_cell(tmp_path, file, monkeypatch):
+def test_the_time_limit_stops_the_running_cell(tmp_path, file, monkeypatch):
     def forever(config, workdir, stage):
         signal.sigtimedwait([signal.SIGUSR1], 30)
         raise Stopped("after step 3 of 9")
@@ -70,7 +70,7 @@ def test_time_that_is_up_stops_the_running_cell(tmp_path, file, monkeypatch):
     assert outcome == (0, 0, True)
 
 
-def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path, file, fake_pipeline, locked):
+def test_a_cell_that_another_process_runs_is_skipped(tmp_path, file, fake_pipeline, locked):
     cells, out = cells_of(file), tmp_path / "out"
     with locked(out, cells[0]):
         assert run_sweep(cells, out) == (5, 0, False)
@@ -167,7 +167,7 @@ def test_two_shards_together_run_every_cell_once(tmp_path, file, fake_pipeline, 
     assert [record["cell"] for record in records.read(outs[0])] == [cell.name for cell in cells]
 
 
-def test_which_images_are_right_is_kept_beside_the_records_and_verified(tmp_path, file, monkeypatch):
+def test_correct_images_are_stored_with_the_records_and_verified(tmp_path, file, monkeypatch):
     right = {0: np.arange(10) < 5, 1: np.arange(10) % 3 == 0}
 
     def run(config, workdir, stage):

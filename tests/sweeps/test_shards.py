@@ -69,7 +69,7 @@ def test_the_division_of_sweeps_at_random():
             assert max(sizes) - min(sizes) <= largest
 
 
-def test_the_division_is_the_one_written_here(file):
+def test_the_division_equals_a_recorded_one(file):
     cells = cells_of(file)  # of two seeds: two cells with a teacher, which all share, and one without
 
     def positions(number, total):
@@ -88,5 +88,5 @@ def test_a_wrong_shard_is_refused(text):
         shards.parse(text)
 
 
-def test_a_shard_is_read():
+def test_a_shard_is_parsed():
     assert shards.parse("3/4") == (3, 4) and shards.parse("1/1") == shards.WHOLE

@@ -12,7 +12,7 @@ from tests.sweeps.conftest import TUNED, cells_of, run_sweep
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def test_each_arm_chooses_on_held_out_images_and_is_tested_once(tmp_path, tuned_file, tuned_pipeline):
+def test_each_arm_is_tuned_on_held_out_images_and_tested_once(tmp_path, tuned_file, tuned_pipeline):
     cells, out = cells_of(tuned_file), tmp_path / "out"
     # Cells that differ in their seed share their candidates.
     assert len(cells) == 2 * 3 + 2 * 2
@@ -30,10 +30,10 @@ def test_each_arm_chooses_on_held_out_images_and_is_tested_once(tmp_path, tuned_
         for seed in (4, 5)
         for method in ("cnn2gnn", "cnn2gnn_off")
     ]
-    kept = records.read(out)
-    assert len(kept) == 4  # without the candidates
+    stored = records.read(out)
+    assert len(stored) == 4  # without the candidates
     mean = (tuning.SEEDS - 1) / 2
-    assert kept[1]["tuned"] == {
+    assert stored[1]["tuned"] == {
         "fields": {"student.train.learning_rate": 0.02},
         "candidates": [
             {"fields": {"student.train.learning_rate": rate}, "accuracy": accuracy}
@@ -42,7 +42,7 @@ def test_each_arm_chooses_on_held_out_images_and_is_tested_once(tmp_path, tuned_
         "images": 10,
         "seeds": tuning.SEEDS,
     }
-    assert kept[1]["config"]["student.train.learning_rate"] == 0.02
+    assert stored[1]["config"]["student.train.learning_rate"] == 0.02
 
 
 def test_the_report_pairs_tuned_arms_and_tells_their_choices(tmp_path, tuned_file, tuned_pipeline):
@@ -65,7 +65,7 @@ def test_the_report_pairs_tuned_arms_and_tells_their_choices(tmp_path, tuned_fil
     assert "| learning_rate 0.04 (largest tried) | learning_rate 0.02 |" in shown
 
 
-def test_a_choice_goes_on_where_it_was_and_is_the_same(tmp_path, tuned_file, tuned_pipeline):
+def test_tuning_continues_after_an_interruption_with_the_same_choice(tmp_path, tuned_file, tuned_pipeline):
     whole = tmp_path / "whole"
     run_sweep(cells_of(tuned_file), whole)
     expected = [(record["cell"], record["tuned"]) for record in records.read(whole)]
@@ -85,7 +85,7 @@ def test_a_cell_waits_for_candidates_that_another_process_runs(tmp_path, tuned_f
     assert run_sweep(cells, out) == (10, 0, False)
 
 
-def test_a_cell_whose_candidate_is_done_meanwhile_is_run_at_the_end(
+def test_a_cell_whose_candidate_is_finished_by_another_process_runs_at_the_end(
     tmp_path, tuned_file, monkeypatch, tuned_pipeline, locked
 ):
     cells, out, works = cells_of(tuned_file), tmp_path / "out", pipeline.run

@@ -34,7 +34,7 @@ for what in ("Event loop is closed", "another"):
 """
 
 
-def test_importing_patches_nothing_and_a_command_silences_what_follows_an_error():
+def test_importing_patches_nothing_and_a_command_silences_messages_after_an_error():
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, env=ONE_CPU, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "saving failed: kept" in done.stderr and "RuntimeError: another" in done.stderr

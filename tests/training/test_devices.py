@@ -66,7 +66,7 @@ def on_disk(folder, data, seeds, devices, **fields):
     loads = fit.fit_on_disk(jobs, lambda: data, lambda task, state: 0.0, setting)
     states = [load() for load in loads]
     rows = [head_rows(job.task, state, np.arange(ROWS), devices) for job, state in zip(jobs, states, strict=True)]
-    return [(state.params, state.stats, found) for state, found in zip(states, rows, strict=True)]
+    return [(state.params, state.stats, actual) for state, actual in zip(states, rows, strict=True)]
 
 
 # One step, many devices -----------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_a_hundred_images_on_eight_devices_train_as_on_one():
 # and in float32 they end up to 5e-3 apart. With softplus in place of ReLU a teacher's 2e-4 become 7e-8.
 @pytest.mark.slow
 @pytest.mark.parametrize(("x64", "more", "most"), [(True, ["ft", "crd"], 1e-8), (False, [], 1e-3)])
-def test_all_that_is_trained_ends_the_same_on_1_2_and_8_devices(x64, more, most):
+def test_trained_states_are_equal_on_1_2_and_8_devices(x64, more, most):
     cases = [[2, "shard_map", True], [2, "pmap", False], [8, "shard_map", False], [8, "pmap", True]]
     lines = spread(["teacher", "cnn", "graph", "dense", "ab", *more], cases, 1000, x64)
     assert len(lines) == 4 * (5 + len(more))
@@ -134,7 +134,7 @@ def test_each_device_draws_and_keeps_its_own_rows():
 
 
 @pytest.mark.slow
-def test_two_million_rows_on_eight_devices_cost_a_step_what_twenty_thousand_do():
+def test_a_step_with_two_million_rows_on_eight_devices_costs_as_much_as_with_twenty_thousand():
     small, large = 20_000, 2_000_000
     on, seconds, chunks = devices(8, shard_head=True), {small: [], large: []}, {}
     steps, width = 20, 256
@@ -192,19 +192,19 @@ def test_evaluation_over_devices_counts_every_image_once(data, backend):
         protocols.graph_protocols(model, data["input"], data["label"], protocols.Settings(7, 0, "similar", used))
         for used in (ONE, on)
     )
-    for found, expected in zip(many, one, strict=True):
-        assert (found["mechanism"], found["batch_order"]) == (expected["mechanism"], expected["batch_order"])
-        assert found["accuracy"] == pytest.approx(expected["accuracy"])
-        assert found["diagnostics"] == pytest.approx(expected["diagnostics"], rel=1e-4)
+    for actual, expected in zip(many, one, strict=True):
+        assert (actual["mechanism"], actual["batch_order"]) == (expected["mechanism"], expected["batch_order"])
+        assert actual["accuracy"] == pytest.approx(expected["accuracy"])
+        assert actual["diagnostics"] == pytest.approx(expected["diagnostics"], rel=1e-4)
 
 
 def test_a_batch_is_split_with_padding_at_its_end(data):
-    found = loop.feed([task()], 1, 3, {"label": data["label"]}, devices(4))
+    actual = loop.feed([task()], 1, 3, {"label": data["label"]}, devices(4))
     plain = loop.feed([task()], 1, 3, {"label": data["label"]})
-    assert {name: array.shape for name, array in found.items()} == dict.fromkeys(("index", "mask", "label"), (2, 12))
-    np.testing.assert_array_equal(found["mask"], np.tile(np.arange(12) < BATCH, (2, 1)))
-    np.testing.assert_array_equal(found["index"][:, :BATCH], plain["index"])
-    np.testing.assert_array_equal(found["label"][:, :BATCH], plain["label"])
+    assert {name: array.shape for name, array in actual.items()} == dict.fromkeys(("index", "mask", "label"), (2, 12))
+    np.testing.assert_array_equal(actual["mask"], np.tile(np.arange(12) < BATCH, (2, 1)))
+    np.testing.assert_array_equal(actual["index"][:, :BATCH], plain["index"])
+    np.testing.assert_array_equal(actual["label"][:, :BATCH], plain["label"])
 
 
 @pytest.mark.parametrize(
@@ -215,14 +215,14 @@ def test_a_batch_is_split_with_padding_at_its_end(data):
         ({"parallel.shard_head": True, "student.train.optimizer": "adamw"}, "head_update rows"),
     ],
 )
-def test_what_the_devices_cannot_do_is_refused(fields, message):
+def test_impossible_device_settings_are_refused(fields, message):
     config = digits.get_config("smoke")
     config.update_from_flattened_dict(fields)
     with pytest.raises(UserError, match=message):
         from_config(configs.resolve(config).parallel)
 
 
-def test_where_a_run_is_computed_is_no_part_of_what_it_is():
+def test_the_devices_do_not_change_the_fingerprint_of_a_run():
     config = digits.get_config("smoke")
     one = configs.student_fingerprint(configs.resolve(config), "data")
     fields = {"parallel.devices": 0, "parallel.backend": "pmap", "parallel.shard_head": True}
@@ -261,7 +261,7 @@ def wait_for(process, log, reached):
 
 
 @pytest.mark.slow
-def test_two_processes_of_four_devices_each_stopped_and_robbed_of_one_end_as_one_process(tmp_path):
+def test_two_processes_that_are_stopped_and_lose_one_end_with_the_results_of_one_process(tmp_path):
     environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "PORT": "12377"}
     environment |= {"PROCESSES": "2", "DEVICES": "4"}
     records, log = tmp_path / "two" / "run" / "metrics.jsonl", tmp_path / "log.txt"
@@ -307,7 +307,7 @@ def test_two_processes_of_four_devices_each_stopped_and_robbed_of_one_end_as_one
 
 
 @pytest.mark.parametrize("name", ["local", "multiprocess", "slurm", "tpu_vm", "gke"])
-def test_a_launcher_shows_what_it_would_run(name):
+def test_a_launcher_prints_its_commands(name):
     environment = {**os.environ, "TPU": "slice", "ZONE": "zone", "CLUSTER": "cluster", "IMAGE": "image"}
     environment |= {"TPU_TYPE": "v5litepod-16", "PYTHON": "a python"}
     command = [

@@ -43,7 +43,7 @@ def train(folder, data, seeds, score=None, **fields):
     return [load() for load in loads]
 
 
-def test_seeds_that_are_not_equally_far_end_where_they_would_alone(data, tmp_path):
+def test_seeds_with_different_progress_end_as_if_trained_alone(data, tmp_path):
     train(tmp_path / "together", data, [1], epochs=2)  # seed 1 is ahead of the others, and not at its end
     together = train(tmp_path / "together", data, [0, 1, 2])
     for seed, state in enumerate(together):
@@ -65,16 +65,16 @@ def test_each_seed_keeps_the_best_of_its_own_epochs(data, tmp_path):
     assert [int(state.step) for state in states] == [6, 3]
 
 
-def test_training_that_breaks_says_where_and_keeps_the_last_state_that_is_finite(data, tmp_path):
+def test_training_that_is_not_finite_names_the_step_and_keeps_the_last_finite_state(data, tmp_path):
     with pytest.raises(UserError) as raised:
         train(tmp_path, data, [0], epochs=200, learning_rate=100.0, weight_decay=0.0, momentum=0.9)
-    found = re.fullmatch(
+    actual = re.fullmatch(
         r"seed0: .* became .* at step (\d+); its last checkpoint, of step (\d+), is good: try .*", str(raised.value)
     )
-    assert found is not None, raised.value
-    broken, kept = map(int, found.groups())
-    assert 0 < kept <= broken <= kept + 6
-    assert recover(tmp_path / "seed0" / "train" / "last", "run/seed0") == kept
+    assert actual is not None, raised.value
+    broken, stored = map(int, actual.groups())
+    assert 0 < stored <= broken <= stored + 6
+    assert recover(tmp_path / "seed0" / "train" / "last", "run/seed0") == stored
     with Checkpoints(tmp_path / "seed0" / "train" / "last", "run/seed0") as checkpoints:
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpoints.restore_as_saved()))
 

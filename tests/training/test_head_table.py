@@ -84,9 +84,9 @@ def train_in_float64(values, index, targets, sgd, rates):
     return values
 
 
-def error(found, expected):
+def error(actual, expected):
     """The largest, beside the largest entry."""
-    return max(np.abs(f - e).max() / np.abs(e).max() for f, e in zip(found, expected, strict=True))
+    return max(np.abs(f - e).max() / np.abs(e).max() for f, e in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.1])
@@ -145,7 +145,7 @@ def test_catching_up_twice_is_catching_up_once():
     jax.tree.map(lambda h, o: np.testing.assert_allclose(h, o, rtol=1e-5, atol=1e-6), halfway, once)
 
 
-def test_padding_leaves_its_rows_alone():
+def test_padding_does_not_change_rows():
     table, step, mask = fresh(), 5, np.array([True, True, False, False])
     bad = np.where(mask, 1, np.nan).astype(np.float32)
 
@@ -166,7 +166,7 @@ def test_padding_leaves_its_rows_alone():
 @pytest.mark.parametrize("waited", [1, 2, 1000, 2**20, 2**24 - 1])
 @pytest.mark.parametrize("rate", [0.01, 0.1])
 @pytest.mark.parametrize("sgd", [PAPER, Sgd(0.9, 1e-6), Sgd(0.9, 0.0), Sgd(0.9999, 5e-4)], ids=str)
-def test_any_wait_equals_the_matrix_power_in_float64(sgd, rate, waited):
+def test_catching_up_any_number_of_steps_equals_the_matrix_power_in_float64(sgd, rate, waited):
     rng = np.random.default_rng(0)
     value, momentum = rng.normal(size=(2, 3, WIDTH)).astype(np.float32)
     table = HeadTable(HeadRows(value, value[:, 0]), HeadRows(momentum, momentum[:, 0]), jnp.zeros(3, jnp.int32))

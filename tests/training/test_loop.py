@@ -64,30 +64,30 @@ def fit(task, state, data, saver=None):
 
 def test_golden_step(data):
     """Pinned figures: whatever changes them changes every result, and must be meant to."""
-    this = task()
-    step = jax.jit(make_step(this))
-    state = init_state(this, data["input"], None)
+    current = task()
+    step = jax.jit(make_step(current))
+    state = init_state(current, data["input"], None)
     losses = []
     for first in range(0, 36, BATCH):
-        state, metrics = step(state, batch_of(data, np.arange(first, first + BATCH)), None, this.seed)
+        state, metrics = step(state, batch_of(data, np.arange(first, first + BATCH)), None, current.seed)
         losses.append(float(metrics["loss"]))
     np.testing.assert_allclose(losses, GOLDEN, rtol=2e-4)
 
 
 @pytest.mark.parametrize("kind", ["graph", "cnn", "dense"])
 def test_a_chunk_equals_its_steps(data, kind):
-    this = task(kind)
+    current = task(kind)
     indices = np.stack([np.arange(BATCH), np.arange(BATCH, 2 * BATCH)])
-    one = functools.partial(jax.jit(make_step(this)), teacher_variables=None, seed=this.seed)
-    state = init_state(this, data["input"], None)
+    one = functools.partial(jax.jit(make_step(current)), teacher_variables=None, seed=current.seed)
+    state = init_state(current, data["input"], None)
     for index in indices:
         state, metrics = one(state, batch_of(data, index))
-    start = init_state(this, data["input"], None)
+    start = init_state(current, data["input"], None)
     feed = {"index": indices, "mask": np.ones(indices.shape, bool)}
-    chunked, found = loop.make_chunk(this)(start, data, None, feed, this.seed)
+    chunked, actual = loop.make_chunk(current)(start, data, None, feed, current.seed)
     chex.assert_trees_all_close(chunked, state, rtol=1e-4, atol=1e-6)
-    assert found["loss"].shape == (2,)
-    np.testing.assert_allclose(found["loss"][1], metrics["loss"], rtol=1e-4)
+    assert actual["loss"].shape == (2,)
+    np.testing.assert_allclose(actual["loss"][1], metrics["loss"], rtol=1e-4)
 
 
 def test_on_the_cpu_only_steps_without_convolutions_are_scanned():
@@ -100,10 +100,10 @@ def test_on_the_cpu_only_steps_without_convolutions_are_scanned():
 
 @pytest.mark.parametrize("kind", ["graph", "cnn"])
 def test_training_lowers_the_loss(data, kind):
-    this, losses = task(kind, epochs=20, learning_rate=0.03), []
-    state = init_state(this, data["input"], None)
-    state = loop.fit([this], state, loop.Source(data), lambda _, metrics: losses.extend(metrics["loss"]), Nothing())
-    assert len(losses) == this.total_steps == int(state.step)
+    current, losses = task(kind, epochs=20, learning_rate=0.03), []
+    state = init_state(current, data["input"], None)
+    state = loop.fit([current], state, loop.Source(data), lambda _, metrics: losses.extend(metrics["loss"]), Nothing())
+    assert len(losses) == current.total_steps == int(state.step)
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
 
@@ -112,10 +112,10 @@ def test_off_weight_is_a_weighted_mean_of_the_losses_with_and_without_the_graph(
     learned = task()
     off = dataclasses.replace(learned, module=learned.module.clone(graph="off"))
     batch, losses = batch_of(data, np.arange(BATCH)), {}
-    for name, this in (("learned", learned), ("off", off)):
-        start = init_state(this, data["input"], None)
+    for name, current in (("learned", learned), ("off", off)):
+        start = init_state(current, data["input"], None)
         plain, weighted = (
-            jax.jit(make_step(dataclasses.replace(this, off_weight=weight)))(start, batch, None, this.seed)
+            jax.jit(make_step(dataclasses.replace(current, off_weight=weight)))(start, batch, None, current.seed)
             for weight in (0.0, 3.0)
         )
         losses[name] = [float(metrics["loss"]) for _, metrics in (plain, weighted)]
@@ -133,8 +133,8 @@ def test_each_milestone_lowers_the_rate_also_where_several_fall_on_one_epoch():
     fields = ("schedule", "learning_rate", "milestones", "milestone_factor")
     crd = {name: RECIPES["crd"][name] for name in fields}
     for epochs, expected in ((240, [0.05, 5e-3, 5e-4, 0.00005]), (3, [0.05, 0.0005, 0.00005]), (1, [0.05, 0.00005])):
-        this = task(**crd, epochs=epochs)
-        rates = [float(learning_rate(this)(step)) for step in range(this.total_steps + 1)]
+        current = task(**crd, epochs=epochs)
+        rates = [float(learning_rate(current)(step)) for step in range(current.total_steps + 1)]
         np.testing.assert_allclose(sorted(set(rates), reverse=True), expected, rtol=1e-5)
 
 
@@ -143,9 +143,9 @@ def test_rows_of_the_head_equal_the_dense_update(data, schedule):
     fields = {"schedule": schedule, "milestones": (0.5, 0.75), "milestone_factor": 0.1, "epochs": 8}
     states = {}
     for update in ("rows", "dense"):
-        this = task(head_update=update, **fields)
-        states[update] = (this, fit(this, init_state(this, data["input"], None), data))
-    rows, dense = (head_rows(this, state, np.arange(IMAGES)) for this, state in states.values())
+        current = task(head_update=update, **fields)
+        states[update] = (current, fit(current, init_state(current, data["input"], None), data))
+    rows, dense = (head_rows(current, state, np.arange(IMAGES)) for current, state in states.values())
     chex.assert_trees_all_close(rows, dense, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(
         states["rows"][1].params["student"], states["dense"][1].params["student"], rtol=1e-4, atol=1e-5
@@ -153,13 +153,13 @@ def test_rows_of_the_head_equal_the_dense_update(data, schedule):
 
 
 def test_a_padded_batch_takes_the_step_of_the_batch(data):
-    this = task()
-    step = jax.jit(make_step(this))
-    start = init_state(this, data["input"], None)
+    current = task()
+    step = jax.jit(make_step(current))
+    start = init_state(current, data["input"], None)
     index = np.arange(BATCH)
-    whole, metrics = step(start, batch_of(data, index), None, this.seed)
+    whole, metrics = step(start, batch_of(data, index), None, current.seed)
     padded = np.concatenate([index, index[:4]])
-    padded_state, padded_metrics = step(start, batch_of(data, padded, jnp.arange(16) < BATCH), None, this.seed)
+    padded_state, padded_metrics = step(start, batch_of(data, padded, jnp.arange(16) < BATCH), None, current.seed)
     chex.assert_trees_all_close(padded_state, whole, rtol=1e-4, atol=1e-6)
     chex.assert_trees_all_close(padded_metrics, metrics, rtol=1e-4, atol=1e-5)
 
@@ -178,45 +178,45 @@ def test_chunks_cover_the_steps_and_do_not_depend_on_where_a_run_resumes(per_epo
 
 
 def test_an_epoch_sees_each_image_once_in_an_order_of_its_own():
-    this = task()
-    epochs = [loop.epoch_indices(this, k * 5, k * 5 + 5).ravel() for k in range(2)]
+    current = task()
+    epochs = [loop.epoch_indices(current, k * 5, k * 5 + 5).ravel() for k in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(IMAGES))
     assert list(epochs[0]) != list(epochs[1])
-    np.testing.assert_array_equal(loop.epoch_indices(this, 6, 8).ravel(), epochs[1][BATCH : 3 * BATCH])
+    np.testing.assert_array_equal(loop.epoch_indices(current, 6, 8).ravel(), epochs[1][BATCH : 3 * BATCH])
 
 
 def test_resumed_in_the_middle_of_an_epoch_training_ends_the_same_to_the_bit(data):
-    this = task(augment=True)
-    kept = {}
+    current = task(augment=True)
+    stored = {}
 
     class Keep:
         def due(self, step):
             return step == 8
 
         def save(self, step, state):
-            kept["state"] = jax.tree.map(np.array, state)
+            stored["state"] = jax.tree.map(np.array, state)
 
-    whole = fit(this, init_state(this, data["input"], None), data, Keep())
-    resumed = fit(this, jax.tree.map(jnp.asarray, kept["state"]), data)
+    whole = fit(current, init_state(current, data["input"], None), data, Keep())
+    resumed = fit(current, jax.tree.map(jnp.asarray, stored["state"]), data)
     chex.assert_trees_all_equal(resumed, whole)
 
 
-def test_a_stage_changes_only_what_it_trains(data):
+def test_a_stage_changes_only_its_trained_parameters(data):
     plain = distillers.create("none", {})
     stage = plain.stages[0]._replace(trains=lambda path: path[0] == "distiller")
-    this = task("cnn", plain._replace(stages=(stage,)))
-    start = init_state(this, data["input"], None)
-    end, _ = jax.jit(make_step(this))(start, batch_of(data, np.arange(BATCH)), None, this.seed)
+    current = task("cnn", plain._replace(stages=(stage,)))
+    start = init_state(current, data["input"], None)
+    end, _ = jax.jit(make_step(current))(start, batch_of(data, np.arange(BATCH)), None, current.seed)
     chex.assert_trees_all_equal(end.params, start.params)
     chex.assert_trees_all_equal(end.stats, start.stats)
     assert int(end.step) == 1
 
 
 def test_batches_from_the_host_train_as_those_on_the_device(data):
-    this = task(augment=True)
-    resident = fit(this, init_state(this, data["input"], None), data)
-    start, host = init_state(this, data["input"], None), jax.tree.map(np.asarray, data)
-    fed = loop.fit([this], start, loop.Source({}, host), lambda first, metrics: None, Nothing())
+    current = task(augment=True)
+    resident = fit(current, init_state(current, data["input"], None), data)
+    start, host = init_state(current, data["input"], None), jax.tree.map(np.asarray, data)
+    fed = loop.fit([current], start, loop.Source({}, host), lambda first, metrics: None, Nothing())
     chex.assert_trees_all_close(fed, resident, rtol=1e-5, atol=1e-6)
 
 
@@ -226,13 +226,15 @@ def test_seeds_side_by_side_train_as_each_alone(data, schedule):
     first = task(**fields)
     first = dataclasses.replace(first, module=first.module.clone(backbone=gnn.Flatten()))
     tasks = [dataclasses.replace(first, seed=seed) for seed in (5, 6, 9)]
-    starts = [init_state(this, data["input"], None) for this in tasks]
+    starts = [init_state(current, data["input"], None) for current in tasks]
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     losses = []
     end = loop.fit(tasks, together, loop.Source(data), lambda _, metrics: losses.append(metrics["loss"]), Nothing())
-    for k, (this, start) in enumerate(zip(tasks, starts, strict=True)):
+    for k, (current, start) in enumerate(zip(tasks, starts, strict=True)):
         alone = []
-        state = loop.fit([this], start, loop.Source(data), lambda _, m, alone=alone: alone.extend(m["loss"]), Nothing())
+        state = loop.fit(
+            [current], start, loop.Source(data), lambda _, m, alone=alone: alone.extend(m["loss"]), Nothing()
+        )
         chex.assert_trees_all_close(jax.tree.map(lambda leaf, k=k: leaf[k], end), state, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(np.concatenate(losses, -1)[k], alone, rtol=1e-4)
     assert not np.allclose(losses[0][0], losses[0][1])

@@ -45,16 +45,16 @@ def test_stages_side_by_side_have_records_of_their_own_and_share_the_time(tmp_pa
     assert first["seconds"] == second["seconds"]
 
 
-def test_compilation_is_told_apart_from_training(tmp_path):
+def test_compilation_is_recorded_separately_from_training(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with recorder(path) as records:
         jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x))(np.ones((40, 40)))
         records.chunk(0, chunk([1.0]))
     [record] = read_records(path)
     assert 0 < record["compile_seconds"] <= record["seconds"]
-    found = training_seconds(path)
-    assert found["compilation"] == round(record["compile_seconds"], 3)
-    assert found["student"] == pytest.approx(record["seconds"] - record["compile_seconds"], abs=1e-3)
+    actual = training_seconds(path)
+    assert actual["compilation"] == round(record["compile_seconds"], 3)
+    assert actual["student"] == pytest.approx(record["seconds"] - record["compile_seconds"], abs=1e-3)
 
 
 def test_after_a_restart_the_stages_later_records_are_dropped_and_others_kept(tmp_path):
@@ -68,8 +68,8 @@ def test_after_a_restart_the_stages_later_records_are_dropped_and_others_kept(tm
         file.write('{"stage": "student", "st')  # the last line of a killed process
     with recorder(path, start=4) as records:
         records.chunk(4, chunk([3.0] * 4))
-    found = [(r["stage"], r["step"], r["loss"]) for r in read_records(path)]
-    assert found == [("teacher", 20, 1.0), ("student", 4, 1.0), ("student", 8, 3.0)]
+    actual = [(r["stage"], r["step"], r["loss"]) for r in read_records(path)]
+    assert actual == [("teacher", 20, 1.0), ("student", 4, 1.0), ("student", 8, 3.0)]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

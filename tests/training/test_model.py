@@ -35,12 +35,12 @@ def test_inputs_are_normalised_images_or_the_teachers_features_or_stored_ones(im
     assert (teacher.is_graph, teacher.graph) == (False, None) and (stored.is_graph, stored.graph) == (True, "off")
 
 
-def test_models_of_one_module_share_a_program(images):
-    found = [network_outputs(network(0), images)[0]]
+def test_models_of_one_module_share_a_compiled_function(images):
+    actual = [network_outputs(network(0), images)[0]]
     other = network(1)
     compiled = len(metrics._compilations())
-    found.append(network_outputs(other, images)[0])
+    actual.append(network_outputs(other, images)[0])
     assert len(metrics._compilations()) == compiled
-    assert not np.allclose(*found)
+    assert not np.allclose(*actual)
     network_outputs(other.replace(mean=(0.1,)), images)
     assert len(metrics._compilations()) > compiled
