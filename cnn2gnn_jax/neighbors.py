@@ -143,10 +143,7 @@ def search(
         return _nearest(candidates, count), None
 
     dtype = jnp.promote_types(queries.dtype, jnp.float32)
-    shape = (
-        queries.shape[0],
-        count,
-    )  # The number of images may be symbolic, as in exports.
+    shape = queries.shape[0], count  # In an export the number of images is symbolic, and len() refuses it.
     empty = (jnp.full(shape, jnp.inf, dtype), jnp.zeros(shape, jnp.int32))
     nearest = lax.scan(merge, empty, jnp.arange(0, size, block, dtype=jnp.int32))[0]
     d, index = _nearest((all_gather(nearest[0], axis=1), all_gather(nearest[1], axis=1)), count)

@@ -163,11 +163,8 @@ def graph_accuracy(
     """
     predicted, totals = np.zeros(len(order), np.int32), collections.defaultdict[str, float](float)
     indices, masks = batches.evaluation_batches(len(order), min(settings.batch_size, len(order)), order)
-    compiled, columns = (
-        _compiled(protocol.predict, settings.mechanism2_graph, settings.devices),
-        protocol.columns(model),
-    )
-    model_without_anchors = model.replace(anchors=())
+    compiled = _compiled(protocol.predict, settings.mechanism2_graph, settings.devices)
+    columns, model_without_anchors = protocol.columns(model), model.replace(anchors=())
 
     def predictions(count: int) -> list[Iterator[Any]]:
         def read(k: int) -> Batch:
