@@ -77,11 +77,11 @@ def test_the_configs_have_one_import_name(monkeypatch):
 
 def test_the_readmes_example_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    [block] = [block for block in blocks if "sparse_neighbors" in block]
+    [block] = [block for block in blocks if "GraphStudent" in block]
     names = {}
     exec(block, names)
     assert names["logits"].shape == (297, 10)
-    assert names["accuracy"] > 0.8
+    assert (names["logits"].argmax(-1) == names["labels"][1500:]).mean() > 0.8
 
 
 def test_the_readme_is_short():
