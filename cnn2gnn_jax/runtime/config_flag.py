@@ -22,7 +22,7 @@ _FIELD = re.compile(r"--?(?:no)?config\.([^=]*)")
 def define_file(values: flags.FlagValues) -> None:
     """Defines `--config`, a file or a built-in name. Its value is that config with the fields that are set."""
     help_text = (
-        f"FILE[:WORD], as configs/digits.py, or NAME[:WORD], with NAME one of {', '.join(built_in.names('config'))}; "
+        f"FILE[:WORD], as configs/digits.py, or NAME[:WORD], of {', '.join(built_in.names('config'))}; "
         "the file's docstring lists the words; --config.field=value sets a field"
     )
     config_flags.DEFINE_config_file("config", None, help_text, flag_values=values)

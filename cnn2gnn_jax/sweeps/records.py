@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cnn2gnn_jax import config as configs
+from cnn2gnn_jax.configs.base import FIELDS
 from cnn2gnn_jax.evaluation import summary as run_results
 from cnn2gnn_jax.runtime import fields, storage
 from cnn2gnn_jax.runtime.errors import UserError
@@ -26,16 +27,6 @@ KINDS = ("methods", "settings", "ablation", "curve")
 _FORMAT = 1
 _CORRECT = "correct.npz"
 _POINTS = 20  # in a training curve
-# Fields of a config that describe the machine, or how something is computed, but do not change the result.
-_NOT_THE_RESULT = (
-    "cache_dir",
-    "checkpoint",
-    "compilation_cache",
-    "data.manual_dir",
-    "data.residency",
-    "parallel",
-    "tensorboard",
-)
 
 
 def write(
@@ -65,7 +56,7 @@ def write(
         "config": {
             field: value
             for field, value in fields.flat(configs.plain(configs.resolve(config))).items()
-            if value is not None and not field.startswith(_NOT_THE_RESULT)
+            if value is not None and FIELDS[field].changes != fields.NOTHING
         },
         **{key: results[key] for key in ("method", "teacher", "student", "seconds", "devices", "versions")},
         "dataset": dataset,
