@@ -174,7 +174,7 @@ def _served(student: Trained, mechanism: str, chosen: BankChoice) -> tuple[Train
             f"images are right, by the student alone {facts['accuracy_alone']:.2f}%: keep more images, or choose "
             f"--mechanism={trained.MECHANISMS[0]}"
         )
-    return student, {trained.TRAINING_SET: facts}
+    return student, facts
 
 
 def write(
@@ -183,8 +183,8 @@ def write(
     graph: str = graph_choice.CHOICES[0],
     mechanism: str = mechanisms.AUTO,
     chosen: BankChoice = WHOLE,
-) -> dict[str, Any]:
-    """Exports a student of a finished run, as `bundle.write` does; returns what was measured.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Exports a student of a finished run, as `bundle.write` does.
 
     Args:
       workdir: of the run.
@@ -192,6 +192,9 @@ def write(
       graph: which student, see `trained.open_student`; where the run's other student is better, a line says so.
       mechanism: see `mechanism.choose`; a bundle does not answer batch by batch.
       chosen: of the training-set graph.
+
+    Returns:
+      The measurements of `measure`, and the facts of `with_bank`, which are empty for a bundle without a bank.
 
     Raises:
       UserError: see `trained.open_student`, `mechanism.choose`, `with_bank` and `bundle.write`.
@@ -205,9 +208,11 @@ def write(
         modules["teacher"] = teacher
     measured = measure(modules, student.recorded.image_shape)
     device = jax.devices()[0].device_kind
-    facts = {"measured": {"device": device, "jax": jax.__version__, **measured}, **bank_facts}
+    facts: dict[str, Any] = {"measured": {"device": device, "jax": jax.__version__, **measured}}
+    if bank_facts:
+        facts[trained.TRAINING_SET] = bank_facts
     bundle.write(out, student, modules["student"], facts)
-    return measured
+    return measured, bank_facts
 
 
 def main() -> None:
@@ -225,10 +230,10 @@ def main() -> None:
     if values.bank < 0 or (values.bank == 0 and values.bank_selection != thinning.SELECTIONS[0]):
         raise UserError(f"--bank is {values.bank}: expected a number of training images")
     out, chosen = pathlib.Path(values.out), BankChoice(values.bank, values.bank_selection)
-    print(table(write(pathlib.Path(values.workdir), out, values.graph, values.mechanism, chosen)))
-    facts = bundle.read(out).facts
-    if trained.TRAINING_SET in facts:
-        print("\n" + sizes_table(facts[trained.TRAINING_SET]))
+    measured, bank_facts = write(pathlib.Path(values.workdir), out, values.graph, values.mechanism, chosen)
+    print(table(measured))
+    if bank_facts:
+        print("\n" + sizes_table(bank_facts))
     log(f"bundle in {values.out}")
 
 

@@ -26,7 +26,7 @@ def made(finished_run, tmp_path_factory):
     """A run's student, its bundle and what was measured."""
     workdir, _ = finished_run
     folder = tmp_path_factory.mktemp("export") / "bundle"
-    return trained.open_student(workdir), folder, export.write(workdir, folder)
+    return trained.open_student(workdir), folder, export.write(workdir, folder)[0]
 
 
 @pytest.mark.parametrize("count", [1, 3, 100])

@@ -17,7 +17,7 @@ from cnn2gnn_jax import neighbors
 from cnn2gnn_jax.neighbors import Bank, Neighbors, Settings
 from cnn2gnn_jax.runtime.errors import UserError
 
-_BATCH = 500
+BATCH = 500  # images whose neighbors are searched for at a time
 
 
 class Embedded(NamedTuple):
@@ -137,7 +137,7 @@ def count(held_out: Embedded, labels: np.ndarray, banks: Mapping[tuple[str, str]
 def search(bank: Bank, features: np.ndarray, sparsity: int) -> Neighbors:
     """What `neighbors.search` returns for all images, (M, F)."""
     find, queries = jax.jit(neighbors.search, static_argnums=2), neighbors.queries(bank, jnp.asarray(features))
-    parts = [find(queries[start : start + _BATCH], bank.keys, sparsity) for start in range(0, len(queries), _BATCH)]
+    parts = [find(queries[start : start + BATCH], bank.keys, sparsity) for start in range(0, len(queries), BATCH)]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 

@@ -1,7 +1,7 @@
 """The outputs of a CNN for many images: logits, pooled features, attention maps."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -24,8 +24,7 @@ def network_outputs(
       devices: each computes whole batches.
       batch_size: the largest number of images in a batch.
     """
-    parts = by_batches(_logits_and_pooled, model, images, devices, batch_size)
-    logits, pooled = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    logits, pooled = concatenated(by_batches(_logits_and_pooled, model, images, devices, batch_size))
     return logits, pooled
 
 
@@ -81,3 +80,8 @@ def by_batches(
     results = _compiled(function, devices)(model, lambda k: images[indices[k]], len(indices))
     for arrays, mask in zip(results, masks, strict=True):
         yield jax.tree.map(lambda array, mask=mask: np.asarray(array, np.float32)[mask], arrays)
+
+
+def concatenated(batches: Iterable[Any]) -> Any:
+    """The pytrees of `by_batches` as one, whose arrays have a row for each image."""
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *batches)

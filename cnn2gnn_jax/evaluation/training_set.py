@@ -5,7 +5,7 @@ Nothing about the held-out images is in the bank, so that they stand to it as te
 
 import collections
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,8 +14,8 @@ import numpy as np
 
 from cnn2gnn_jax import graph, neighbors
 from cnn2gnn_jax import run as runs
-from cnn2gnn_jax.evaluation.choice import Choice, Embedded, Grid, choose, sparsities
-from cnn2gnn_jax.evaluation.outputs import by_batches
+from cnn2gnn_jax.evaluation.choice import BATCH, Choice, Embedded, Grid, choose, sparsities
+from cnn2gnn_jax.evaluation.outputs import by_batches, concatenated
 from cnn2gnn_jax.neighbors import Bank, Settings
 from cnn2gnn_jax.run import Run
 from cnn2gnn_jax.runtime import processes
@@ -29,16 +29,10 @@ from cnn2gnn_jax.training.state import TrainState, head_rows
 from cnn2gnn_jax.training.task import Task
 from cnn2gnn_jax.training.tasks import student_name
 
-_BATCH = 500
-
 
 def embed(model: TrainedModel, images: np.ndarray, devices: Devices = ONE) -> Embedded:
     """What a student makes of raw inputs, (N, ...), in their order."""
-    return Embedded(*_joined(by_batches(TrainedModel.logits_and_features, model, images, devices)))
-
-
-def _joined(batches: Iterable[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
+    return Embedded(*concatenated(by_batches(TrainedModel.logits_and_features, model, images, devices)))
 
 
 def keeps_bank(run: Run, task: Task) -> bool:
@@ -66,7 +60,7 @@ def entry(
     """
     section, holdout, held_out = run.config.evaluate.training_set, run.dataset.holdout, None
     # Without their logits, for which a learned graph would answer one by one.
-    train = _joined(by_batches(TrainedModel.feature_spaces, model, inputs["train"], run.devices))
+    train = concatenated(by_batches(TrainedModel.feature_spaces, model, inputs["train"], run.devices))
     if model.graph == "learned":
         rows = head_rows(task, state, np.arange(task.rows), run.devices)
         assert rows is not None
@@ -135,8 +129,8 @@ def evaluate(bank: Bank, images: Embedded, labels: np.ndarray) -> dict[str, Any]
       `accuracy_of_neighbors` is the percentage that is right by the votes alone.
     """
     predicted, totals = [], collections.defaultdict[str, float](float)
-    for start in range(0, len(labels), _BATCH):
-        part = slice(start, start + _BATCH)
+    for start in range(0, len(labels), BATCH):
+        part = slice(start, start + BATCH)
         features = images.features[bank.settings.space][part]
         classes, facts = _answers(bank, images.logits[part], features, labels[part])
         predicted.append(np.asarray(classes))

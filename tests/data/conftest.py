@@ -107,3 +107,16 @@ def mini_imagenet(tmp_path):
         return folder
 
     return write
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """A folder of images: `train` and `val`, each with folders of the classes `ant` and `bee`."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for name in ("ant", "bee"):
+            folder = tmp_path / "mine" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "mine"
