@@ -13,7 +13,7 @@ import sys
 from benchmarks.timing import Row, machine
 from cnn2gnn_jax.runtime import storage, xla
 
-NAMES = ("head", "mechanisms", "loop", "seeds", "torch_steps", "compilation", "teacher", "epochs")
+NAMES = ("head", "mechanisms", "loop", "seeds", "torch_steps", "compilation", "teacher", "epochs", "training_set")
 
 
 def main() -> None:

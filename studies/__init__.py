@@ -1,0 +1,1 @@
+"""Studies of one trained student that no config describes. Their records are under results/."""
