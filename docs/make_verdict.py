@@ -1,0 +1,192 @@
+"""Writes the figures and tables of docs/verdict.md from the records: `make docs`.
+
+python docs/make_verdict.py
+"""
+
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from cnn2gnn_jax.report import formats
+from cnn2gnn_jax.report.names import BATCH_BY_BATCH, CLASS_SORTED, ONE_BY_ONE, TRAINING_SET
+from cnn2gnn_jax.report.observations import accuracy, difference, grouped, observe, select
+from cnn2gnn_jax.report.statistics import summarize
+from cnn2gnn_jax.sweeps import records
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGE, RESULTS, FIGURE = ROOT / "docs" / "verdict.md", ROOT / "results", ROOT / "docs" / "verdict.png"
+BEGIN, END = "<!-- made by docs/make_verdict.py -->", "<!-- end -->"
+DATA = {"cifar100": "CIFAR-100", "mini_imagenet": "Mini-ImageNet at 32x32"}
+COLORS = {"cifar100": "#0b57d0", "mini_imagenet": "#b3261e"}
+
+Row = Mapping[str, Any]
+
+
+def recorded(folder: str) -> list[dict[str, Any]]:
+    """The records of a sweep; empty where it is not recorded."""
+    path = RESULTS / folder
+    return records.read(path) if (path / "results.jsonl").exists() else []
+
+
+def study(name: str, data: str) -> tuple[Row, list[Row]]:
+    """The line about the student, and the rows of a study; empty where it is not recorded."""
+    path = RESULTS / f"study-{data}" / f"{name}.jsonl"
+    if not path.exists():
+        return {}, []
+    first, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return first, rows
+
+
+def mean(values: Iterable[float]) -> str:
+    """The mean with the standard deviation."""
+    return str(summarize(list(values)) or "")
+
+
+def students(data: str) -> list[list[str]]:
+    """The rows of the table of students with the training-set graph."""
+    observations = observe(recorded(f"sweep-full-training-set-{data}"), "methods")
+    lines = []
+    for name, group in grouped(observations, "row").items():
+        pair = select(group, ONE_BY_ONE), select(group, TRAINING_SET)
+        if all(pair):
+            texts = [accuracy(pair[0]).text, accuracy(pair[1]).text, difference(pair[1], pair[0]).text]
+            lines.append([DATA[data], name, f"{group[0].record['teacher']['accuracy']:.2f}", *texts])
+    return lines
+
+
+def papers_graph(data: str) -> list[list[str]]:
+    """The rows of the table of the paper's mechanisms."""
+    observations = observe(recorded(f"sweep-full-students-{data}"), "methods")
+    lines = []
+    for name, group in grouped(observations, "row").items():
+        arms = [
+            select(group, protocol, graph)
+            for protocol, graph in (
+                (ONE_BY_ONE, "learned"), (BATCH_BY_BATCH, "learned"), (ONE_BY_ONE, "off"), (CLASS_SORTED, "learned"),
+            )
+        ]  # fmt: skip
+        lines.append([DATA[data], name, *(accuracy(arm).text for arm in arms), difference(arms[0], arms[2]).text])
+    return lines
+
+
+def by_value(rows: Sequence[Row], kind: str, key: str) -> dict[Any, list[Row]]:
+    """The rows of a kind by the value of a key."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        if row["study"] == kind:
+            groups.setdefault(row[key], []).append(row)
+    return groups
+
+
+def needs(data: str) -> list[str]:
+    """What the bank of a student needs, as paragraphs and tables."""
+    first, rows = study("bank", data)
+    if not rows:
+        return []
+    [chosen] = [row for row in rows if row["study"] == "chosen"]
+    without = first["accuracy_without_graph"]
+    sizes = by_value(rows, "images", "images") | {chosen["images"]: [chosen]}
+    sparsities = by_value(rows, "sparsity", "sparsity")
+    spaces = [[row["space"], row["signal"], *_figures(row)] for row in rows if row["study"] == "space"]
+    labels = [
+        [str(count), *(f"{row['accuracy']:.2f}" for row in group)]
+        for count, group in by_value(rows, "labels", "labels_per_class").items()
+    ]
+    return [
+        f"### {DATA[data]}: what the graph needs",
+        f"One student (`cnn2gnn_off` over the teacher's features), {without:.2f}% without a graph; its teacher has "
+        f"{first['accuracy_of_teacher']:.2f}%.",
+        *_table(
+            ["training images", "accuracy"], [[f"{n:,}", mean(r["accuracy"] for r in g)] for n, g in sizes.items()]
+        ),
+        *_table(["s", "accuracy"], [[str(s), f"{group[0]['accuracy']:.2f}"] for s, group in sparsities.items()]),
+        *_table(["distances", "signal", "held out", "test", "neighbors alone"], spaces, 2),
+        *_table(["labels of a class", "others left out", "others with the teacher's probabilities"], labels),
+    ]
+
+
+def _figures(row: Row) -> list[str]:
+    return [f"{row[name]:.2f}" for name in ("holdout_accuracy", "accuracy", "accuracy_of_neighbors")]
+
+
+def _table(header: list[str], rows: list[list[str]], left: int = 1) -> list[str]:
+    return ["\n".join(formats.markdown_lines(header, rows, left))] if rows else []
+
+
+def trained(data: str) -> list[list[str]]:
+    """The rows of the table of trained graphs."""
+    rows = [row for row in study("trained_graph", data)[1] if row["study"] == "trained graph"]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["arm"], row["space"]), []).append(row)
+    names = ("accuracy_without_graph", "accuracy_of_neighbors", "holdout_accuracy", "accuracy")
+    return [
+        [DATA[data], arm, space, *(mean(row[name] for row in group) for name in names)]
+        for (arm, space), group in groups.items()
+    ]
+
+
+def figure() -> Figure:
+    """Accuracy against the number of training images in the graph, and against s."""
+    result = Figure(figsize=(10, 3.8), layout="constrained")
+    axes = result.subplots(1, 2)
+    for data, color in COLORS.items():
+        first, rows = study("bank", data)
+        if not rows:
+            continue
+        [chosen] = [row for row in rows if row["study"] == "chosen"]
+        sizes = by_value(rows, "images", "images") | {chosen["images"]: [chosen]}
+        for count, group in sizes.items():
+            gains = [row["accuracy"] - first["accuracy_without_graph"] for row in group]
+            axes[0].plot([count] * len(gains), gains, "o", ms=3, color=color)
+        means = [summarize([row["accuracy"] for row in group]).mean for group in sizes.values()]
+        axes[0].plot(list(sizes), [m - first["accuracy_without_graph"] for m in means], color=color, label=DATA[data])
+        sparsities = by_value(rows, "sparsity", "sparsity")
+        values = [group[0]["accuracy"] - first["accuracy_without_graph"] for group in sparsities.values()]
+        axes[1].plot(list(sparsities), values, "o-", color=color, label=DATA[data])
+    for axis, label in zip(axes, ("training images in the graph", "neighbors of an image, s"), strict=True):
+        axis.axhline(0, color="0.5", lw=1)
+        axis.set(xscale="log", xlabel=label, ylabel="gain over the student alone (points)")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25, linewidth=0.6)
+    axes[0].legend(frameon=False)
+    return result
+
+
+def section() -> str:
+    """The tables of the page."""
+    gains = [line for data in DATA for line in students(data)]
+    paper = [line for data in DATA for line in papers_graph(data)]
+    arms = [line for data in DATA for line in trained(data)]
+    off = "the same student without a graph"
+    parts = [
+        "## The graph over the training set, on all training images",
+        *_table(["data", "student", "teacher", "without a graph", "with the training-set graph", "gain"], gains, 2),
+        "## The paper's graph, on all training images",
+        *_table(
+            ["data", "student", "one by one", "batch by batch", off, "*class-sorted (audit)*", "one by one less off"],
+            paper, 2,
+        ),
+        *(part for data in DATA for part in needs(data)),
+        "## Does it pay to train this graph?" if arms else "",
+        *_table(
+            ["data", "trained", "distances", "without the graph", "neighbors alone", "held out", "with the graph"],
+            arms, 3,
+        ),
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part)
+
+
+def page(text: str) -> str:
+    """The page with its tables replaced."""
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{section()}\n\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    figure().savefig(FIGURE, dpi=150)
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(PAGE)
