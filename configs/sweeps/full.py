@@ -1,5 +1,8 @@
 """Common parts of the sweeps over all training images: one teacher with the recipe `fast`, and its students.
 
+A tenth of the training images is held out in all of them, so that they share their teacher and choose nothing on test
+images.
+
 The word after the colon is a data set, with `-cpu` for fewer epochs on 2 CPU cores: `cifar100`, `cifar100-cpu`,
 `mini_imagenet` or `mini_imagenet-cpu`. The words `smoke` and `digits` are small sizes, to check that everything works.
 """
@@ -25,7 +28,7 @@ def parse(word: str) -> tuple[str, str]:
 def config(data: str, size: str, backbone: str = "teacher") -> ConfigDict:
     """The config of a graph student with the paper's recipe, whose teacher has the recipe `fast`."""
     config = grids.base(data, size if size in SMALL else "")
-    config.teacher.train.recipe = "fast"
+    config.data.holdout, config.teacher.train.recipe = 0.1, "fast"
     config.student.backbone = backbone
     if size not in SMALL:
         config.teacher.network = "vgg8"

@@ -35,7 +35,7 @@ def sweep(add: grids.Add, word: str = "") -> None:
     def new_config(method: str, backbone: str) -> ConfigDict:
         config = full.config(data, size, backbone)
         config.method, config.seeds = method, SEEDS
-        config.data.holdout, config.evaluate.training_set.enabled = 0.1, True
+        config.evaluate.training_set.enabled = True
         return config
 
     for backbone in ("teacher",) if size == "cpu" else ("teacher", "stem"):
