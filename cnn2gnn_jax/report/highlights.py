@@ -22,12 +22,14 @@ def of_records(records: Sequence[Mapping[str, Any]]) -> list[str]:
     for kind, key in (("methods", "column"), ("settings", "setting")):
         for name, observations in grouped(observe(records, kind), "name").items():
             students = select(observations, row="cnn2gnn") if kind == "methods" else observations
-            if verdicts := _verdicts([*grouped(students, key).values()]):
+            verdicts = _verdicts([*grouped(students, key).values()])
+            off = grouped(select(observations, graph="off"), "row" if kind == "methods" else key)
+            if verdicts := verdicts + _training_set_verdicts([*off.values()]):
                 sentences.append(f"Finding for {name}: {'; '.join(verdicts)}.")
     if sentences:
         sentences.append(
-            "In these findings, a difference is the accuracy with the learned graph minus that of the same student "
-            "trained and tested without a graph; the verdict is clear where the 95% interval excludes zero."
+            "In these findings, a difference is the accuracy with the graph minus that of the same student trained "
+            "and tested without a graph; the verdict is clear where the 95% interval excludes zero."
         )
     return sentences
 
@@ -45,6 +47,15 @@ def _verdicts(groups: Sequence[Sequence[Observation]]) -> list[str]:
             subject = "it" if verdicts else "the learned graph"
             verdicts.append(f"{protocol.phrase}, {subject} {_verdict(cells)}")
     return verdicts
+
+
+def _training_set_verdicts(groups: Sequence[Sequence[Observation]]) -> list[str]:
+    """Whether students without the learned graph gain accuracy by the graph over the training set."""
+    cells = [difference(select(group, names.TRAINING_SET), select(group, names.ONE_BY_ONE)) for group in groups]
+    cells = [cell for cell in cells if cell.value is not None]
+    if not cells:
+        return []
+    return [f"the graph over the training set, added to a student without a graph, {_verdict(cells)}"]
 
 
 def _verdict(cells: Sequence[Cell]) -> str:

@@ -55,16 +55,22 @@ def _groups(observations: Sequence[Observation]) -> _Groups:
     groups: dict[str, tuple[str, Sequence[Observation]]] = {}
     for row, own in sorted(grouped(observations, "row").items(), key=lambda item: _order(item[0])):
         heading = names.row_title(row)
-        if all(observation.entry["graph"] is None for observation in own):
-            groups[heading] = row, own
-            continue
         for protocol in names.published_first(protocols(own)):
-            if not protocol.is_audit:
-                published = row if protocol.is_published else ""
-                groups[f"{heading}, {protocol.name}"] = published, select(own, protocol, names.ON)
-        if off := select(own, names.ONE_BY_ONE, "off"):
-            groups[f"{heading}, graph off"] = "", off
+            if not protocol.is_audit and (students := select(own, protocol, names.ON)):
+                groups[f"{heading}, {protocol.name}"] = row if protocol.is_published else "", students
+        # A CNN has no graph of the paper; the same student with the graph off has no use for a mechanism of the paper.
+        for graph, title in ((None, heading), ("off", f"{heading}, graph off")):
+            students = [observation for observation in own if observation.entry["graph"] == graph]
+            if without := [observation for observation in students if _is_plain(observation)]:
+                groups[title] = row if graph is None else "", without
+            if names.TRAINING_SET in protocols(students):
+                groups[f"{title}, {names.TRAINING_SET.name}"] = "", select(students, names.TRAINING_SET)
     return groups
+
+
+def _is_plain(observation: Observation) -> bool:
+    """Whether a student without a graph was evaluated alone. One with the graph off gives each mechanism the same."""
+    return observation.entry["mechanism"] is None or names.ONE_BY_ONE.has(observation.entry)
 
 
 def _order(row: str) -> tuple[int, str]:

@@ -5,11 +5,13 @@ from typing import Any
 
 from cnn2gnn_jax.report import choices, names, notes
 from cnn2gnn_jax.report.cells import Cell, Table
-from cnn2gnn_jax.report.names import BATCH_BY_BATCH, ONE_BY_ONE, Protocol
+from cnn2gnn_jax.report.names import BATCH_BY_BATCH, ONE_BY_ONE, TRAINING_SET, Protocol
 from cnn2gnn_jax.report.observations import Observation, accuracy, difference, grouped, mean, protocols, select
 from cnn2gnn_jax.report.statistics import is_uniform
 
 OFF = "graph off"
+OFF_TRAINING_SET = f"{OFF}, {TRAINING_SET.name}"
+OFF_TRAINING_SET_WORTH = f"{TRAINING_SET.worth}, {OFF}"
 AGREEMENT, CHANCE, SELF_WEIGHT, DISTINCT_ANCHORS = DIAGNOSTICS = (
     "neighbours of the same class",
     "by chance",
@@ -67,12 +69,17 @@ def _place_text(key: str, value: Any) -> str:
 def _cells(group: Sequence[Observation], recorded: Sequence[Protocol]) -> dict[str, Cell]:
     """The cells of a graph student by column, under the recorded protocols."""
     on = {protocol: select(group, protocol, names.ON) for protocol in recorded}
-    off = select(group, ONE_BY_ONE, "off")
+    off, off_training_set = select(group, ONE_BY_ONE, "off"), select(group, TRAINING_SET, "off")
+    training_set = {
+        OFF_TRAINING_SET: accuracy(off_training_set),
+        OFF_TRAINING_SET_WORTH: difference(off_training_set, off),
+    }
     plain = [protocol for protocol in recorded if not protocol.is_audit]
     return {
         **{protocol.column: accuracy(on[protocol]) for protocol in plain},
         OFF: accuracy(off),
         **{protocol.worth: difference(on[protocol], off) for protocol in plain},
+        **(training_set if TRAINING_SET in plain else {}),
         **{protocol.column: accuracy(on[protocol]) for protocol in recorded if protocol.is_audit},
         **_diagnostics(on.get(ONE_BY_ONE, []), on.get(BATCH_BY_BATCH, [])),
     }

@@ -1,7 +1,10 @@
 """Findings that are computed from records made by hand."""
 
+import pytest
+
 from cnn2gnn_jax.report import highlights
 from cnn2gnn_jax.report.page import page
+from cnn2gnn_jax.report.tables import all_tables
 from tests.report.conftest import graph_record
 
 
@@ -45,6 +48,33 @@ def test_several_settings_are_counted_and_the_figure_is_their_mean():
     assert (
         "one by one, it gains accuracy in 1 and costs accuracy in 2 of 3 comparisons (mean difference -2.66" in finding
     )
+
+
+def with_training_set(record, graph, gain):
+    """A record with an accuracy over the training set for its students of a graph setting."""
+    entries = [entry for entry in record["accuracies"] if (entry["graph"], entry["mechanism"]) == (graph, "one_by_one")]
+    added = [e | {"mechanism": "training_set", "accuracy": e["accuracy"] + gain} for e in entries]
+    return record | {"accuracies": [*record["accuracies"], *added]}
+
+
+def test_a_student_without_a_graph_gains_by_the_training_set():
+    records = [
+        with_training_set(record, "off", 1.5) | {"places": [record["places"][0] | {"row": "cnn2gnn_off"}]}
+        for record in sweep_records(0.0, 0.0)
+    ]
+    [finding, _] = highlights.of_records(records)
+    assert finding.startswith(
+        "Finding for Table 1: the graph over the training set, added to a student without a graph, gains accuracy "
+        "(+1.50 ["
+    )
+    [table, *_] = all_tables(records)
+    [pair] = table.columns
+    assert table.rows["CNN2GNN without a graph, graph off"][pair].value == pytest.approx(70)
+    assert table.rows["CNN2GNN without a graph, graph off, training set"][pair].value == pytest.approx(71.5)
+    audit = all_tables(records)[-1]
+    [row] = audit.rows.values()
+    assert row["graph off, training set"].value == pytest.approx(71.5)
+    assert row["the graph is worth, training set, graph off"].value == pytest.approx(1.5)
 
 
 def test_records_without_a_control_make_no_finding():
