@@ -119,7 +119,7 @@ def trained(this, starts, variables, images, labels, devices):
         before = loop.fit(
             [this],
             devices.replicate(state),
-            loop.Source(devices.replicate(data), teacher_variables=devices.replicate(variables)),
+            loop.TrainingData(devices.replicate(data), teacher_variables=devices.replicate(variables)),
             lambda first, metrics: None,
             Nothing(),
             devices=devices,

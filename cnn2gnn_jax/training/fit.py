@@ -26,8 +26,8 @@ from cnn2gnn_jax.training.step import teacher_shapes
 from cnn2gnn_jax.training.task import Task, with_stage
 
 Load = Callable[[], TrainState]  # reads a trained state from disk; later calls return the same state
-_DEVICE_FRACTION = 0.5  # of a device's memory, for the training set; the rest is for the step
-_HOST_FRACTION = 0.25  # likewise on the CPU, whose memory other processes share
+_DEVICE_FRACTION = 0.5  # the part of a device's memory that the training set may fill; the step needs the rest
+_CPU_FRACTION = 0.25  # the same on the CPU, whose memory other processes share
 
 
 class Job(NamedTuple):
@@ -36,7 +36,7 @@ class Job(NamedTuple):
     task: the task.
     name: its name in the records.
     checkpoints: the folder of its checkpoints, with a folder for each stage.
-    owner: the fingerprint that its checkpoints carry.
+    owner: the fingerprint in the manifests of its checkpoints, which are refused if they have another one.
     """
 
     task: Task
@@ -46,10 +46,10 @@ class Job(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """Settings of training that do not change the trained state.
+    """Where and how to train, which does not change the trained state.
 
     records: the JSON lines file for metrics.
-    every_seconds: the time between checkpoints; 0 for one after each chunk.
+    every_seconds: the seconds between checkpoints; 0 for a checkpoint after each chunk.
     residency: where the training set is kept: `device`, `host` (gathered one chunk ahead), or `auto` by its size.
     tensorboard: the folder for TensorBoard events, or None.
     devices: the devices to train on.
@@ -75,25 +75,30 @@ def fit_on_disk(
       jobs: jobs whose tasks differ only in the seed; those with equal progress train side by side, see
         `loop.make_chunk`. The stage of a task is replaced by each stage of its distiller in turn.
       load_data: returns the training set, see `loop.make_chunk`; not called if nothing is trained or loaded.
-      score: returns the accuracy in percent on the held-out images, for the epoch rule `best`.
+      score: returns the accuracy in percent of a task's state on the held-out images, for the epoch rule `best`.
       setting: where and how to train.
       teacher_variables: returns the variables of the teacher that runs in the step, or None.
 
     Returns:
       For each job a function that reads its trained state: the last one, or the best one under the epoch rule `best`.
       `saving.local` describes on which devices it is.
+
+    Raises:
+      Diverged: a loss or a weight is not finite.
+      Stopped: SIGTERM or Ctrl-C was received; the state is saved.
+      UserError: a checkpoint is damaged or has another owner.
     """
     training = _Training(functools.cache(load_data), score, setting)
     unfinished = []
     for job in jobs:
         progress = _progress(job)
-        if progress == (len(job.task.distiller.stages) - 1, _last(job).total_steps):
+        if progress == (len(job.task.distiller.stages) - 1, _last_stage(job).total_steps):
             log(f"{job.name}: already trained")
         else:
             unfinished.append((progress, job))
     if unfinished:
-        resident, host = place(training.arrays(), setting.residency, setting.devices)
-        source = loop.Source(resident, host, setting.devices.replicate(teacher_variables()))
+        resident, host = place_training_set(training.arrays(), setting.residency, setting.devices)
+        source = loop.TrainingData(resident, host, setting.devices.replicate(teacher_variables()))
         unfinished.sort(key=operator.itemgetter(0))
         for progress, group in itertools.groupby(unfinished, key=operator.itemgetter(0)):
             with processes.stopping_between_chunks():
@@ -124,7 +129,7 @@ def place(
     if "bytes_limit" in facts:
         room = int(_DEVICE_FRACTION * facts["bytes_limit"])
     else:
-        room = int(_HOST_FRACTION * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / devices.local_count)
+        room = int(_CPU_FRACTION * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / devices.local_count)
     if residency == "auto":
         residency = "device" if processes.agreed(size <= room) else "host"
     log(f"{size / 1e6:.0f} MB of training data stay on the {residency} (room on the device: {room / 1e6:.0f} MB)")
@@ -178,7 +183,7 @@ class _Training(NamedTuple):
         with Checkpoints(folder, job.owner) as checkpoints:
             return local(checkpoints.restore(self.shapes(task)))
 
-    def train(self, jobs: Sequence[Job], progress: tuple[int, int], source: loop.Source) -> None:
+    def train(self, jobs: Sequence[Job], progress: tuple[int, int], source: loop.TrainingData) -> None:
         """Trains the remaining stages of jobs with equal `progress`: the stage they are in, and the steps done."""
         first_stage, start = progress
         previous: list[TrainState] | None = None
@@ -187,7 +192,12 @@ class _Training(NamedTuple):
             start = 0
 
     def _train_stage(
-        self, jobs: Sequence[Job], stage: Stage, start: int, previous: list[TrainState] | None, source: loop.Source
+        self,
+        jobs: Sequence[Job],
+        stage: Stage,
+        start: int,
+        previous: list[TrainState] | None,
+        source: loop.TrainingData,
     ) -> list[TrainState]:
         """Trains a stage from step `start`; `previous` are the states after the previous stage."""
         tasks, stages = [with_stage(job.task, stage) for job in jobs], jobs[0].task.distiller.stages
