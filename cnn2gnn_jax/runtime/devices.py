@@ -114,7 +114,7 @@ class Devices:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(everywhere, np.asarray(x)), tree)
 
     def split(self, tree: Any, axis: int) -> Any:
-        """Makes the arguments of a mapped function from this process's part along `axis` of arrays, see `local_slice`."""
+        """Makes the arguments of a mapped function from this process's part along `axis`; see `local_slice`."""
         if self.mesh is None:
             return tree
         if self.backend == "pmap":
