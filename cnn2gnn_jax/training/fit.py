@@ -194,7 +194,7 @@ class _Training(NamedTuple):
         previous: list[TrainState] | None,
         data: loop.TrainingData,
     ) -> list[TrainState]:
-        """Trains a stage from step `start`. The states after the previous stage are `previous`, if that was trained now."""
+        """Trains a stage from step `start`. If that is 0, the stage continues from the states `previous`, if any."""
         tasks, stages = [with_stage(job.task, stage) for job in jobs], jobs[0].task.distiller.stages
         task, setting, devices = tasks[0], self.setting, self.setting.devices
         devices = dataclasses.replace(devices, spreads_seeds=devices.spreads_seeds and len(tasks) > 1)
@@ -220,7 +220,7 @@ class _Training(NamedTuple):
                 saver: NewestSaver = BestSaver(checkpoints("best", keep=1), self.score, *saver_arguments)
             else:
                 saver = NewestSaver(*saver_arguments)
-            # The devices must divide the number of spread seeds. Copies of the last task fill it up; they are not saved.
+            # Seeds are spread in equal numbers. Copies of the last task fill the last device; they are not saved.
             copies = devices.padded(len(tasks)) - len(tasks) if devices.spreads_seeds else 0
             on_chunk = functools.partial(_record, recorder, copies, saver)
             stacked = seeds.stack(states + states[-1:] * copies)
