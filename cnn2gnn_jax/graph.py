@@ -75,11 +75,9 @@ def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None
     else:
         threshold = _masked_threshold(d, valid, sparsity)
         d = jnp.where(valid, d, 0)
-    # The numerators of Eq. 3. Not by `jnp.maximum`: its gradient compares the maximum with its arguments, which XLA may
-    # compute a second time with another rounding, so that they are not equal.
+    # The numerators of Eq. 3. The gradient of `jnp.maximum` would compare numbers that XLA may round differently.
     margins = jnp.where(valid & (d < threshold), threshold - d, 0)
-    # Dividing by the largest margin does not change the weights, but without it the gradient, which divides by the
-    # square of the row's sum, could be infinite.
+    # Without this division, the gradient would divide by the square of the row's sum, which could underflow to 0.
     largest = lax.stop_gradient(jnp.max(margins, axis=-1, keepdims=True))
     all_tied = largest == 0
     margins = margins / jnp.where(all_tied, 1, largest)

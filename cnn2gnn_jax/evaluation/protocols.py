@@ -7,7 +7,7 @@ compiled, and add a row to `PROTOCOLS`.
 import collections
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -164,17 +164,13 @@ def graph_accuracy(
     predicted, totals = np.zeros(len(order), np.int32), collections.defaultdict[str, float](float)
     indices, masks = batches.evaluation_batches(len(order), min(settings.batch_size, len(order)), order)
     compiled = _compiled(protocol.predict, settings.mechanism2_graph, settings.devices)
-    model_without_anchors = model.replace(anchors=())  # so that it is the same argument for each batch of anchors
+    shared = [(model.replace(anchors=()), anchors) for anchors in model.anchors]
 
-    def predictions(anchors: Anchors, count: int) -> Iterator[Any]:
-        def read(k: int) -> Batch:
-            return Batch(inputs[indices[k]], labels[indices[k]], masks[k])
+    def read(k: int) -> Batch:
+        return Batch(inputs[indices[k]], labels[indices[k]], masks[k])
 
-        return compiled((model_without_anchors, anchors), read, count)
-
-    next(predictions(model.anchors[0], 1))  # compiles before the time is measured
-    start = time.monotonic()
-    by_anchors = [predictions(anchors, len(indices)) for anchors in model.anchors]
+    next(compiled(shared[0], read, 1))  # compiles before the time is measured
+    start, by_anchors = time.monotonic(), [compiled(arguments, read, len(indices)) for arguments in shared]
     for index, mask, *results in zip(indices, masks, *by_anchors, strict=True):
         probabilities = np.zeros(())
         for batch_probabilities, diagnostics, nearest in results:

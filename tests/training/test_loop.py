@@ -78,10 +78,10 @@ def test_golden_step(data):
 def test_a_chunk_equals_its_steps(data, kind):
     current = task(kind)
     indices = np.stack([np.arange(BATCH), np.arange(BATCH, 2 * BATCH)])
-    one = functools.partial(jax.jit(make_step(current)), teacher_variables=None, seed=current.seed)
+    step = functools.partial(jax.jit(make_step(current)), teacher_variables=None, seed=current.seed)
     state = init_state(current, data["input"], None)
     for index in indices:
-        state, metrics = one(state, batch_of(data, index))
+        state, metrics = step(state, batch_of(data, index))
     start = init_state(current, data["input"], None)
     feed = {"index": indices, "mask": np.ones(indices.shape, bool)}
     chunked, actual = loop.make_chunk(current)(start, data, None, feed, current.seed)
