@@ -30,7 +30,9 @@ def rows() -> list[Row]:
     for backbone in ("pixels", "stem", "resnet18"):
         task, data = students.student(backbone, IMAGES), students.images(IMAGES)
         start = time.perf_counter()
-        state = loop.fit([task], students.start(task, data), loop.Source(data), lambda first, metrics: None, _NoSaver())
+        state = loop.fit(
+            [task], students.start(task, data), loop.TrainingData(data), lambda first, metrics: None, _NoSaver()
+        )
         jax.block_until_ready(state)
         seconds = time.perf_counter() - start
         what = f"200 epochs of `{backbone}` on {IMAGES:,} images, compilation included : the paper's 2,300 s"

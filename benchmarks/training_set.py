@@ -50,7 +50,7 @@ def rows() -> list[Row]:
     logits = jnp.zeros((batch, CLASSES))
     for size in SIZES:
         bank = make_bank(size)
-        program = jax.jit(neighbors.answer).lower(bank, logits, inputs).compile()
+        program = jax.jit(neighbors.predict).lower(bank, logits, inputs).compile()
         analysis = program.memory_analysis()
         assert analysis is not None
         memory[size] = (stored_banks.size(bank), analysis.temp_size_in_bytes)

@@ -1,4 +1,13 @@
-"""The graph head (Section 3.2), the graph convolution (Eq. 2) and the two-layer graph student on top of a backbone."""
+"""The graph head (Section 3.2), the graph convolution (Eq. 2) and the two-layer graph student on top of a backbone.
+
+The last layer of the graph head, its *decision layer*, has one neuron for each training image. The output of a neuron
+is the distance from a node to that image. There may be a million neurons, but a graph over a batch needs only those of
+its own images. Therefore the decision layer is not a Flax module here: callers select the weights of these neurons, the
+*head rows*, and pass them as an argument. `training.head_table` stores and updates all of them.
+
+A batch may be split over devices. Shapes with b are this device's part of the batch, those with B the global batch; on
+one device they are equal.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,13 +23,13 @@ from cnn2gnn_jax.networks.norm import BatchNorm
 from cnn2gnn_jax.runtime.collectives import all_gather, local_rows
 
 GRAPHS = ("learned", "off", "inner_product", "euclidean", "euclidean_sparse")
-SPARSE_GRAPHS = ("learned", "euclidean_sparse")  # the graphs that Eq. 3 makes from distances
+SPARSE_GRAPHS = ("learned", "euclidean_sparse")  # the graphs whose weights are those of Eq. 3
 
 
 class HeadRows(NamedTuple):
-    """Rows of the graph head's decision layer: the neurons of C training images.
+    """The weights of the neurons of C training images in the graph head's decision layer.
 
-    kernel: (C, K), the weights.
+    kernel: (C, K), a row of weights for each neuron; the transpose of the kernel of `nn.Dense`.
     bias: (C,).
     """
 
@@ -54,8 +63,8 @@ class GraphHead(nn.Module):
 class GraphConvolution(nn.Module):
     """The graph convolution P X W of Eq. 2, without the activation.
 
-    Called on `x`, this device's nodes (..., b, F), and `normalized_adjacency`, this device's rows of P, (..., b, B).
-    None stands for the identity. Returns (..., b, features).
+    It is called on `x`, this device's nodes (..., b, F), and `normalized_adjacency`, this device's rows of P,
+    (..., b, B), or None for the identity. It returns (..., b, features).
     """
 
     features: int
@@ -221,7 +230,7 @@ class GraphStudent(nn.Module):
         return graph.symmetrize(all_gather(local_weights))
 
     def project(self, nodes: jax.Array) -> jax.Array:
-        """X W of the first layer, (B, F) -> (B, hidden). Inference computes it once and uses it in many graphs."""
+        """X W of the first layer, (B, F) -> (B, hidden), which inference computes once and uses in many graphs."""
         return self.layer1(nodes, None)
 
     def classify(self, hidden: jax.Array) -> jax.Array:
@@ -239,4 +248,5 @@ class GraphStudent(nn.Module):
           Outputs with logits (b, C) and, as `pooled`, the first layer's activations (b, hidden).
         """
         hidden = nn.relu(self.layer1(nodes, normalized_adjacency))
-        return networks.Outputs(self.layer2(hidden, normalized_adjacency), (), (), hidden)
+        logits = self.layer2(hidden, normalized_adjacency)
+        return networks.Outputs(logits=logits, features=(), preactivations=(), pooled=hidden)

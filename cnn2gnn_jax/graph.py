@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_SMALLEST_NORM = 1e-6
-# Rounding error of squared distances, in units of the last place. The largest error seen was below 7.
+_SMALLEST_NORM = 1e-6  # smaller norms and distances count as zero
+# A bound for the rounding error of a squared distance, in multiples of eps * (|x|^2 + |y|^2). The largest error in
+# experiments was below 7.
 _ROUNDING = 32
 
 
@@ -23,7 +24,11 @@ def _at_least_f32(x: jax.Array) -> jax.Array:
 
 
 def check_sparsity(sparsity: int, columns: int) -> None:
-    """Raises ValueError unless Eq. 3 is defined for this many columns: it needs the (s+1)-th smallest distance."""
+    """Checks that Eq. 3, which needs the (s+1)-th smallest distance, is defined for a number of columns.
+
+    Raises:
+      ValueError: s < 1 or s + 1 > columns.
+    """
     if sparsity < 1 or sparsity + 1 > columns:
         raise ValueError(
             f"sparsity {sparsity} does not fit a graph over {columns} columns: "
@@ -32,7 +37,7 @@ def check_sparsity(sparsity: int, columns: int) -> None:
 
 
 def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None = None) -> jax.Array:
-    """Neighbor weights of Eq. 3 and 4: the sparse closed-form solution of Theorem 1.
+    """Neighbor weights p_ij of Eq. 3 and 4, the sparse closed-form solution of Theorem 1.
 
     With d_(k) the k-th smallest distance of a row, p_j = max(d_(s+1) - d_j, 0) / sum_{k<=s} (d_(s+1) - d_(k)).
     The weights do not change when a row of distances is shifted or multiplied by a positive number. If the s+1 smallest
@@ -61,38 +66,44 @@ def sparse_neighbors(distances: jax.Array, sparsity: int, mask: jax.Array | None
     """
     check_sparsity(sparsity, distances.shape[-1])
     d = _at_least_f32(distances)
-    mask_full = jnp.ones_like(d, dtype=bool) if mask is None else jnp.broadcast_to(mask[..., None, :], d.shape)
-    has_nan = jnp.any(mask_full & jnp.isnan(d), axis=-1, keepdims=True)
-    d = _replace_infinite_distances(jnp.where(has_nan, 0, d), mask_full, sparsity)
+    valid = jnp.ones_like(d, dtype=bool) if mask is None else jnp.broadcast_to(mask[..., None, :], d.shape)
+    has_nan = jnp.any(valid & jnp.isnan(d), axis=-1, keepdims=True)
+    d = _replace_infinite_distances(jnp.where(has_nan, 0, d), valid, sparsity)
     if mask is None:
         smallest = -lax.top_k(-d, sparsity + 1)[0]
         threshold = smallest[..., -1:]
     else:
-        threshold = _masked_threshold(d, mask_full, sparsity)
-        d = jnp.where(mask_full, d, 0)
-    # The gradient of `jnp.maximum` would test for equality with a value that XLA may recompute and round differently.
-    slack = jnp.where(mask_full & (d < threshold), threshold - d, 0)
-    # The largest slack is divided out, because the gradient divides by the square of the row's sum and could underflow.
-    largest = lax.stop_gradient(jnp.max(slack, axis=-1, keepdims=True))
+        threshold = _masked_threshold(d, valid, sparsity)
+        d = jnp.where(valid, d, 0)
+    # The numerators of Eq. 3. The gradient of `jnp.maximum` would compare numbers that XLA may round differently.
+    margins = jnp.where(valid & (d < threshold), threshold - d, 0)
+    # Without this division, the gradient would divide by the square of the row's sum, which could underflow to 0.
+    largest = lax.stop_gradient(jnp.max(margins, axis=-1, keepdims=True))
     all_tied = largest == 0
-    slack = slack / jnp.where(all_tied, 1, largest)
-    total = jnp.sum(slack, axis=-1, keepdims=True)
-    nearest = jnp.where(mask_full & (d == threshold), 1.0, 0.0).astype(d.dtype)
+    margins = margins / jnp.where(all_tied, 1, largest)
+    total = jnp.sum(margins, axis=-1, keepdims=True)
+    nearest = jnp.where(valid & (d == threshold), 1.0, 0.0).astype(d.dtype)
     equal_weights = nearest / jnp.maximum(jnp.sum(nearest, axis=-1, keepdims=True), 1)
-    weights = jnp.where(all_tied, equal_weights, slack / jnp.where(all_tied, 1, total))
-    return jnp.where(has_nan & mask_full, jnp.nan, weights)
+    weights = jnp.where(all_tied, equal_weights, margins / jnp.where(all_tied, 1, total))
+    return jnp.where(has_nan & valid, jnp.nan, weights)
 
 
 def _masked_threshold(d: jax.Array, mask: jax.Array, sparsity: int) -> jax.Array:
-    """The (s+1)-th smallest unmasked distance of each row, or the largest if there are fewer; 0 if there are none."""
+    """The (s+1)-th smallest unmasked distance of each row, or the largest if there are fewer, (..., B, 1).
+
+    It is 0 for rows without unmasked columns, which get no weight in any case.
+    """
     smallest = -lax.top_k(jnp.where(mask, -d, -jnp.inf), sparsity + 1)[0]
     is_finite = smallest < jnp.inf
     threshold = jnp.max(jnp.where(is_finite, smallest, -jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(is_finite[..., :1], threshold, 0)  # a row without unmasked columns gets no weight in any case
+    return jnp.where(is_finite[..., :1], threshold, 0)
 
 
 def _replace_infinite_distances(d: jax.Array, mask: jax.Array, sparsity: int) -> jax.Array:
-    """Replaces rows with infinite distances by finite ones that give the limit weights; other rows are unchanged."""
+    """Replaces rows with infinite distances by rows of 0 and 1 that give the limit weights; other rows are unchanged.
+
+    In Eq. 3 itself, infinity minus infinity would be NaN.
+    """
     infinitely_near, infinitely_far = (mask & (d == infinity) for infinity in (-jnp.inf, jnp.inf))
     columns = jnp.sum(mask, axis=-1, keepdims=True)
     nearer_columns = columns - jnp.sum(infinitely_far, axis=-1, keepdims=True)
@@ -230,13 +241,13 @@ def diagnostics(
     total = jnp.sum(w, -1, keepdims=True)
     w = w / jnp.where(total > 0, total, 1)
     same_class = labels[:, None] == column_labels
-    count = jnp.maximum(jnp.sum(mask), 1)
+    node_count = jnp.maximum(jnp.sum(mask), 1)
     is_other = pair_mask & ~is_self
     entropy = -jnp.sum(jnp.where(w > 0, w * jnp.log(jnp.where(w > 0, w, 1)), 0), -1)
     return {
-        "self_weight": jnp.sum(jnp.where(is_self, w, 0)) / count,
+        "self_weight": jnp.sum(jnp.where(is_self, w, 0)) / node_count,
         "label_agreement": jnp.sum(jnp.where(is_other & same_class, w, 0))
         / jnp.maximum(jnp.sum(jnp.where(is_other, w, 0)), 1e-12),
         "label_agreement_chance": jnp.sum(is_other & same_class) / jnp.maximum(jnp.sum(is_other), 1),
-        "effective_neighbors": jnp.sum(jnp.where(mask, jnp.exp(entropy), 0)) / count,
+        "effective_neighbors": jnp.sum(jnp.where(mask, jnp.exp(entropy), 0)) / node_count,
     }

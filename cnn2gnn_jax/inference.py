@@ -1,6 +1,6 @@
 """Inductive inference (Section 3.2): Mechanism 1, one by one, and Mechanism 2, batch by batch.
 
-Both use `anchors`, a batch of training images. The head has neurons for training images only, so it gives distances
+Both use *anchors*, a batch of training images. The head has neurons for training images only, so it gives distances
 from an unseen image to the anchors, but none from an anchor to an unseen image. Graphs without a head are computed from
 the features of all nodes, as in training.
 
@@ -17,16 +17,18 @@ the features of all nodes, as in training.
 (7, 7)
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cnn2gnn_jax import graph
-from cnn2gnn_jax.gnn import Columns, GraphStudent, HeadRows
+from cnn2gnn_jax.gnn import SPARSE_GRAPHS, Columns, GraphStudent, HeadRows
 
 MECHANISM2_GRAPHS = ("similar", "test_rows")
-_MAX_PARALLEL_WEIGHTS = 2**25  # weights of the cascaded graphs in memory at a time: 128 MiB in float32
+_MAX_PARALLEL_WEIGHTS = 2**25  # the largest number of edge weights in memory at a time: 128 MiB in float32
 
 
 class Prediction(NamedTuple):
@@ -53,7 +55,8 @@ def anchors(module: GraphStudent, variables: Any, inputs: jax.Array, rows: HeadR
       inputs: (A, ...), training images, prepared as in training but without augmentation.
       rows: the head rows of the same images; None for graphs without a head.
     """
-    return Columns(_apply(module, variables, "nodes", inputs), rows)
+    nodes: Any = module.apply(variables, inputs, method="nodes")
+    return Columns(nodes, rows)
 
 
 def one_by_one(module: GraphStudent, variables: Any, anchors: Columns, inputs: jax.Array) -> Prediction:
@@ -68,52 +71,54 @@ def one_by_one(module: GraphStudent, variables: Any, anchors: Columns, inputs: j
     Args:
       module: the student.
       variables: its parameters and batch statistics.
-      anchors: A training images, A > sparsity.
+      anchors: A training images.
       inputs: (B, ...), unseen images.
+
+    Raises:
+      ValueError: A <= sparsity for a graph that Eq. 3 makes.
     """
-    nodes = _apply(module, variables, "nodes", inputs)
+    apply: Callable[..., Any] = functools.partial(module.apply, variables)
+    nodes = apply(inputs, method="nodes")
+    projected = apply(nodes, method="project")
     anchor_count, batch_size = anchors.nodes.shape[0], nodes.shape[0]
     nearest = jnp.full((batch_size,), -1)
-    projected = _apply(module, variables, "project", nodes)
     if module.graph == "off":
-        only_self = jnp.concatenate([jnp.zeros((batch_size, anchor_count)), jnp.ones((batch_size, 1))], axis=-1)
-        return Prediction(_apply(module, variables, "classify", jax.nn.relu(projected)), only_self, nearest)
-    projected_anchors = _apply(module, variables, "project", anchors.nodes)
-    if module.graph == "euclidean_sparse":
-        anchor_distances = _distances(module, variables, anchors.nodes, anchors)
-        distances = _distances(module, variables, nodes, anchors)
-        hidden, adjacency = _cascade_by_distance(module, anchor_distances, distances, projected_anchors, projected)
-        logits = _apply(module, variables, "classify", hidden)
-        return Prediction(logits, adjacency, jnp.argmin(distances, axis=-1))
-    if module.graph == "learned":
-        anchor_adjacency = graph.symmetrize(
-            graph.sparse_neighbors(_distances(module, variables, anchors.nodes, anchors), module.sparsity)
-        )
-        distances = _distances(module, variables, nodes, anchors)
+        self_only = jnp.concatenate([jnp.zeros((batch_size, anchor_count)), jnp.ones((batch_size, 1))], axis=-1)
+        return Prediction(apply(jax.nn.relu(projected), method="classify"), self_only, nearest)
+    projected_anchors = apply(anchors.nodes, method="project")
+    if module.graph in SPARSE_GRAPHS:
+        distances, anchor_distances = (apply(x, anchors, method="distances") for x in (nodes, anchors.nodes))
         nearest = jnp.argmin(distances, axis=-1)
+    if module.graph == "euclidean_sparse":
+        aggregated, adjacency = _aggregate_by_distance(
+            module, anchor_distances, distances, projected_anchors, projected
+        )
+        return Prediction(apply(aggregated, method="classify"), adjacency, nearest)
+    if module.graph == "learned":
+        anchor_adjacency = graph.symmetrize(graph.sparse_neighbors(anchor_distances, module.sparsity))
         links = graph.sparse_neighbors(distances, module.sparsity) / 2
         self_weights = jnp.zeros(batch_size, links.dtype)
     else:
-        anchor_adjacency = _apply(module, variables, "adjacency", anchors.nodes, None)
+        anchor_adjacency = apply(anchors.nodes, None, method="adjacency")
         image_rows = jax.vmap(
-            lambda node: _apply(module, variables, "adjacency", jnp.concatenate([anchors.nodes, node[None]]), None)[-1]
+            lambda node: apply(jnp.concatenate([anchors.nodes, node[None]]), None, method="adjacency")[-1]
         )(nodes)
         links, self_weights = image_rows[:, :-1], image_rows[:, -1]
     if module.self_loops:
         anchor_adjacency, self_weights = graph.add_self_loops(anchor_adjacency), self_weights + 1
-    hidden = _cascade(anchor_adjacency, links, self_weights, projected_anchors, projected)
+    aggregated = _aggregate(anchor_adjacency, links, self_weights, projected_anchors, projected)
     adjacency = jnp.concatenate([links, self_weights[:, None]], axis=-1)
-    return Prediction(_apply(module, variables, "classify", hidden), adjacency, nearest)
+    return Prediction(apply(aggregated, method="classify"), adjacency, nearest)
 
 
-def _cascade(
+def _aggregate(
     anchor_adjacency: jax.Array,
     links: jax.Array,
     self_weights: jax.Array,
     projected_anchors: jax.Array,
     projected: jax.Array,
 ) -> jax.Array:
-    """The input of the second layer's weights, P H of Eq. 2, (B, H), for each image in its graph with the anchors.
+    """Aggregates the hidden features over the graph of each image with the anchors.
 
     The adjacency (A + 1, A + 1) of an image is never formed: the images differ only in its last row and column.
 
@@ -123,30 +128,35 @@ def _cascade(
       self_weights: (B,), the weight of each image on itself.
       projected_anchors: (A, H), X W of the first layer for the anchors.
       projected: (B, H), X W of the first layer for the images.
+
+    Returns:
+      P H of Eq. 2 in the row of each image, (B, H), which the second layer multiplies by its weights.
     """
+    # Each image changes the degrees of its anchors, so the D^-1/2 of the anchors, (B, A), differ between images.
     anchor_scale = graph.inverse_sqrt_degree(jnp.sum(anchor_adjacency, axis=-1) + links)
     image_scale = graph.inverse_sqrt_degree(jnp.sum(links, axis=-1) + self_weights)[:, None]
     scaled_self_weights = self_weights[:, None] * image_scale
     scaled_links = links * anchor_scale  # (B, A)
     # One matrix product of (A, A) and (A, B, H) for all images is faster than one small product for each image.
     scaled_anchors = anchor_scale.T[:, :, None] * projected_anchors[:, None, :]
-    gathered = jnp.tensordot(anchor_adjacency, scaled_anchors, 1) + links.T[:, :, None] * (image_scale * projected)
-    hidden_anchors = jax.nn.relu(anchor_scale.T[:, :, None] * gathered)
+    sums = jnp.tensordot(anchor_adjacency, scaled_anchors, 1) + links.T[:, :, None] * (image_scale * projected)
+    hidden_anchors = jax.nn.relu(anchor_scale.T[:, :, None] * sums)
     hidden_images = jax.nn.relu(image_scale * (scaled_links @ projected_anchors + scaled_self_weights * projected))
     return image_scale * (jnp.einsum("ba,abh->bh", scaled_links, hidden_anchors) + scaled_self_weights * hidden_images)
 
 
-def _cascade_by_distance(
+def _aggregate_by_distance(
     module: GraphStudent,
     anchor_distances: jax.Array,
     distances: jax.Array,
     projected_anchors: jax.Array,
     projected: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """As `_cascade`, for a graph that Eq. 3 makes from the distances between all A + 1 nodes.
+    """Does the same as `_aggregate` for a graph that Eq. 3 makes from the distances between all A + 1 nodes.
 
     An image may change any row of the anchors, so each image needs its own graph. The images are handled in parallel,
-    or one after another if the graphs together have more than `_MAX_PARALLEL_WEIGHTS` weights or B is symbolic.
+    or one after another if the graphs together have more than `_MAX_PARALLEL_WEIGHTS` weights. They are
+    also handled one after another if B is symbolic, as in an export.
 
     Args:
       module: the student.
@@ -156,22 +166,23 @@ def _cascade_by_distance(
       projected: (B, H), X W of the first layer for the images.
 
     Returns:
-      The input of the second layer's weights, (B, H), and the row of each image in its adjacency, (B, A + 1).
+      P H of Eq. 2 in the row of each image, (B, H), and the row of each image in its adjacency, (B, A + 1).
     """
 
-    def cascade(image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def aggregate(image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         image_distances, image_projected = image
         self_distance = jnp.zeros((1,), anchor_distances.dtype)
         all_distances = jnp.block([[anchor_distances, image_distances[:, None]], [image_distances, self_distance]])
         adjacency = graph.symmetrize(graph.sparse_neighbors(all_distances, module.sparsity))
         normalized = graph.normalize(adjacency, module.self_loops)
         hidden = jax.nn.relu(normalized @ jnp.concatenate([projected_anchors, image_projected[None]]))
-        return normalized[-1] @ hidden, _add_self_loops(module, adjacency)[-1]
+        with_loops = graph.add_self_loops(adjacency) if module.self_loops else adjacency
+        return normalized[-1] @ hidden, with_loops[-1]
 
     batch_size, node_count = projected.shape[0], projected_anchors.shape[0] + 1
     if isinstance(batch_size, int) and batch_size * node_count**2 <= _MAX_PARALLEL_WEIGHTS:
-        return jax.vmap(cascade)((distances, projected))
-    return jax.lax.map(cascade, (distances, projected))
+        return jax.vmap(aggregate)((distances, projected))
+    return jax.lax.map(aggregate, (distances, projected))
 
 
 def batch_by_batch(
@@ -205,24 +216,25 @@ def batch_by_batch(
         raise ValueError(
             f"mechanism2_graph {mechanism2_graph!r} is unknown: choose one of {', '.join(MECHANISM2_GRAPHS)}"
         )
-    nodes = _apply(module, variables, "nodes", inputs)
+    apply: Callable[..., Any] = functools.partial(module.apply, variables)
+    nodes = apply(inputs, method="nodes")
     nearest = jnp.full((nodes.shape[0],), -1)
     if module.graph == "off":
-        logits = _apply(module, variables, "propagate", nodes, None).logits
+        logits = apply(nodes, None, method="propagate").logits
         return Prediction(logits, jnp.eye(nodes.shape[0]), nearest)
     if module.graph == "learned":
-        distances = _distances(module, variables, nodes, anchors)
+        distances = apply(nodes, anchors, method="distances")
         nearest = jnp.argmin(distances, axis=-1)
-        # The distances to all anchors are computed first and columns selected afterwards. Thus images that share an
-        # anchor have exactly equal distances, without rounding differences.
+        # Columns are selected after the distances to all anchors are computed. Thus images that share an anchor have
+        # exactly equal distances, without rounding differences, and Eq. 3 treats them as ties.
         if mechanism2_graph == "similar":
-            distances = _distances(module, variables, anchors.nodes[nearest], anchors)
+            distances = apply(anchors.nodes[nearest], anchors, method="distances")
         adjacency = graph.symmetrize(graph.sparse_neighbors(distances[:, nearest], module.sparsity, mask))
     else:
-        adjacency = _apply(module, variables, "adjacency", nodes, None, mask)
+        adjacency = apply(nodes, None, mask, method="adjacency")
     normalized = graph.normalize(adjacency, module.self_loops, mask)
-    logits = _apply(module, variables, "propagate", nodes, normalized).logits
-    return Prediction(logits, _add_self_loops(module, adjacency), nearest)
+    logits = apply(nodes, normalized, method="propagate").logits
+    return Prediction(logits, graph.add_self_loops(adjacency) if module.self_loops else adjacency, nearest)
 
 
 def features(module: Any, variables: Any, inputs: jax.Array) -> dict[str, jax.Array]:
@@ -241,26 +253,14 @@ def features(module: Any, variables: Any, inputs: jax.Array) -> dict[str, jax.Ar
         head: (B, K + 1), the output of the head with a 1 appended for the bias of its decision layer; only for a graph
           student with a head.
     """
+    apply: Callable[..., Any] = functools.partial(module.apply, variables)
     if not isinstance(module, GraphStudent):
-        outputs: Any = module.apply(variables, inputs, train=False)
+        outputs = apply(inputs, train=False)
         return {"backbone": outputs.pooled, "logits": outputs.logits}
-    nodes = _apply(module, variables, "nodes", inputs)
-    hidden = jax.nn.relu(_apply(module, variables, "project", nodes))
-    spaces = {"backbone": nodes, "hidden": hidden, "logits": _apply(module, variables, "classify", hidden)}
+    nodes = apply(inputs, method="nodes")
+    hidden = jax.nn.relu(apply(nodes, method="project"))
+    spaces = {"backbone": nodes, "hidden": hidden, "logits": apply(hidden, method="classify")}
     if module.graph == "learned":
-        head: Any = module.apply(variables, nodes, method=lambda module, nodes: module.head(nodes))
+        head = apply(nodes, method=lambda module, nodes: module.head(nodes))
         spaces["head"] = jnp.append(head, jnp.ones((nodes.shape[0], 1), head.dtype), axis=-1)
     return spaces
-
-
-def _apply(module: GraphStudent, variables: Any, method: str, *arguments: Any) -> Any:
-    return module.apply(variables, *arguments, method=method)
-
-
-def _distances(module: GraphStudent, variables: Any, nodes: jax.Array, columns: Columns) -> jax.Array:
-    return _apply(module, variables, "distances", nodes, columns)
-
-
-def _add_self_loops(module: GraphStudent, adjacency: jax.Array) -> jax.Array:
-    """The adjacency with self-loops if the student adds them."""
-    return graph.add_self_loops(adjacency) if module.self_loops or module.graph == "off" else adjacency

@@ -1,12 +1,12 @@
 """The training-set graph: Eq. 3 and 4 with all training images as columns.
 
-In Eq. 4, j runs over all training images. There may be a million of them, so a whole row of distances is never in
-memory. Instead, the columns are processed in blocks while a running list keeps the s + 1 nearest, which are all that
-Eq. 3 needs. Each image then receives the weighted sum of its neighbors' signals. The signal of a training image is its
-label, or the probabilities that the teacher gives it.
+In Eq. 4, j runs over all training images. There may be a million of them, so the distances from an image to all of them
+are never in memory at a time. Instead, the columns are processed in blocks while a running list keeps the s + 1 nearest
+ones, which are all that Eq. 3 needs. Each image then receives its *votes*, the weighted sum P Y of its neighbors'
+signals. The signal of a training image is its one-hot label, or the probabilities that the teacher gives it.
 
-    queries_BxK, keys_NxK   the distance from an image to a column is -<query, key>
-    weights_BxS             neighbor weights of Eq. 3 for the S = s + 1 nearest columns
+As in attention, an image has a *query* and a training image a *key*, both of K numbers, at distance -<query, key>. The
+*bank* holds the keys and signals of all training images.
 
 If the columns are sharded over devices, each device searches its own part, and the lists of all devices are merged.
 """
@@ -21,7 +21,7 @@ from jax import lax
 from cnn2gnn_jax import graph
 from cnn2gnn_jax.runtime.collectives import all_gather, first_row, psum
 
-BLOCK = 8192  # columns whose distances are in memory at a time
+BLOCK = 8192  # the number of columns whose distances are in memory at a time
 SPACES = ("backbone", "hidden", "logits", "head")
 SIGNALS = ("labels", "teacher")
 
@@ -61,7 +61,7 @@ class Bank(flax.struct.PyTreeNode):
     settings: Settings = flax.struct.field(pytree_node=False)
 
 
-class Answer(NamedTuple):
+class Prediction(NamedTuple):
     """The predictions for B images with the training-set graph.
 
     logits: (B, C), the student's logits combined with the votes.
@@ -95,7 +95,7 @@ def distances(queries: jax.Array, keys: jax.Array) -> jax.Array:
     does not depend on a shift or a positive scale of a row, so all three distances give the same weights.
     """
     dtype = jnp.promote_types(queries.dtype, jnp.float32)
-    # In full float32: by default GPUs round to TF32, which cannot distinguish near neighbors.
+    # In full float32: by default GPUs round to TF32, which cannot tell near neighbors apart.
     return -jnp.matmul(queries.astype(dtype), keys.astype(dtype).T, precision="highest")
 
 
@@ -105,7 +105,6 @@ def search(
     sparsity: int,
     self_columns: jax.Array | None = None,
     block: int = BLOCK,
-    recall: float = 1.0,
 ) -> Neighbors:
     """Finds the s + 1 nearest columns of each image and their weights (Eq. 3).
 
@@ -118,7 +117,6 @@ def search(
       self_columns: (B,), the column of each image itself, which is never its neighbor; -1 for images that are not
         among the columns.
       block: how many columns' distances are in memory at a time.
-      recall: 1 for exact search. With a smaller value, accelerators use the approximate `lax.approx_min_k`.
 
     Raises:
       ValueError: s < 1, or a device has fewer than s + 1 columns.
@@ -132,26 +130,28 @@ def search(
     size, count = keys.shape[0], sparsity + 1
     offset = first_row(size)
     block = min(block, size)
-    self_columns = jnp.full(queries.shape[:1], -1) if self_columns is None else self_columns
 
     def merge(nearest: tuple[jax.Array, jax.Array], start: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-        index, block_keys = _block(keys, start, block)
-        d = distances(queries, block_keys)
-        d = jnp.where((index >= start) & (index + offset != self_columns[:, None]), d, jnp.inf)
-        block_distances, position = _smallest(d, min(count, block), recall)
-        candidates = jnp.append(nearest[0], block_distances, -1), jnp.append(nearest[1], index[position] + offset, -1)
+        index, d = _block_distances(queries, keys, self_columns, start, block)
+        block_nearest, position = _smallest(d, min(count, block))
+        candidates = jnp.append(nearest[0], block_nearest, -1), jnp.append(nearest[1], index[position] + offset, -1)
         return _nearest(candidates, count), None
 
     dtype = jnp.promote_types(queries.dtype, jnp.float32)
-    shape = queries.shape[0], count  # In an export the number of images is symbolic, and len() refuses it.
+    shape = queries.shape[0], count  # not len(queries), which fails in an export, where B is symbolic
     empty = (jnp.full(shape, jnp.inf, dtype), jnp.zeros(shape, jnp.int32))
-    nearest = lax.scan(merge, empty, jnp.arange(0, size, block, dtype=jnp.int32))[0]
-    d, index = _nearest((all_gather(nearest[0], axis=1), all_gather(nearest[1], axis=1)), count)
+    local_d, local_index = lax.scan(merge, empty, jnp.arange(0, size, block, dtype=jnp.int32))[0]
+    d, index = _nearest((all_gather(local_d, axis=1), all_gather(local_index, axis=1)), count)
     return Neighbors(graph.sparse_neighbors(d, sparsity), index, d)
 
 
 def reduce_sparsity(neighbors: Neighbors, sparsity: int) -> Neighbors:
-    """The neighbors that `search` returns for a smaller sparsity, without another search."""
+    """The neighbors that `search` returns for a smaller sparsity s, taken from a larger search.
+
+    Args:
+      neighbors: the result of `search` for a sparsity of at least s.
+      sparsity: s of Eq. 3, at least 1.
+    """
     d = neighbors.distances[:, : sparsity + 1]
     return Neighbors(graph.sparse_neighbors(d, sparsity), neighbors.columns[:, : sparsity + 1], d)
 
@@ -167,8 +167,8 @@ def propagate(
     """Computes P Y, the weighted sum of the neighbors' signals, (B, F).
 
     If the s + 1 smallest distances of an image are equal, all columns at that distance have the same weight; see
-    `graph.sparse_neighbors`. There may be more than s + 1 of them, so that the columns are searched a second time. In
-    all other cases this function equals `weighted_sum`.
+    `graph.sparse_neighbors`. There may be more than s + 1 such columns, so a second pass over all columns finds them.
+    If no image has such ties, there is no second pass, and this function equals `weighted_sum`.
 
     Args:
       queries, keys, self_columns, block: the arguments of `search`.
@@ -176,36 +176,31 @@ def propagate(
       neighbors: the result of `search`.
     """
     size = keys.shape[0]
-    offset = first_row(size)
+    block = min(block, size)
     sums = weighted_sum(signals, neighbors)
     smallest = neighbors.distances[:, :1]
     all_tied = neighbors.distances[:, -1:] == smallest
 
     def mean_over_ties() -> jax.Array:
-        excluded = jnp.full(queries.shape[:1], -1) if self_columns is None else self_columns
-
         def add(total: tuple[jax.Array, jax.Array], start: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
-            index, block_keys = _block(keys, start, min(block, size))
-            is_nearest = distances(queries, block_keys) <= smallest
-            is_tied = (is_nearest & (index >= start) & (index + offset != excluded[:, None])).astype(sums.dtype)
-            values = lax.dynamic_slice_in_dim(signals, index[0], len(index)).astype(sums.dtype)
+            index, d = _block_distances(queries, keys, self_columns, start, block)
+            is_tied = (d <= smallest).astype(sums.dtype)
+            values = lax.dynamic_slice_in_dim(signals, index[0], block).astype(sums.dtype)
             values = jnp.matmul(is_tied, values, precision="highest")
             return (total[0] + values, total[1] + jnp.sum(is_tied, axis=-1, keepdims=True)), None
 
         zeros = (jnp.zeros_like(sums), jnp.zeros_like(smallest))
-        values, counts = psum(lax.scan(add, zeros, jnp.arange(0, size, min(block, size), dtype=jnp.int32))[0])
-        # A distance may be rounded differently here than in the search. If ties are missing, keep the search's result.
+        values, counts = psum(lax.scan(add, zeros, jnp.arange(0, size, block, dtype=jnp.int32))[0])
+        # Distances may be rounded differently here than in the search. If ties are missing, its result is kept.
         return jnp.where(all_tied & (counts >= neighbors.columns.shape[1]), values / jnp.maximum(counts, 1), sums)
 
     return lax.cond(jnp.any(all_tied), mean_over_ties, lambda: sums)
 
 
 def embed(features: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
-    """Standardizes features (B, K) and scales them to unit length, so that `distances` are cosine distances.
+    """Standardizes features (B, K) with the mean and standard deviation `scale`, (K,), then scales them to unit length.
 
-    Args:
-      features: (B, K).
-      mean, scale: (K,), the mean and standard deviation to standardize with.
+    The distance between two results is then their cosine distance minus 1.
     """
     x = (features - mean) / scale
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
@@ -220,9 +215,10 @@ def make_bank(features: jax.Array, labels: jax.Array, signals: jax.Array, settin
       labels: (N,), the classes.
       signals: (N, C), what each image sends to its neighbors.
       settings: how the graph is built and used.
-      dtype: dtype of the keys. Half precision halves the memory of the bank.
+      dtype: dtype of the keys. Half precision halves their memory.
     """
     if settings.space == "head":
+        # The sign makes the distance -<query, key> the output of the head's decision layer.
         mean, scale, keys = jnp.zeros(()), jnp.ones(()), -features
     else:
         mean, scale = jnp.mean(features, axis=0), jnp.maximum(jnp.std(features, axis=0), 1e-6)
@@ -235,7 +231,7 @@ def queries(bank: Bank, features: jax.Array) -> jax.Array:
     return features if bank.settings.space == "head" else embed(features, bank.mean, bank.scale)
 
 
-def answer(bank: Bank, logits: jax.Array, features: jax.Array, self_columns: jax.Array | None = None) -> Answer:
+def predict(bank: Bank, logits: jax.Array, features: jax.Array, self_columns: jax.Array | None = None) -> Prediction:
     """Predicts with the training-set graph. The prediction for an image does not depend on the rest of the batch.
 
     Args:
@@ -249,7 +245,7 @@ def answer(bank: Bank, logits: jax.Array, features: jax.Array, self_columns: jax
     settings, image_queries = bank.settings, queries(bank, features)
     neighbors = search(image_queries, bank.keys, settings.sparsity, self_columns)
     votes = propagate(image_queries, bank.keys, bank.signals, neighbors, self_columns)
-    return Answer(combine(logits, votes, settings.weight, settings.epsilon), votes, neighbors)
+    return Prediction(combine(logits, votes, settings.weight, settings.epsilon), votes, neighbors)
 
 
 def weighted_sum(signals: jax.Array, neighbors: Neighbors) -> jax.Array:
@@ -275,21 +271,30 @@ def combine(logits: jax.Array, votes: jax.Array, weight: jax.Array | float, epsi
     return logits + weight * jnp.log(votes + epsilon)
 
 
-def _block(keys: jax.Array, start: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
-    """The indices and keys of a block of columns. The last block is shifted so that it ends at the last column."""
+def _block_distances(
+    queries: jax.Array, keys: jax.Array, self_columns: jax.Array | None, start: jax.Array, block: int
+) -> tuple[jax.Array, jax.Array]:
+    """The positions of a block of this device's columns, (block,), and the distances to them, (B, block).
+
+    The last block is shifted to end at the last column. Distances to columns that it shares with the block before, and
+    from an image to itself, are +inf.
+    """
     first = jnp.minimum(start, keys.shape[0] - block)
-    return first + jnp.arange(block, dtype=jnp.int32), lax.dynamic_slice_in_dim(keys, first, block)
+    index = first + jnp.arange(block, dtype=jnp.int32)
+    is_valid = index >= start
+    if self_columns is not None:
+        is_valid = is_valid & (index + first_row(keys.shape[0]) != self_columns[:, None])
+    d = distances(queries, lax.dynamic_slice_in_dim(keys, first, block))
+    return index, jnp.where(is_valid, d, jnp.inf)
 
 
-def _smallest(numbers: jax.Array, count: int, recall: float = 1.0) -> tuple[jax.Array, jax.Array]:
+def _smallest(numbers: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """The `count` smallest numbers of each row in ascending order, and their positions."""
-    if recall < 1:
-        return lax.approx_min_k(numbers, count, recall_target=recall)
     largest, positions = lax.top_k(-numbers, count)
     return -largest, positions
 
 
 def _nearest(candidates: tuple[jax.Array, jax.Array], count: int) -> tuple[jax.Array, jax.Array]:
-    """The distances and indices of the `count` nearest candidates, which are given by distances and indices."""
+    """The nearest `count` of some columns. Columns are a pair of arrays: distances and indices, (B, ...) each."""
     nearest, positions = _smallest(candidates[0], count)
     return nearest, jnp.take_along_axis(candidates[1], positions, axis=-1)

@@ -53,10 +53,11 @@ def run(config: ConfigDict, workdir: pathlib.Path | None = None, stage: str = ST
         processes.on_first(lambda: runs.record(current_run))
         counts = f"{len(current_run.dataset.train)} training and {len(current_run.dataset.test)} test images"
         log(f"{current_run.dataset.name}: {counts}; workdir {current_run.workdir}")
-        return _stages(current_run, STAGES.index(stage))
+        return _run_stages(current_run, STAGES.index(stage))
 
 
-def _stages(run: Run, last: int) -> dict[str, Any] | None:
+def _run_stages(run: Run, last: int) -> dict[str, Any] | None:
+    """Runs the stages up to the position `last` in STAGES; see `run`."""
     load_teacher = outputs = None
     if configs.needs_teacher(run.config) and run.config.teacher.logits_file:
         outputs = teachers.outputs_from_file(run)
@@ -80,7 +81,7 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
     evaluations = [scoring.evaluate_student(run, task, load, inputs, teacher_logits) for task, load in students]
     results: dict[str, Any] = {}
 
-    def finish() -> None:
+    def write_results() -> None:
         predicted = np.concatenate([evaluation["predicted"] for evaluation in evaluations])
         results.update(_results(run, students[0][0], outputs, evaluations))
         results["predictions"] = storage.fingerprint(results["accuracies"])
@@ -90,16 +91,12 @@ def _stages(run: Run, last: int) -> dict[str, Any] | None:
         if last >= STAGES.index("report"):
             report.write(run.workdir, results, run.dataset, run.evaluated, predicted)
 
-    processes.on_first(finish)
+    processes.on_first(write_results)
     return results or None
 
 
 def train_teacher(run: Run) -> Load:
-    """Trains the teacher, unless it is in the cache.
-
-    Returns:
-      A function that reads its trained state.
-    """
+    """Trains the teacher, unless it is in the cache, and returns a function that reads its trained state."""
     folder = run.teacher_folder
     task = tasks.teacher_task(run.config, run.dataset)
     job = Job(task, f"teacher {run.config.teacher.network}", folder / "checkpoints", folder.name)
@@ -112,8 +109,8 @@ def train_students(
 ) -> list[tuple[Task, Load]]:
     """Trains the students of all seeds with one graph setting, unless they are in the workdir.
 
-    Students without convolutions train side by side. Convolutions with different weights for each student are faster
-    one after another.
+    Students without convolutions train side by side. Others train one after another, which is faster for convolutions
+    with different weights for each student.
 
     Args:
       run: the run.
@@ -122,23 +119,23 @@ def train_students(
       outputs: the teacher's outputs, or None.
 
     Returns:
-      For each seed the task, and a function that reads its trained state.
+      For each seed the task, and a function that reads the student's trained state.
     """
     student_tasks = tasks.student_tasks(run.config, run.dataset, graph)
     jobs = [
         Job(task, name, run.workdir / "checkpoints" / name, f"{run.fingerprint}/{name}")
         for task, name in ((task, tasks.student_name(task)) for task in student_tasks)
     ]
-    inputs, stored = teachers.student_inputs(run, outputs), {}
+    inputs, teacher_arrays = teachers.student_inputs(run, outputs), {}
     if fields := tasks.stored_outputs(run.config, run.dataset):
         assert outputs is not None
-        stored = outputs.for_training(fields)
+        teacher_arrays = outputs.for_training(fields)
     teacher_in_step = load_teacher if student_tasks[0].teacher is not None else None
     groups = [jobs] if student_tasks[0].is_dense else [[job] for job in jobs]
     loads = [
         load
         for group in groups
-        for load in _fit(run, group, run.workdir / "metrics.jsonl", inputs, stored, teacher_in_step)
+        for load in _fit(run, group, run.workdir / "metrics.jsonl", inputs, teacher_arrays, teacher_in_step)
     ]
     return list(zip(student_tasks, loads, strict=True))
 
@@ -148,10 +145,19 @@ def _fit(
     jobs: Sequence[Job],
     records: pathlib.Path,
     inputs: dict[str, np.ndarray],
-    stored: dict[str, np.ndarray] | None = None,
+    teacher_arrays: dict[str, np.ndarray] | None = None,
     load_teacher: Load | None = None,
 ) -> list[Load]:
-    """Trains jobs on raw `inputs` by split and the teacher's `stored` outputs for the training images."""
+    """Trains jobs on disk, see `fit.fit_on_disk`.
+
+    Args:
+      run: the run.
+      jobs: the jobs.
+      records: the JSON lines file for metrics.
+      inputs: raw inputs by split, (N, ...) each.
+      teacher_arrays: the teacher's stored outputs for the training images that the step reads, (N, ...) each.
+      load_teacher: reads the trained state of the teacher that runs in the step; None without one.
+    """
 
     def score(task: Task, state: TrainState) -> float:
         return scoring.held_out_accuracy(run, scoring.model_of(run, task, state, inputs["train"]), inputs["holdout"])
@@ -160,7 +166,7 @@ def _fit(
     every_seconds, residency = run.config.checkpoint.every_seconds, run.config.data.residency
     return fit.fit_on_disk(
         jobs,
-        lambda: {"input": inputs["train"], "label": run.dataset.train.labels, **(stored or {})},
+        lambda: {"input": inputs["train"], "label": run.dataset.train.labels, **(teacher_arrays or {})},
         score,
         fit.Setting(records, every_seconds, residency, tensorboard, run.devices),
         lambda: None if load_teacher is None else load_teacher().variables,
@@ -170,6 +176,7 @@ def _fit(
 def _results(
     run: Run, student: Task, outputs: TeacherOutputs | None, evaluations: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    """The content of `results.json`, without the fingerprint of the predictions."""
     inputs = teachers.student_inputs(run, outputs)["train"]
     records = [run.workdir / "metrics.jsonl"] + ([run.teacher_folder / "metrics.jsonl"] if outputs is not None else [])
     seconds = training_seconds(*records)
@@ -189,8 +196,12 @@ def _results(
         "student": summary.student(run.config.student, summary.student_costs(student, inputs, run.config.evaluate)),
         "accuracies": [entry for evaluation in evaluations for entry in evaluation["accuracies"]],
         "inference_seconds": [seconds for evaluation in evaluations for seconds in evaluation["inference_seconds"]],
-        "holdout_accuracies": [e["holdout"] for e in evaluations if e["holdout"] is not None],
-        "training_set": [e["training_set"] for e in evaluations if e["training_set"] is not None],
+        "holdout_accuracies": [
+            evaluation["holdout"] for evaluation in evaluations if evaluation["holdout"] is not None
+        ],
+        "training_set": [
+            evaluation["training_set"] for evaluation in evaluations if evaluation["training_set"] is not None
+        ],
         "examples": evaluations[0]["examples"],
         "seconds": seconds,
         "devices": run.devices.count,

@@ -79,7 +79,7 @@ def _check_workdir(workdir: pathlib.Path, config: FrozenConfigDict, fingerprint:
         more = f"; and {len(differences) - _MAX_NAMED_FIELDS} more" if len(differences) > _MAX_NAMED_FIELDS else ""
         fields = f"{'; '.join(differences[:_MAX_NAMED_FIELDS])}{more}"
         if isinstance(error, artifact.Outdated):
-            what = f"{error.what} ({fields or 'no field differs'}): choose another --workdir, or delete this one"
+            what = f"{error.reason} ({fields or 'no field differs'}): choose another --workdir, or delete this one"
             raise UserError(what) from None
         fields = fields or "no field differs, but its images or the given logits do"
         raise UserError(
@@ -158,10 +158,10 @@ def read(workdir: pathlib.Path) -> Recorded:
         recorded = artifact.read(folder, KIND)
     except artifact.Missing as error:
         raise UserError(
-            f"{workdir} is no workdir ({error.what}): give one that cnn2gnn_jax.main has trained in"
+            f"{workdir} is no workdir ({error.reason}): give one that cnn2gnn_jax.main has trained in"
         ) from None
     except artifact.Outdated as error:
-        raise UserError(f"{error.what}: use the version that wrote it, or train again in a new workdir") from None
+        raise UserError(f"{error.reason}: use the version that wrote it, or train again in a new workdir") from None
     with artifact.intact(folder, KIND):
         config = configs.resolve(ConfigDict(recorded.facts["config"]))
         dataset = recorded.facts["dataset"]

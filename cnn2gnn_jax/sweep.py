@@ -65,7 +65,7 @@ def _flags() -> flags.FlagValues:
 def _list(cells: Sequence[plan.Cell], out: pathlib.Path) -> None:
     for cell in cells:
         titles = [", ".join(map(str, place.values())) for place in cell.places]
-        print(cell.name, runner.state(out, cell), *(titles or [cell.title]), sep="  ")
+        print(cell.name, runner.status(out, cell), *(titles or [cell.title]), sep="  ")
 
 
 def main() -> None:

@@ -45,13 +45,13 @@ METHODS = {"teacher": "ce", "cnn": "kd", "graph": "cnn2gnn", "dense": "cnn2gnn"}
 
 def digits(count):
     """The first `count` images and labels, and the 397 last, for tests."""
-    found = sklearn.datasets.load_digits()
-    images = np.round(found.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = found.target.astype(np.int32)
+    bunch = sklearn.datasets.load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int32)
     return images[:count], labels[:count], images[1400:], labels[1400:]
 
 
-def task(kind, labels):
+def make_task(kind, labels):
     """`teacher`, `cnn`, `graph`, `dense`, or a method of a CNN student."""
     method = METHODS.get(kind, kind)
     hyper = distillers.hyperparameters(method, "resnet8", "resnet8", "cifar10")
@@ -78,7 +78,7 @@ def task(kind, labels):
     )
 
 
-def wide(tree):
+def as_dtype(tree):
     return jax.tree.map(lambda x: x.astype(DTYPE) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
@@ -92,24 +92,24 @@ class Nothing:
         raise AssertionError
 
 
-def started(this, images, labels):
+def started(task, images, labels):
     """Fresh states of all stages, and the variables of a teacher in the step; both on the host."""
     data, states = {"input": images, "label": labels}, []
-    for stage in this.distiller.stages:
-        at = with_stage(this, stage)
+    for stage in task.distiller.stages:
+        at = with_stage(task, stage)
         fresh = functools.partial(init_state, at, images, teacher_shapes(at, data))
-        states.append(wide(jax.jit(fresh)()))
+        states.append(as_dtype(jax.jit(fresh)()))
     variables = None
-    if this.teacher is not None:
-        variables = jax.jit(lambda: wide(this.teacher.init(jax.random.key(1), jnp.zeros((1, 8, 8, 1)))))()
+    if task.teacher is not None:
+        variables = jax.jit(lambda: as_dtype(task.teacher.init(jax.random.key(1), jnp.zeros((1, 8, 8, 1)))))()
     return jax.device_get((states, variables))
 
 
-def trained(this, starts, variables, images, labels, devices):
+def trained(task, starts, variables, images, labels, devices):
     """The state after all stages."""
     data, before = {"input": images, "label": labels}, None
-    for stage, state in zip(this.distiller.stages, starts, strict=True):
-        this = with_stage(this, stage)
+    for stage, state in zip(task.distiller.stages, starts, strict=True):
+        task = with_stage(task, stage)
         if devices.shards_head and state.table is not None:
             extra = devices.padded(len(labels)) - len(labels)
             table = jax.tree.map(lambda x, extra=extra: np.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1)), state.table)
@@ -117,9 +117,9 @@ def trained(this, starts, variables, images, labels, devices):
         if before is not None:
             state = state.replace(params=before.params, stats=before.stats, memory=before.memory)
         before = loop.fit(
-            [this],
+            [task],
             devices.replicate(state),
-            loop.Source(devices.replicate(data), teacher_variables=devices.replicate(variables)),
+            loop.TrainingData(devices.replicate(data), teacher_variables=devices.replicate(variables)),
             lambda first, metrics: None,
             Nothing(),
             devices=devices,
@@ -127,25 +127,25 @@ def trained(this, starts, variables, images, labels, devices):
     return before
 
 
-def classes(this, variables, rows, images, test_images):
+def classes(task, variables, rows, images, test_images):
     """Of each test image, by each mechanism."""
-    inputs = prepare_plain(this, jnp.asarray(test_images))
-    if not this.is_graph:
-        return np.argmax(jax.jit(lambda: this.module.apply(variables, inputs, train=False).logits)(), -1)
+    inputs = prepare_plain(task, jnp.asarray(test_images))
+    if not task.is_graph:
+        return np.argmax(jax.jit(lambda: task.module.apply(variables, inputs, train=False).logits)(), -1)
     anchors = jax.tree.map(lambda leaf: leaf[:BATCH], rows)
 
     @jax.jit
     def logits(variables, anchors):
-        columns = inference.anchors(this.module, variables, prepare_plain(this, images[:BATCH]), anchors)
+        columns = inference.anchors(task.module, variables, prepare_plain(task, images[:BATCH]), anchors)
         mechanisms = (inference.one_by_one, inference.batch_by_batch)
-        return [mechanism(this.module, variables, columns, inputs).logits for mechanism in mechanisms]
+        return [mechanism(task.module, variables, columns, inputs).logits for mechanism in mechanisms]
 
     return np.argmax(logits(variables, anchors), -1)
 
 
-def apart(found, expected):
+def relative_difference(actual, expected):
     """The norm of the difference of all parameters, beside the norm of all."""
-    pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True))
+    pairs = list(zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True))
     return float(np.sqrt(sum(np.sum(np.square(f - e)) for f, e in pairs) / sum(np.sum(np.square(e)) for _, e in pairs)))
 
 
@@ -153,24 +153,24 @@ def main(kinds, cases, images):
     """`cases` are [devices, backend, whether the head is sharded] each."""
     train_images, labels, test_images, _ = digits(images)
     for kind in kinds:
-        this, one = task(kind, labels), None
-        starts, variables = started(this, train_images, labels)
+        task, reference = make_task(kind, labels), None
+        starts, variables = started(task, train_images, labels)
         for count, backend, shard in [(1, "shard_map", False), *cases]:
             used = from_config(types.SimpleNamespace(devices=count, backend=backend, seeds=False, shard_head=shard))
-            state = trained(this, starts, variables, train_images, labels, used)
-            rows, student = head_rows(this, state, np.arange(images), used), on_first_device(state.variables)
+            state = trained(task, starts, variables, train_images, labels, used)
+            rows, student = head_rows(task, state, np.arange(images), used), on_first_device(state.variables)
             end = jax.tree.map(np.asarray, (state.params, state.stats, rows))
-            found = classes(this, student, rows, train_images, test_images)
-            if one is None:
-                one = end, found
+            actual = classes(task, student, rows, train_images, test_images)
+            if reference is None:
+                reference = end, actual
                 continue
             facts = {
                 "kind": kind,
                 "case": [count, backend, shard],
                 "steps": int(state.step),
                 "dtype": str(np.dtype(DTYPE)),
-                "apart": apart(end, one[0]),
-                "classes_differ": int(np.sum(found != one[1])),
+                "relative_difference": relative_difference(end, reference[0]),
+                "classes_differ": int(np.sum(actual != reference[1])),
             }
             print(json.dumps(facts), flush=True)
 

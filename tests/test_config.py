@@ -224,8 +224,8 @@ def test_a_field_follows_its_line_in_fields():
         elif FIELDS[field] is tuple:
             value = line.default[:1]
         elif value is None:
-            words = {"split": "holdout", "mechanism2_graph": "test_rows", "training_set.key_type": "float32"}
-            value = words[field.removeprefix("evaluate.")]
+            values = {"split": "holdout", "mechanism2_graph": "test_rows", "training_set.key_type": "float32"}
+            value = values[field.removeprefix("evaluate.")]
         changed = base.get_config()
         of_training_set = field.startswith("evaluate.training_set.")
         changed.data.holdout = 0.1 if field == "evaluate.split" or of_training_set else 0.0

@@ -30,7 +30,7 @@ LAYERS = (
 def imports():
     """The modules of the package that each of them imports."""
     known = set(modules())
-    found = {}
+    imported = {}
     for name, tree in parsed().items():
         targets = set()
         for node in ast.walk(tree):
@@ -43,8 +43,8 @@ def imports():
                     for member in (f"{node.module}.{alias.name}" for alias in node.names)
                 }
         own = {target.removeprefix("cnn2gnn_jax").removeprefix(".") for target in targets if in_package(target)}
-        found[name] = own
-    return found
+        imported[name] = own
+    return imported
 
 
 def in_package(target):

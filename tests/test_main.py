@@ -96,8 +96,8 @@ def test_helpfull_lists_every_field_of_a_config(command, monkeypatch, capsys):
         command.main()
     shown = capsys.readouterr().out
     assert "absl" not in shown and all(f"\n  --config.{name}: " in shown for name in base.FIELDS)
-    words = "graph, cnn; default: of the recipe or method"
-    assert words in " ".join(shown.partition("--config.student.kind: ")[2].split("--config")[0].split())
+    text = "graph, cnn; default: of the recipe or method"
+    assert text in " ".join(shown.partition("--config.student.kind: ")[2].split("--config")[0].split())
 
 
 @pytest.mark.parametrize("command", [main, sweep, predict, export, report], ids=lambda module: module.__name__)
@@ -261,8 +261,8 @@ command_line.run(main)
         ),
     ],
 )
-def test_ctrl_c_ends_a_program_in_one_line(when, said):
+def test_ctrl_c_ends_a_program_in_one_line(when, expected):
     command = [sys.executable, "-c", INTERRUPTS, when]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.returncode == 130
-    assert done.stderr.splitlines() == said
+    assert done.stderr.splitlines() == expected

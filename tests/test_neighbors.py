@@ -130,16 +130,6 @@ def test_half_precision_keys_give_the_same_votes_as_their_float64_values(data, d
     close(votes(queries, halved, signals), votes(queries, np.asarray(halved, np.float64), signals))
 
 
-def test_an_approximate_search_finds_as_many_neighbors(data):
-    queries, keys, _ = data
-    exact, approximate = neighbors.search(queries, keys, 5), neighbors.search(queries, keys, 5, recall=0.9)
-    shared = [
-        len(set(a) & set(b)) for a, b in zip(np.asarray(exact.columns), np.asarray(approximate.columns), strict=True)
-    ]
-    assert np.mean(shared) / 6 >= 0.9
-    close(approximate.weights.sum(-1), 1)
-
-
 @pytest.mark.parametrize("sparsity", [0, COLUMNS])
 def test_an_impossible_sparsity_is_refused(data, sparsity):
     queries, keys, _ = data

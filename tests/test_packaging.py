@@ -57,9 +57,9 @@ def test_the_package_requires_what_it_imports_and_nothing_else():
     imported |= {node.module for node in statements if isinstance(node, ast.ImportFrom)}
     others = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"cnn2gnn_jax"}
     required, providers = distributions(PROJECT["dependencies"]), importlib.metadata.packages_distributions()
-    found = {name: distributions(providers[name]) & required for name in others}
-    assert all(found.values()), found
-    assert set().union(*found.values()) == required - INDIRECT and required >= INDIRECT
+    by_import = {name: distributions(providers[name]) & required for name in others}
+    assert all(by_import.values()), by_import
+    assert set().union(*by_import.values()) == required - INDIRECT and required >= INDIRECT
 
 
 def test_the_version_is_the_same_everywhere():
@@ -98,9 +98,9 @@ def test_links_lead_to_files_in_the_repository():
     "module", [graph, gnn, inference, losses, distillers, networks, fields], ids=lambda m: m.__name__
 )
 def test_the_docstrings_examples_are_right(module):
-    found = doctest.testmod(module)
-    assert found.failed == 0
-    assert found.attempted > 0
+    outcome = doctest.testmod(module)
+    assert outcome.failed == 0
+    assert outcome.attempted > 0
 
 
 def test_the_figures_of_the_pages_of_results_are_those_of_the_records():
@@ -116,11 +116,11 @@ def lines(folder):
     return [json.loads(line) for line in (ROOT / "results" / folder / "results.jsonl").read_text().splitlines()]
 
 
-def seeds_of(found, title, row, graph, mechanism, order=None):
+def seeds_of(records, title, row, graph, mechanism, order=None):
     """Accuracies by seed, read from the records without the report."""
     return {
         entry["seed"]: entry["accuracy"]
-        for record in found
+        for record in records
         if any((place["name"], place.get("row")) == (title, row) for place in record["places"])
         for entry in record["accuracies"]
         if (entry["graph"], entry["mechanism"], entry["batch_order"]) == (graph, mechanism, order)
@@ -130,7 +130,7 @@ def seeds_of(found, title, row, graph, mechanism, order=None):
 def test_the_readmes_table_is_what_the_records_say():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = text.partition("## What the graph is worth")[2].partition("\n\n")[2].partition("\n\n")[0]
-    found = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    cells_of_rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     protocols = (
         ("learned", "one_by_one", None),
         ("learned", "batch_by_batch", "shuffled"),
@@ -152,13 +152,13 @@ def test_the_readmes_table_is_what_the_records_say():
         entries = json.loads((ROOT / "results" / folder / "results.json").read_text())["accuracies"]
         by = {(e["graph"], e["mechanism"], e["batch_order"]): f"{e['accuracy']:.2f}" for e in entries}
         rows[name] = [by[protocol] for protocol in protocols]
-    shown = {name: cells for name, *cells in found if name in rows}
+    shown = {name: cells for name, *cells in cells_of_rows if name in rows}
     assert shown == rows
 
 
 def test_the_sentences_on_the_page_of_results_are_what_the_records_say():
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    said = {line.split("**")[1]: line for line in text.splitlines() if line.startswith("- **")}
+    sentences = {line.split("**")[1]: line for line in text.splitlines() if line.startswith("- **")}
     protocols = {
         "one by one": ("learned", "one_by_one", None),
         "batch by batch": ("learned", "batch_by_batch", "shuffled"),
@@ -166,17 +166,17 @@ def test_the_sentences_on_the_page_of_results_are_what_the_records_say():
     }
     counts = {}
     for folder, title in (("sweep-digits", "Table 1: digits"), ("sweep-cifar100-reduced", "CIFAR-100, reduced")):
-        found = lines(folder)
+        records = lines(folder)
         for name, protocol in protocols.items():
-            ours, theirs = (seeds_of(found, title, row, *protocol) for row in ("cnn2gnn", "gnn"))
+            ours, theirs = (seeds_of(records, title, row, *protocol) for row in ("cnn2gnn", "gnn"))
             differences = [ours[seed] - theirs[seed] for seed in ours]
-            assert f"{name} {np.mean(differences):+.2f} [" in said["What distillation adds to the graph student"]
+            assert f"{name} {np.mean(differences):+.2f} [" in sentences["What distillation adds to the graph student"]
             counts[title] = counts.get(title, 0) + (stats.ttest_1samp(differences, 0).pvalue < 0.05)
         for name in ("one by one", "batch by batch"):
-            ours, theirs = (seeds_of(found, title, "cnn2gnn", *protocols[k]) for k in (name, "graph off"))
+            ours, theirs = (seeds_of(records, title, "cnn2gnn", *protocols[k]) for k in (name, "graph off"))
             worth = np.mean([ours[seed] - theirs[seed] for seed in ours])
-            assert f"{name} {worth:+.2f} [" in said["What the learned graph is worth in the paper's setting"]
-    line = said["What distillation adds to the graph student"]
+            assert f"{name} {worth:+.2f} [" in sentences["What the learned graph is worth in the paper's setting"]
+    line = sentences["What distillation adds to the graph student"]
     if not any(
         "correct_sha256" in record for folder in ("sweep-digits", "sweep-cifar100-reduced") for record in lines(folder)
     ):
@@ -193,7 +193,7 @@ def test_the_sentences_on_the_page_of_results_are_what_the_records_say():
             for e in entries
             if (e["graph"], e["mechanism"]) == (g, "one_by_one")
         )
-        assert f" {on - off:+.2f}" in said["What the learned graph is worth in the paper's setting"]
+        assert f" {on - off:+.2f}" in sentences["What the learned graph is worth in the paper's setting"]
     for wrong in ("ahead of GNN in every protocol", "one class or two", "Every public function", "costs accuracy.**"):
         assert wrong not in text
         assert wrong not in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -50,12 +50,16 @@ def test_results_are_complete_and_far_above_chance(done):
     _, workdir, results = done
     assert storage.read_json(workdir / "results.json") == json.loads(json.dumps(results))
     assert results["teacher"]["accuracy"] > 70
-    found = {(e["graph"], e["mechanism"], e["batch_order"]): e["accuracy"] for e in results["accuracies"]}
+    by_protocol = {(e["graph"], e["mechanism"], e["batch_order"]): e["accuracy"] for e in results["accuracies"]}
     protocols = [("one_by_one", None), ("batch_by_batch", "shuffled"), ("batch_by_batch", "class_sorted")]
-    assert set(found) == {(g, *p) for g in ("learned", "off", "off_at_test") for p in protocols}
-    assert found["learned", "one_by_one", None] > 50
+    assert set(by_protocol) == {(g, *p) for g in ("learned", "off", "off_at_test") for p in protocols}
+    assert by_protocol["learned", "one_by_one", None] > 50
     # With A = I no protocol can differ from another.
-    assert len({found["off", *p] for p in protocols}) == len({found["off_at_test", *p] for p in protocols}) == 1
+    assert (
+        len({by_protocol["off", *p] for p in protocols})
+        == len({by_protocol["off_at_test", *p] for p in protocols})
+        == 1
+    )
     assert {e["method"] for e in results["accuracies"]} == {"cnn2gnn"}
     for entry in results["accuracies"]:
         facts = entry["diagnostics"]
@@ -242,10 +246,10 @@ def test_the_row_with_the_graph_off_is_the_same_student_without_its_graph(done, 
     config, _, results = done
     config = config.copy_and_resolve_references()
     config.method = "cnn2gnn_off"
-    found = pipeline.run(config, tmp_path / "run")["accuracies"]
-    assert {entry["graph"] for entry in found} == {"off"}
+    entries = pipeline.run(config, tmp_path / "run")["accuracies"]
+    assert {entry["graph"] for entry in entries} == {"off"}
     expected = [entry for entry in results["accuracies"] if entry["graph"] == "off"]
-    assert found == [{**entry, "method": "cnn2gnn_off"} for entry in expected]
+    assert entries == [{**entry, "method": "cnn2gnn_off"} for entry in expected]
     config.student.graph = "learned"
     with pytest.raises(UserError, match="student.graph is learned, but the method cnn2gnn_off has the graph off"):
         pipeline.run(config, tmp_path / "other")
@@ -311,13 +315,13 @@ def test_a_logits_file_trains_the_same_student_as_the_teacher(done, cache, tmp_p
     np.save(tmp_path / "mine.npy", logits.astype(np.float64))
     with_file = config.copy_and_resolve_references()
     with_file.teacher.logits_file, with_file.cache_dir = str(tmp_path / "mine.npy"), str(tmp_path / "cache")
-    found = pipeline.run(with_file, tmp_path / "run")
+    actual = pipeline.run(with_file, tmp_path / "run")
 
     def accuracies(results):
         return [(e["graph"], e["mechanism"], e["batch_order"], e["accuracy"]) for e in results["accuracies"]]
 
-    assert accuracies(found) == accuracies(results)
-    assert found["teacher"]["network"] == "mine.npy" and found["teacher"]["train_accuracy"] > 70
+    assert accuracies(actual) == accuracies(results)
+    assert actual["teacher"]["network"] == "mine.npy" and actual["teacher"]["train_accuracy"] > 70
     assert "The teacher's logits are those of mine.npy" in (tmp_path / "run" / "report" / "results.md").read_text()
     assert not (tmp_path / "cache" / "teachers").exists()
     np.save(tmp_path / "mine.npy", logits + 1e-3)

@@ -336,7 +336,7 @@ def test_no_image_that_is_counted_had_a_part_in_the_choice(students, selection):
         images = choice.Embedded(chooses.logits, {grid.spaces[0]: chooses.features})
         counts = choice.count(images, chooses.labels, {(grid.spaces[0], grid.signals[0]): part}, grid)
         part = part.replace(settings=counts.settings[counts.best()])
-        answer = neighbors.answer(part, held_out.logits[half != k], held_out.features[half != k])
+        answer = neighbors.predict(part, held_out.logits[half != k], held_out.features[half != k])
         right += int(np.sum(np.argmax(answer.logits, -1) == held_out.labels[half != k]))
     thinned = thinning.thin(stored, grid, 50, selection)
     assert thinned.accuracy == pytest.approx(100 * right / len(half), abs=100 / len(half))

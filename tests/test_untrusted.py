@@ -50,8 +50,8 @@ def test_cifar_is_whole_records_with_labels_in_range_or_refused(content, kind):
         with pytest.raises(UserError):
             binary.cifar(content, label_bytes, classes, "x.bin")
         return
-    pixels, found = binary.cifar(content, label_bytes, classes, "x.bin")
-    assert found.tolist() == list(labels)
+    pixels, actual = binary.cifar(content, label_bytes, classes, "x.bin")
+    assert actual.tolist() == list(labels)
     assert b"".join(content[k * length + label_bytes : (k + 1) * length] for k in range(len(labels))) == b"".join(
         image.transpose(2, 0, 1).tobytes() for image in pixels
     )
@@ -132,11 +132,11 @@ def test_a_picture_with_bytes_changed_is_decoded_or_refused(content, at):
     whole = out.getvalue()
     at %= len(whole)
     try:
-        found = images.decode(whole[:at] + content + whole[at + len(content) :], "x.png", size=8)
+        image = images.decode(whole[:at] + content + whole[at + len(content) :], "x.png", size=8)
     except images.ImageError as error:
         assert "\n" not in str(error)
     else:
-        assert found.shape == (8, 8, 3) and found.dtype == np.uint8
+        assert image.shape == (8, 8, 3) and image.dtype == np.uint8
 
 
 def test_a_text_that_decompresses_to_gigabytes_is_not_decompressed():

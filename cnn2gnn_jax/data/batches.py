@@ -16,10 +16,11 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 def grouped_order(labels: np.ndarray, classes: int, size: int, seed: int, epoch: int) -> np.ndarray:
     """The order of the training images in an epoch whose batches have images of exactly `classes` classes.
 
-    The numbers of images of the classes in a batch differ by at most one, and no image occurs twice. An epoch continues
-    with the images of a class where the previous epoch stopped, so that in the long run all images of a class are used
-    equally often. Classes are drawn in proportion to their number of images. A class with more than 1 / `classes` of
-    all images is in every batch, and its images are used less often than those of other classes.
+    The images of one class in one batch are a *group*, so a batch has `classes` groups. The sizes of the groups of a
+    batch differ by at most one, and no image occurs twice in a batch. An epoch continues with the images of a class
+    where the previous epoch stopped, so that in the long run all images of a class are used equally often. The number
+    of groups of a class is proportional to its number of images. A class with more than 1 / `classes` of all images is
+    in every batch, and its images are used less often than those of other classes.
 
     Args:
       labels: (n,) labels. Classes are the labels that occur.
@@ -38,19 +39,16 @@ def grouped_order(labels: np.ndarray, classes: int, size: int, seed: int, epoch:
     _, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
     steps = len(labels) // size
     order, groups, used = _epoch_groups(counts, classes, size, steps, seed, epoch)
-    # Slot i is a group of images of one class in batch i % steps. The slots of a class are consecutive and at most
-    # `steps`, so no batch gets two groups of the same class.
-    slots = np.arange(classes * steps)
-    shares = size // classes + (slots < size % classes * steps)
-    class_of_entry = np.repeat(np.repeat(order, groups[order]), shares)
+    # Group i is in batch i % steps. The groups of a class are consecutive and at most `steps`, so no batch gets two
+    # groups of the same class. The first groups have one more image if `classes` does not divide `size`.
+    group = np.arange(classes * steps)
+    group_sizes = size // classes + (group < size % classes * steps)
+    drawn_class = np.repeat(np.repeat(order, groups[order]), group_sizes)  # the class of each image that is drawn
     images = _images_to_use(class_of, counts, used, seed, epoch)
-    entries = images[
-        np.cumsum(counts)[class_of_entry]
-        - counts[class_of_entry]
-        + rank_in_class(class_of_entry) % counts[class_of_entry]
-    ]
-    by_batch = np.argsort(np.repeat(slots % steps, shares), kind="stable").reshape(steps, size)
-    return entries[by_batch[permutation(steps, Stream.GROUPS, seed, epoch)]].ravel().astype(np.int32)
+    first_of_class = np.cumsum(counts) - counts  # the position in `images` of each class
+    drawn = images[first_of_class[drawn_class] + rank_in_class(drawn_class) % counts[drawn_class]]
+    by_batch = np.argsort(np.repeat(group % steps, group_sizes), kind="stable").reshape(steps, size)
+    return drawn[by_batch[permutation(steps, Stream.GROUPS, seed, epoch)]].ravel().astype(np.int32)
 
 
 def check_groups(labels: np.ndarray, classes: int, size: int) -> None:
@@ -78,52 +76,60 @@ def check_groups(labels: np.ndarray, classes: int, size: int) -> None:
 def _epoch_groups(
     counts: np.ndarray, classes: int, size: int, steps: int, seed: int, epoch: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distributes the groups of images of an epoch over the classes.
+    """Distributes the classes * steps groups of an epoch over the C classes; see `grouped_order`.
 
     Returns:
       The order in which the classes get their groups, (C,). The number of groups of each class, (C,), which is at most
-      `steps`, with the sum classes * steps. The number of images of each class that are used before this epoch and up
-      to its end, (2, C).
+      `steps`. The numbers of images of each class that are drawn before this epoch and up to its end, (2, C).
     """
     epochs = np.arange(epoch + 1)[:, None]
-    always = _in_every_batch(counts, classes)
-    weights = np.where(always, 0, counts)
-    total, free = int(weights.sum()), (classes - int(always.sum())) * steps
-    # The fair number of groups of a class is a fraction. The fractions are laid end to end, and a class gets one group
-    # for each integer in its interval, after a shift that differs between epochs. Over the epochs, each class gets its
-    # fair share.
+    in_every_batch = _in_every_batch(counts, classes)
+    weights = np.where(in_every_batch, 0, counts)
+    total, shared_groups = int(weights.sum()), (classes - int(in_every_batch.sum())) * steps
+    # The other classes share the remaining groups. The fair share of a class, shared_groups * weight / total, is a
+    # fraction. The shares are intervals that follow one another on the number line, and a class gets one group for each
+    # integer in its interval. All intervals are shifted by a multiple of 1 / total, which differs between epochs: a
+    # stride that is coprime with the total visits all multiples in turn. Over the epochs, each class therefore gets its
+    # fair share. With the golden ratio as stride, the shifts of a few epochs are far from each other.
     stride = round(total * 0.6180339887498949)
     while np.gcd(stride, total) != 1:
         stride += 1
-    bounds = -((epochs * stride % total - free * np.concatenate([[0], np.cumsum(weights)])) // total)
-    groups = np.where(always, steps, np.diff(bounds, axis=1))
+    bounds = -((epochs * stride % total - shared_groups * np.concatenate([[0], np.cumsum(weights)])) // total)
+    groups = np.where(in_every_batch, steps, np.diff(bounds, axis=1))
     keys = random_raw(groups.size, Stream.GROUP_CLASSES, seed).reshape(groups.shape)
     orders = np.argsort(keys, axis=1, kind="stable")
-    # The first slots have one more image.
-    ends = np.cumsum(np.take_along_axis(groups, orders, 1), axis=1)
-    images = size // classes * ends + np.minimum(ends, size % classes * steps)
-    taken = np.empty_like(groups)
-    np.put_along_axis(taken, orders, np.diff(images, axis=1, prepend=0), 1)
-    before = taken[:-1].sum(0)
-    return orders[-1], groups[-1], np.stack([before, before + taken[-1]])
+    last_groups = np.cumsum(np.take_along_axis(groups, orders, 1), axis=1)
+    # The number of images up to the last group of each class. The first groups have one more image.
+    images = size // classes * last_groups + np.minimum(last_groups, size % classes * steps)
+    drawn = np.empty_like(groups)
+    np.put_along_axis(drawn, orders, np.diff(images, axis=1, prepend=0), 1)
+    before = drawn[:-1].sum(0)
+    return orders[-1], groups[-1], np.stack([before, before + drawn[-1]])
 
 
 def _in_every_batch(counts: np.ndarray, classes: int) -> np.ndarray:
     """The classes that must be in every batch because their fair share is one group per batch or more, (C,) bool."""
-    always = np.zeros(len(counts), bool)
-    while True:
-        remaining = classes - always.sum()
-        additional = ~always & (counts * remaining > counts[~always].sum())
+    chosen = np.zeros(len(counts), bool)
+    while True:  # each choice leaves fewer groups of a batch to the other classes, and so changes their fair shares
+        remaining = classes - chosen.sum()
+        additional = ~chosen & (counts * remaining > counts[~chosen].sum())
         if not additional.any():
-            return always
-        always |= additional
+            return chosen
+        chosen |= additional
 
 
 def _images_to_use(class_of: np.ndarray, counts: np.ndarray, used: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The images sorted by class. The images of a class are used in this order, repeatedly.
+    """The images sorted by class, (n,). An epoch draws the images of a class in this order, from the start if it ends.
 
-    In each class, the images that this epoch uses once more than the others come first. They are the next ones in a
-    fixed cycle through the class. Both parts of a class are shuffled in each epoch.
+    In each class, the images that this epoch draws once more than the others come first. They are the next ones in a
+    fixed cycle through the class. The order within both parts of a class is shuffled in each epoch.
+
+    Args:
+      class_of: (n,), the class of each image, 0..C-1.
+      counts: (C,), the number of images of each class.
+      used: (2, C), the numbers of images that are drawn before this epoch and up to its end.
+      seed: the seed of the cycle and of the shuffling.
+      epoch: the epoch, from 0.
     """
     cycle = permutation(len(class_of), Stream.GROUP_CYCLE, seed)
     position = np.empty(len(class_of), np.int64)
@@ -201,21 +207,25 @@ def balanced_batch(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     return order[rank_in_class(class_of[order]) < quota[class_of[order]]]
 
 
-def anchor_sets(labels: np.ndarray, protocol: Any, seed: int) -> list[np.ndarray]:
-    """The batches of anchors: class-balanced batches of training indices.
+def anchor_sets(labels: np.ndarray, section: Any, seed: int) -> list[np.ndarray]:
+    """The batches of anchors: class-balanced batches of training images, as positions (A,) in the training set.
 
-    They depend on the student's seed, so that the spread over seeds includes the choice of anchors. Different seeds
-    use different batches.
+    They depend on the student's seed, so that the standard deviation over seeds includes the choice of anchors.
 
     Args:
       labels: (n,), the labels of the training images.
-      protocol: the section `evaluate` of a config.
+      section: the section `evaluate` of a config.
       seed: the student's seed.
     """
-    first = protocol.anchor_seed + seed * protocol.anchor_batches
-    return [balanced_batch(labels, protocol.anchors, first + k) for k in range(protocol.anchor_batches)]
+    first_seed = section.anchor_seed + seed * section.anchor_batches
+    return [balanced_batch(labels, section.anchors, first_seed + k) for k in range(section.anchor_batches)]
 
 
-def order_seed(protocol: Any, seed: int) -> int:
-    """The seed that shuffles the evaluated images for the student with this seed."""
-    return protocol.order_seed + seed
+def order_seed(section: Any, seed: int) -> int:
+    """The seed that shuffles the evaluated images for a student.
+
+    Args:
+      section: the section `evaluate` of a config.
+      seed: the student's seed.
+    """
+    return section.order_seed + seed

@@ -76,20 +76,20 @@ def write(
     Raises:
       UserError: a split is empty, images differ in shape, a label has no class, or images cannot be read.
     """
-    with storage.atomic_folder(folder) as beside:
+    with storage.atomic_folder(folder) as temporary:
         shape: tuple[int, ...] = ()
         unreadable: list[str] = []
         for split in _SPLITS:
-            shape = _write_split(beside / split, f"{name}: {split}", splits[split], len(classes), shape, unreadable)
+            shape = _write_split(temporary / split, f"{name}: {split}", splits[split], len(classes), shape, unreadable)
         if not skip_unreadable:
             refuse_unreadable(name, unreadable)
         if unreadable:
-            counts = np.bincount(np.load(beside / "train_labels.npy", allow_pickle=False), minlength=len(classes))
+            counts = np.bincount(np.load(temporary / "train_labels.npy", allow_pickle=False), minlength=len(classes))
             if not counts.all():
                 raise UserError(
                     f"{name}: no training image of class {classes[int(counts.argmin())]} can be read: replace them"
                 )
-        mean, std = _mean_and_std(_histogram(_map(beside / "train_images.npy")))
+        mean, std = _mean_and_std(_histogram(_map(temporary / "train_images.npy")))
         facts = {
             "name": name,
             "classes": list(classes),
@@ -98,7 +98,7 @@ def write(
             "source": dict(source),
             "unreadable": unreadable,
         }
-        artifact.seal(beside, KIND, source["key"], facts)
+        artifact.seal(temporary, KIND, source["key"], facts)
 
 
 def refuse_unreadable(name: str, unreadable: Sequence[str]) -> None:

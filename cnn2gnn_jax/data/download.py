@@ -34,7 +34,11 @@ def fetch(url: str, path: pathlib.Path, size: int, sha256: str) -> None:
     """
     logging.info("downloading %s (%.0f MB)", url, size / 1e6)
     digest, received = hashlib.sha256(), 0
-    with contextlib.closing(_open(url)) as response, storage.atomic_path(path) as beside, open(beside, "wb") as file:
+    with (
+        contextlib.closing(_open(url)) as response,
+        storage.atomic_path(path) as temporary,
+        open(temporary, "wb") as file,
+    ):
         try:
             for block in _blocks(response):
                 received += len(block)

@@ -56,9 +56,9 @@ def _arrays(config: Any, cache_dir: pathlib.Path, fetch: bool) -> cache.Arrays:
         try:
             return cache.read(folder)
         except artifact.Refused as error:
-            state = error.what
+            state = error.reason
             if not isinstance(error, artifact.Missing):
-                logging.warning("made anew: %s", error.what)
+                logging.warning("made anew: %s", error.reason)
         if source is None and key == sources.published_key(name) and not _has_records(name, key, cache_dir):
             source = _fetch(name, downloads, fetch)
         logging.info("preparing %s in %s", name, folder)

@@ -48,8 +48,8 @@ def prepare(name: str, original: pathlib.Path, folder: pathlib.Path, options: Ma
     config = tfds.download.DownloadConfig(
         manual_dir=original if original.is_dir() else original.parent, try_download_gcs=False
     )
-    with storage.atomic_folder(folder) as beside, tempfile.TemporaryDirectory() as unused, _quiet():
-        builder = builder_class(data_dir=beside, file_format="array_record", **options)
+    with storage.atomic_folder(folder) as temporary, tempfile.TemporaryDirectory() as unused, _quiet():
+        builder = builder_class(data_dir=temporary, file_format="array_record", **options)
         builder.download_and_prepare(download_dir=unused, download_config=config)
     return _version_folder(builder_class, folder)
 

@@ -35,7 +35,7 @@ def write(
     Raises:
       UserError: an output is not finite.
     """
-    with storage.atomic_folder(folder) as beside:
+    with storage.atomic_folder(folder) as temporary:
         arrays: dict[str, np.memmap] = {}
         written = collections.Counter[str]()
         for block in blocks:
@@ -47,13 +47,13 @@ def write(
                     )
                 if name not in arrays:
                     shape = (_count(name, rows), *values.shape[1:])
-                    arrays[name] = storage.new_array(beside / f"{name}.npy", values.dtype, shape)
+                    arrays[name] = storage.new_array(temporary / f"{name}.npy", values.dtype, shape)
                 arrays[name][written[name] : written[name] + len(values)] = values
                 written[name] += len(values)
         for name, array in arrays.items():
             assert written[name] == len(array), (name, written[name], len(array))
             array.flush()
-        artifact.seal(beside, KIND, fingerprint, facts)
+        artifact.seal(temporary, KIND, fingerprint, facts)
 
 
 def _count(name: str, rows: Mapping[str, int]) -> int | None:
@@ -137,8 +137,8 @@ def read_logits_file(path: str, labels: np.ndarray, classes: int) -> tuple[np.nd
     except Exception as error:  # of NumPy's reader, many kinds
         raise UserError(f"{what} cannot be read ({' '.join(str(error).split())}): {expected}") from None
     if not isinstance(array, np.ndarray) or array.shape != (len(labels), classes) or array.dtype.kind != "f":
-        found = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
-        raise UserError(f"{what} holds {found}: {expected}, a row for each training image in the data set's order")
+        actual = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
+        raise UserError(f"{what} holds {actual}: {expected}, a row for each training image in the data set's order")
     with np.errstate(over="ignore"):
         logits = np.array(array, np.float32)
     finite = np.isfinite(logits).all(axis=1)

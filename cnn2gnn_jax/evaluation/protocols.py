@@ -1,13 +1,13 @@
 """The accuracy of a graph student under each protocol: each mechanism and batch order, with graph diagnostics.
 
-A protocol is a function `(model, anchors, batch, mechanism2_graph) -> (prediction, diagnostics)`, which is compiled,
-and a row in `PROTOCOLS`.
+To add a protocol, write a function `(model, anchors, batch, mechanism2_graph) -> (prediction, diagnostics)`, which is
+compiled, and add a row to `PROTOCOLS`.
 """
 
 import collections
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from cnn2gnn_jax.training.model import Anchors, TrainedModel
 
 
 class Batch(NamedTuple):
-    """B evaluated images: raw inputs (B, ...), labels (B,), and a mask (B,) that is False for padding."""
+    """B evaluated images: raw inputs (B, ...), classes (B,), and a mask (B,) that is False for padding."""
 
     inputs: jax.Array
     labels: jax.Array
@@ -35,19 +35,19 @@ Predict = Callable[[TrainedModel, Anchors, Batch, str], tuple[inference.Predicti
 def one_by_one(
     model: TrainedModel, anchors: Anchors, batch: Batch, mechanism2_graph: str
 ) -> tuple[inference.Prediction, Diagnostics]:
-    """Predicts by Mechanism 1: each image is linked to the anchors."""
+    """Predicts the images of a batch by Mechanism 1: each image is linked to the anchors."""
     del mechanism2_graph
     prediction = inference.one_by_one(model.module, model.variables, anchors.columns, model.inputs(batch.inputs))
-    own = jnp.full(batch.labels.shape, anchors.columns.nodes.shape[0])
-    # The image's own column comes last; its label must not count as a neighbour's.
+    # The last column of the adjacency is the image itself, which differs between images. No class has the number -1.
     column_labels = jnp.append(anchors.labels, -1)
-    return prediction, graph.diagnostics(prediction.adjacency, own, batch.labels, column_labels, batch.mask)
+    self_columns = jnp.full(batch.labels.shape, anchors.labels.shape[0])
+    return prediction, graph.diagnostics(prediction.adjacency, self_columns, batch.labels, column_labels, batch.mask)
 
 
 def batch_by_batch(
     model: TrainedModel, anchors: Anchors, batch: Batch, mechanism2_graph: str
 ) -> tuple[inference.Prediction, Diagnostics]:
-    """Predicts by Mechanism 2: the images of the batch are linked as their nearest anchors are."""
+    """Predicts the images of a batch by Mechanism 2: they are linked to each other as their nearest anchors are."""
     inputs, labels, mask = model.inputs(batch.inputs), batch.labels, batch.mask
     prediction = inference.batch_by_batch(
         model.module, model.variables, anchors.columns, inputs, mask, mechanism2_graph
@@ -55,23 +55,17 @@ def batch_by_batch(
     return prediction, graph.diagnostics(prediction.adjacency, jnp.arange(labels.shape[0]), labels, labels, mask, mask)
 
 
-def _anchors(model: TrainedModel) -> Sequence[Anchors]:
-    return model.anchors
-
-
 class Protocol(NamedTuple):
-    """How images are classified.
+    """How evaluated images are classified.
 
     mechanism: its name in the results.
     batch_order: a key of ORDERS; None where no prediction depends on another evaluated image.
-    predict: the function that is compiled.
-    columns: returns the batches of training images that images are linked to in turn.
+    predict: the function that predicts the images of a batch, which is compiled.
     """
 
     mechanism: str
     batch_order: str | None
     predict: Predict
-    columns: Callable[[TrainedModel], Sequence[Anchors]] = _anchors
 
 
 PROTOCOLS = (
@@ -89,9 +83,9 @@ class Settings(NamedTuple):
     """The settings of all protocols.
 
     batch_size: the largest number of images in a batch.
-    order_seed: the seed of the shuffled order.
+    order_seed: the seed of the order `shuffled`.
     mechanism2_graph: the variant of Mechanism 2, see `inference.batch_by_batch`.
-    devices: each computes whole batches.
+    devices: the devices, each of which computes whole batches.
     """
 
     batch_size: int = 100
@@ -123,12 +117,15 @@ def graph_protocols(
 
 
 def one_by_one_accuracy(model: TrainedModel, inputs: np.ndarray, labels: np.ndarray, devices: Devices = ONE) -> float:
-    """The accuracy in percent under Mechanism 1, for choosing an epoch."""
+    """The accuracy in percent under Mechanism 1, by which the epoch rule `best` chooses an epoch.
+
+    The arguments are those of `graph_protocols`.
+    """
     order = np.arange(len(labels))
     return graph_accuracy(PROTOCOLS[0], model, inputs, labels, order, Settings(devices=devices))["accuracy"]
 
 
-@functools.lru_cache(maxsize=8)  # so that each model is compiled once
+@functools.lru_cache(maxsize=8)  # so that models of the same module share a compiled function
 def _compiled(predict: Predict, mechanism2_graph: str, devices: Devices) -> Callable:
     """Compiles a protocol for batches of raw images: class probabilities, graph diagnostics, nearest anchors."""
 
@@ -149,6 +146,8 @@ def graph_accuracy(
 ) -> dict[str, Any]:
     """Evaluates a graph student under one protocol.
 
+    The class probabilities of an image are averaged over the student's batches of anchors.
+
     Args:
       protocol: the protocol.
       model: a graph student.
@@ -158,30 +157,28 @@ def graph_accuracy(
       settings: the settings of all protocols.
 
     Returns:
-      `accuracy` in percent; `diagnostics`, as means over images, with `distinct_anchors` only where the mechanism
-      assigns each image its nearest anchor; `seconds` without compilation; and `predicted`, the predicted classes (N,).
+      `accuracy` in percent; `diagnostics`, the means over images and batches of anchors; `seconds` without compilation;
+      and `predicted`, the predicted classes (N,). Where the mechanism finds the nearest anchor of each image, the
+      diagnostics include `distinct_anchors`, the number of different ones in a batch.
     """
     predicted, totals = np.zeros(len(order), np.int32), collections.defaultdict[str, float](float)
     indices, masks = batches.evaluation_batches(len(order), min(settings.batch_size, len(order)), order)
     compiled = _compiled(protocol.predict, settings.mechanism2_graph, settings.devices)
-    columns, model_without_anchors = protocol.columns(model), model.replace(anchors=())
+    shared = [(model.replace(anchors=()), anchors) for anchors in model.anchors]
 
-    def predictions(count: int) -> list[Iterator[Any]]:
-        def read(k: int) -> Batch:
-            return Batch(inputs[indices[k]], labels[indices[k]], masks[k])
+    def read(k: int) -> Batch:
+        return Batch(inputs[indices[k]], labels[indices[k]], masks[k])
 
-        return [compiled((model_without_anchors, anchors), read, count) for anchors in columns]
-
-    next(predictions(1)[0])  # compiles
-    start, by_columns = time.monotonic(), predictions(len(indices))
-    for index, mask, *results in zip(indices, masks, *by_columns, strict=True):
+    next(compiled(shared[0], read, 1))  # compiles before the time is measured
+    start, by_anchors = time.monotonic(), [compiled(arguments, read, len(indices)) for arguments in shared]
+    for index, mask, *results in zip(indices, masks, *by_anchors, strict=True):
         probabilities = np.zeros(())
         for batch_probabilities, diagnostics, nearest in results:
             probabilities = probabilities + batch_probabilities
-            if np.all(nearest >= 0):  # otherwise the mechanism has no nearest anchors
+            if np.all(nearest >= 0):  # -1 where the mechanism has no nearest anchors
                 diagnostics = {**diagnostics, "distinct_anchors": len(np.unique(nearest[mask]))}
             for name, value in diagnostics.items():
-                totals[name] += float(value) * int(mask.sum()) / len(order) / len(columns)
+                totals[name] += float(value) * int(mask.sum()) / len(order) / len(model.anchors)
         predicted[index[mask]] = np.argmax(probabilities, -1)[mask]
     return {
         "accuracy": 100 * int(np.sum(predicted == labels)) / len(order),
@@ -192,21 +189,21 @@ def graph_accuracy(
 
 
 def one_of_each_class(labels: np.ndarray, max_classes: int) -> list[int]:
-    """The position of the first image of each class, for at most `max_classes` classes."""
+    """The positions of the first image of each class, for at most `max_classes` classes."""
     return [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)[:max_classes]]
 
 
 def neighbor_examples(
     model: TrainedModel, inputs: np.ndarray, labels: np.ndarray, positions: Sequence[int], count: int = 8
 ) -> list[dict[str, Any]]:
-    """The learned neighbours of a few images by Mechanism 1, among the anchors of the first batch.
+    """The neighbors of a few images by Mechanism 1, among the anchors of the first batch.
 
     Args:
       model: a graph student.
       inputs: raw inputs of the evaluated images, (N, ...).
       labels: their classes, (N,).
-      positions: the images that are shown.
-      count: the largest number of neighbours of an image.
+      positions: the positions of the images that are shown.
+      count: the maximum number of neighbors of an image.
 
     Returns:
       For each image `neighbors`, pairs of training index and weight, strongest first; `others`, the first anchor of

@@ -148,7 +148,7 @@ def evaluate(bank: Bank, images: Embedded, labels: np.ndarray) -> dict[str, Any]
 def _answers(
     bank: Bank, logits: jax.Array, features: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    answer = neighbors.answer(bank, logits, features)
+    answer = neighbors.predict(bank, logits, features)
     nowhere = jnp.full(labels.shape, -1)  # an image is none of its columns
     column_labels = bank.labels[answer.neighbors.columns]
     facts = graph.diagnostics(answer.neighbors.weights, nowhere, labels, column_labels)

@@ -1,8 +1,11 @@
-"""Verified folders: arrays, files and JSON facts that are used only if they have not changed since they were written.
+"""Artifacts: folders of arrays and other files that are used only if they have not changed since they were written.
 
     FOLDER/<array>.npy      memory-mapped when the folder is read
     FOLDER/...              other files
     FOLDER/manifest.json    kind, format, program, fingerprint, facts; each file's sha256, each array's shape and dtype
+
+*Facts* are JSON values that describe the content. The *fingerprint* is a hash of everything that the content depends
+on, such as config fields; it tells whether a folder is the wanted one.
 
 A folder is written under a temporary name and renamed, by one process at a time, so it is complete or absent. Reading a
 folder hashes each file. A new kind takes a few lines:
@@ -36,7 +39,7 @@ class Kind(NamedTuple):
 
     name: the name in error messages.
     format: a number; raise it if this version cannot use folders that an earlier version wrote.
-    remake: how to make the folder again; error messages end with it.
+    remake: how to make the folder again, as an imperative clause, with which error messages end.
     """
 
     name: str
@@ -47,8 +50,8 @@ class Kind(NamedTuple):
 class Artifact(NamedTuple):
     """A folder that was read.
 
-    fingerprint: the fingerprint of its inputs.
-    facts: JSON values.
+    fingerprint: the fingerprint in its manifest.
+    facts: the facts in its manifest.
     arrays: memory-mapped, read-only arrays by name.
     files: the `sha256` of each file, by its path in the folder; for arrays also `shape` and `dtype`.
     """
@@ -62,13 +65,13 @@ class Artifact(NamedTuple):
 class Refused(UserError):
     """A folder that cannot be used.
 
-    what: the reason, without the remedy that ends the message.
+    reason: the error message without the remedy with which it ends.
     manifest: its manifest, if that can be read; otherwise empty.
     """
 
-    def __init__(self, what: str, remedy: str, manifest: Mapping[str, Any] | None = None) -> None:
-        super().__init__(f"{what}: {remedy}")
-        self.what, self.manifest = what, manifest or {}
+    def __init__(self, reason: str, remedy: str, manifest: Mapping[str, Any] | None = None) -> None:
+        super().__init__(f"{reason}: {remedy}")
+        self.reason, self.manifest = reason, manifest or {}
 
 
 class Missing(Refused):
@@ -90,7 +93,18 @@ class Foreign(Refused):
 def write(
     folder: pathlib.Path, kind: Kind, fingerprint: str, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """Writes a folder atomically; it replaces an existing one."""
+    """Writes a folder atomically. An existing folder is replaced.
+
+    Args:
+      folder: the folder.
+      kind: its kind.
+      fingerprint: its fingerprint.
+      facts: JSON values.
+      arrays: the arrays by name, which becomes the name of a file.
+
+    Raises:
+      OSError: the disk is full or cannot be written for another reason.
+    """
     with storage.atomic_folder(folder) as temporary:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
@@ -100,7 +114,7 @@ def write(
 def seal(
     folder: pathlib.Path, kind: Kind, fingerprint: str, facts: Mapping[str, Any], unlisted: Sequence[str] = ()
 ) -> None:
-    """Writes the manifest of all files in a temporary folder, except those with `unlisted` names."""
+    """Completes a temporary folder: writes the manifest of all its files, except those with `unlisted` names."""
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path != folder / MANIFEST and path.name not in unlisted:
@@ -125,12 +139,12 @@ def read(folder: pathlib.Path, kind: Kind, fingerprint: str | None = None) -> Ar
     arrays = {}
     with intact(folder, kind):
         for name, file in manifest["files"].items():
-            if (array := _checked(folder, name, file)) is not None:
+            if (array := _verified(folder, name, file)) is not None:
                 arrays[name.removesuffix(".npy")] = array
     return Artifact(manifest["fingerprint"], manifest["facts"], arrays, manifest["files"])
 
 
-def _checked(folder: pathlib.Path, name: str, file: Mapping[str, Any]) -> np.ndarray | None:
+def _verified(folder: pathlib.Path, name: str, file: Mapping[str, Any]) -> np.ndarray | None:
     """Verifies a file and returns its array, None for other files; raises ValueError if it has changed."""
     path, array = folder / name, None
     if ".." in path.parts or not path.is_relative_to(folder) or not path.is_file():
@@ -161,32 +175,36 @@ def read_manifest(folder: pathlib.Path, kind: Kind, fingerprint: str | None = No
             raise ValueError(f"{MANIFEST}: {error}") from None
     if (name := manifest.get("kind", kind.name)) != kind.name:
         raise Foreign(f"{folder} holds {name}, expected {kind.name}", remedy, manifest)
-    if (number := manifest.get("format")) != kind.format:
-        written = f"{manifest['program']}, format {number}" if "program" in manifest else f"format {number}"
-        here = f"this one is {_program()}, format {kind.format}"
-        what = f"{folder} was written by another version of this program ({written}; {here})"
-        raise Outdated(what, remedy, manifest)
+    if (written := manifest.get("format")) != kind.format:
+        writer = f"{manifest['program']}, format {written}" if "program" in manifest else f"format {written}"
+        reader = f"this one is {_program()}, format {kind.format}"
+        reason = f"{folder} was written by another version of this program ({writer}; {reader})"
+        raise Outdated(reason, remedy, manifest)
     with intact(folder, kind):
         if not all(isinstance(manifest[key], dict) for key in ("facts", "files")):
             raise TypeError(f"{MANIFEST} has no facts or files")
         if fingerprint not in (None, manifest["fingerprint"]):
-            what = f"{folder} holds {kind.name} with the fingerprint {manifest['fingerprint']}, expected {fingerprint}"
-            raise Foreign(what, remedy, manifest)
+            actual = manifest["fingerprint"]
+            reason = f"{folder} holds {kind.name} with the fingerprint {actual}, expected {fingerprint}"
+            raise Foreign(reason, remedy, manifest)
     return manifest
 
 
 @contextlib.contextmanager
 def intact(folder: pathlib.Path, kind: Kind) -> Iterator[None]:
-    """Raises Damaged for exceptions while a folder is read, for example if a fact is missing or of another type."""
+    """A context in which a folder is read. An exception, for example for a missing fact, is raised as Damaged.
+
+    Errors that do not come from the content, such as a UserError, a full memory or a failed disk, pass through.
+    """
     try:
         yield
     except (UserError, MemoryError):
         raise
-    except Exception as error:  # values of other types raise many types of exceptions
+    except Exception as error:  # a value of an unexpected type may raise any exception
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise  # an error of the machine, not of the folder
-        what = f"{MANIFEST} lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise Damaged(f"{folder} is damaged ({what})", f"delete it and {kind.remake}") from error
+        detail = f"{MANIFEST} lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise Damaged(f"{folder} is damaged ({detail})", f"delete it and {kind.remake}") from error
 
 
 def ensure(
@@ -200,8 +218,8 @@ def ensure(
       folder: the folder.
       kind: its kind.
       fingerprint: its fingerprint.
-      make: makes the folder; all processes call it, and the first one writes.
-      replaces: whether a folder with another fingerprint is made again, too.
+      make: makes the folder. All processes call it, and only the first one writes.
+      replaces: whether a folder with another fingerprint is also made again.
 
     Raises:
       Foreign: it has another fingerprint and is not replaced.
@@ -215,7 +233,7 @@ def ensure(
             if isinstance(error, Foreign) and not replaces:
                 raise
             if isinstance(error, Damaged | Outdated):
-                log(f"made anew: {error.what}")
+                log(f"made anew: {error.reason}")
 
     processes.on_first(read_if_intact)
     if not processes.agreed(bool(intact_folder)):

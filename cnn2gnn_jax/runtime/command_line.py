@@ -76,10 +76,10 @@ def _require(values: flags.FlagValues, required: Sequence[str]) -> None:
 
 def _wrong_value(values: flags.FlagValues, error: flags.IllegalFlagValueError) -> str:
     """The error of a value, which absl says in Python's words where it is of another type."""
-    found = str(error).removesuffix(f": {error.__context__}").removeprefix("flag ")
-    name = found.removeprefix("--").partition("=")[0]
+    message = str(error).removesuffix(f": {error.__context__}").removeprefix("flag ")
+    name = message.removeprefix("--").partition("=")[0]
     kind = values[name].parser.flag_type() if name in values else ""
-    return f"{found}: expected a value of type {kind}" if kind in _TYPES else str(error)
+    return f"{message}: expected a value of type {kind}" if kind in _TYPES else str(error)
 
 
 def _help(values: flags.FlagValues, description: str, fields: Mapping[str, str]) -> str:

@@ -57,7 +57,7 @@ class Devices:
         """Rounds `size` up to a multiple of the number of devices."""
         return -(-size // self.count) * self.count
 
-    def own(self, size: int) -> slice:
+    def local_slice(self, size: int) -> slice:
         """This process's part of an axis of `size`, a multiple of the number of devices."""
         if self.mesh is None:
             return slice(0, size)
@@ -114,7 +114,7 @@ class Devices:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(everywhere, np.asarray(x)), tree)
 
     def split(self, tree: Any, axis: int) -> Any:
-        """Makes the arguments of a mapped function from arrays of this process's part along `axis`, see `own`."""
+        """Makes the arguments of a mapped function from this process's part along `axis`; see `local_slice`."""
         if self.mesh is None:
             return tree
         if self.backend == "pmap":
@@ -174,10 +174,10 @@ class Devices:
         mapped = self.map(on_each, (None, 0), None, axis=_WHOLE_BATCHES)
 
         def run(shared: Any, read: Callable[[int], Any], count: int) -> Iterator[Any]:
-            shared, own = self.replicate(shared), range(self.count)[self.own(self.count)]
+            shared, local = self.replicate(shared), range(self.count)[self.local_slice(self.count)]
             for first in range(0, count, self.count):
                 # A device without a batch computes the last one again; that result is dropped.
-                parts = [read(min(first + k, count - 1)) for k in own]
+                parts = [read(min(first + k, count - 1)) for k in local]
                 stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
                 results = jax.device_get(mapped(shared, self.split(stacked, 0)))
                 for k in range(min(self.count, count - first)):

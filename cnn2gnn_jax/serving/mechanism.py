@@ -60,7 +60,7 @@ def choose(student: Trained, choice: str = AUTO) -> Served:
         stored = banks.read(folder, runs.evaluation_fingerprint(recorded))
     except artifact.Missing as error:
         if choice == AUTO:
-            return Served(student, MECHANISMS[0], f"the run is not evaluated yet: {error.what}")
+            return Served(student, MECHANISMS[0], f"the run is not evaluated yet: {error.reason}")
         raise
     with_bank = student._replace(bank=stored._replace(bank=jax.tree.map(jnp.asarray, stored.bank)))
     if stored.accuracy is None or stored.accuracy_alone is None or stored.held_out is None:

@@ -170,5 +170,5 @@ def _by_training_set(trained: Trained, images: jax.Array) -> Answer:
     bank, (logits, features) = trained.bank.bank, trained.model.logits_and_features(images)
     if bank.settings.signal == "labels":  # made here, so that a bundle holds one number for each training image
         bank = bank.replace(signals=jax.nn.one_hot(bank.labels, len(trained.recorded.classes), dtype=bool))
-    combined = neighbors.answer(bank, logits, features[bank.settings.space])
+    combined = neighbors.predict(bank, logits, features[bank.settings.space])
     return Answer(jax.nn.softmax(combined.logits.astype(jnp.float32)), neighbors=combined.neighbors)

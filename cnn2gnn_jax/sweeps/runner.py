@@ -1,6 +1,7 @@
 """Runs the cells of a sweep one after another; other processes may run cells of the same sweep.
 
-A cell is locked by `flock` until its record is written. The kernel releases the lock of a process that dies.
+A *cell* is a run of the sweep, see `plan.Cell`. It is finished when its record is written. Until then it is locked by
+`flock`, which the kernel releases if the process dies.
 """
 
 import collections
@@ -29,7 +30,7 @@ LOCK = ".cell.lock"
 
 
 class Outcome(NamedTuple):
-    """The number of finished cells, the number of failed ones, and whether the time limit stopped the sweep."""
+    """The numbers of finished and of failed cells, and whether the time limit stopped the sweep."""
 
     done: int
     failed: int
@@ -61,16 +62,16 @@ def run(
     """
     for cell in cells:
         if records.is_done(out, cell.name):
-            _clean_up(out, cell, keep_checkpoints)  # the process may have been killed before this
+            _clean_up(out, cell, keep_checkpoints)  # a process may have been killed between the record and this
     time_is_up = threading.Event()
 
     def stop() -> None:
         time_is_up.set()
         os.kill(os.getpid(), signal.SIGTERM)  # so that the running cell saves its state
 
-    timer = threading.Timer(60 * minutes, stop) if minutes else None
-    if timer is not None:
-        timer.daemon = True
+    timer = threading.Timer(60 * minutes, stop)
+    timer.daemon = True
+    if minutes:
         timer.start()
     try:
         _run_all(cells, out, limit, keep_checkpoints)
@@ -78,35 +79,36 @@ def run(
         if not time_is_up.is_set():
             raise
     finally:
-        if timer is not None:
-            timer.cancel()
+        timer.cancel()
         records.collect(out)
-    states = [state(out, cell) for cell in cells]
-    return Outcome(states.count("done"), states.count("failed"), time_is_up.is_set())
+    statuses = [status(out, cell) for cell in cells]
+    return Outcome(statuses.count("done"), statuses.count("failed"), time_is_up.is_set())
 
 
-def state(out: pathlib.Path, cell: Cell) -> str:
-    """The state of a cell: `done`, `failed`, or `-` if neither."""
+def status(out: pathlib.Path, cell: Cell) -> str:
+    """The status of a cell: `done`, `failed`, or `-` if neither."""
     return "done" if records.is_done(out, cell.name) else "-" if _failure(out, cell) is None else "failed"
 
 
 def _run_all(cells: Sequence[Cell], out: pathlib.Path, limit: int, keep_checkpoints: bool) -> None:
+    """Runs the cells that are due, and at most `limit` of them if that is not 0; see `run`."""
     old_failures = {cell.name: _failure(out, cell) for cell in cells}
-    times = collections.defaultdict[str, list[float]](list)
-    ran, progress, remaining = 0, True, list(cells)
+    seconds_by_method = collections.defaultdict[str, list[float]](list)
+    runs, has_run, remaining = 0, True, list(cells)
 
     def is_due(cell: Cell) -> bool:
+        # Cells that failed before this sweep started are tried again, once.
         if records.is_done(out, cell.name) or _failure(out, cell) != old_failures[cell.name]:
             return False
         # A candidate without a record is being run by another process, or has failed.
         return all(records.is_done(out, candidate.name) for candidate in cell.candidates)
 
-    while progress:  # until a pass runs no cell, since another process may have left a cell unfinished
-        progress = False
+    while has_run:  # until a pass runs no cell, since another process may have left a cell unfinished
+        has_run = False
         for cell in cells:
             if not is_due(cell):
                 continue
-            if limit and ran == limit:
+            if limit and runs == limit:
                 return
             try:
                 with storage.lock(_folder(out, cell) / LOCK, wait=False):
@@ -114,16 +116,17 @@ def _run_all(cells: Sequence[Cell], out: pathlib.Path, limit: int, keep_checkpoi
                         continue  # another process has run it in the meantime
                     # Finished cells are dropped, so that each record is read once.
                     remaining = [other for other in remaining if not records.is_done(out, other.name)]
-                    _log_progress(remaining, len(cells), out, cell, times)
+                    _log_progress(remaining, len(cells), out, cell, seconds_by_method)
                     start = time.monotonic()
                     _run_cell(out, cell, keep_checkpoints)
             except InUse:
                 continue  # another process runs it
-            times[cell.config.method].append(time.monotonic() - start)
-            ran, progress = ran + 1, True
+            seconds_by_method[cell.config.method].append(time.monotonic() - start)
+            runs, has_run = runs + 1, True
 
 
 def _run_cell(out: pathlib.Path, cell: Cell, keep_checkpoints: bool) -> None:
+    """Runs a cell and writes its record, or the file of its failure."""
     workdir = _folder(out, cell)
     try:
         tuned = tuning.choose(out, cell.candidates) if cell.candidates else None
@@ -137,7 +140,7 @@ def _run_cell(out: pathlib.Path, cell: Cell, keep_checkpoints: bool) -> None:
     except InUse:
         raise
     except Exception as error:
-        if isinstance(error, Diverged) and not cell.places:
+        if isinstance(error, Diverged) and not cell.places:  # a candidate, which is then not chosen
             records.write_diverged(out, cell.name, str(error))
             _clean_up(out, cell, keep_checkpoints)
             return
@@ -174,13 +177,13 @@ def _failure(out: pathlib.Path, cell: Cell) -> str | None:
 
 
 def _log_progress(
-    remaining: Sequence[Cell], total: int, out: pathlib.Path, cell: Cell, times: Mapping[str, Sequence[float]]
+    remaining: Sequence[Cell], total: int, out: pathlib.Path, cell: Cell, seconds_by_method: Mapping[str, list[float]]
 ) -> None:
     """Logs the progress of a sweep, with the remaining time, estimated from earlier cells of the same methods."""
     failed = sum(_failure(out, other) is not None for other in remaining)
     line = f"[{total - len(remaining)} of {total} cells done, {failed} failed] {cell.title}"
-    if times:
-        all_seconds = [seconds for of_method in times.values() for seconds in of_method]
-        expected = sum(statistics.mean(times.get(other.config.method, all_seconds)) for other in remaining)
+    if seconds_by_method:
+        all_seconds = [seconds for values in seconds_by_method.values() for seconds in values]
+        expected = sum(statistics.mean(seconds_by_method.get(other.config.method, all_seconds)) for other in remaining)
         line += f"; about {expected / 60:.0f} min left"
     log(line)

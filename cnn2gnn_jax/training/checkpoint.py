@@ -147,7 +147,7 @@ class Checkpoints:
             try:
                 artifact.read(self.folder / f"step_{step}", KIND, self.owner)
             except artifact.Refused as error:
-                raise UserError(f"{error.what}: {remedy}") from None
+                raise UserError(f"{error.reason}: {remedy}") from None
 
         if step is None:
             raise UserError(f"{self.folder} holds no checkpoint: {remedy}")
@@ -176,11 +176,11 @@ def recover(folder: pathlib.Path, owner: str) -> int:
         try:
             artifact.read(path, KIND, owner)
         except artifact.Damaged as error:
-            log(f"{error.what}: it is removed, and training goes back to the checkpoint before")
+            log(f"{error.reason}: it is removed, and training goes back to the checkpoint before")
             shutil.rmtree(path)
         except artifact.Refused as error:
             raise UserError(
-                f"{error.what}: put back the one that was there, or delete {folder.parent} to train this stage again"
+                f"{error.reason}: put back the one that was there, or delete {folder.parent} to train this stage again"
             ) from None
         else:
             return step

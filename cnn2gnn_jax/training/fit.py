@@ -26,8 +26,8 @@ from cnn2gnn_jax.training.step import teacher_shapes
 from cnn2gnn_jax.training.task import Task, with_stage
 
 Load = Callable[[], TrainState]  # reads a trained state from disk; later calls return the same state
-_DEVICE_FRACTION = 0.5  # of a device's memory, for the training set; the rest is for the step
-_HOST_FRACTION = 0.25  # likewise on the CPU, whose memory other processes share
+_DEVICE_FRACTION = 0.5  # the part of a device's memory that the training set may fill; the step needs the rest
+_CPU_FRACTION = 0.25  # the same on the CPU, whose memory other processes share
 
 
 class Job(NamedTuple):
@@ -36,7 +36,7 @@ class Job(NamedTuple):
     task: the task.
     name: its name in the records.
     checkpoints: the folder of its checkpoints, with a folder for each stage.
-    owner: the fingerprint that its checkpoints carry.
+    owner: the fingerprint in the manifests of its checkpoints, which are refused if they have another one.
     """
 
     task: Task
@@ -46,10 +46,10 @@ class Job(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """Settings of training that do not change the trained state.
+    """Where and how to train, which does not change the trained state.
 
     records: the JSON lines file for metrics.
-    every_seconds: the time between checkpoints; 0 for one after each chunk.
+    every_seconds: the seconds between checkpoints; 0 for a checkpoint after each chunk.
     residency: where the training set is kept: `device`, `host` (gathered one chunk ahead), or `auto` by its size.
     tensorboard: the folder for TensorBoard events, or None.
     devices: the devices to train on.
@@ -75,38 +75,43 @@ def fit_on_disk(
       jobs: jobs whose tasks differ only in the seed; those with equal progress train side by side, see
         `loop.make_chunk`. The stage of a task is replaced by each stage of its distiller in turn.
       load_data: returns the training set, see `loop.make_chunk`; not called if nothing is trained or loaded.
-      score: returns the accuracy in percent on the held-out images, for the epoch rule `best`.
+      score: returns the accuracy in percent of a task's state on the held-out images, for the epoch rule `best`.
       setting: where and how to train.
       teacher_variables: returns the variables of the teacher that runs in the step, or None.
 
     Returns:
       For each job a function that reads its trained state: the last one, or the best one under the epoch rule `best`.
       `saving.local` describes on which devices it is.
+
+    Raises:
+      Diverged: a loss or a weight is not finite.
+      Stopped: SIGTERM or Ctrl-C was received; the state is saved.
+      UserError: a checkpoint is damaged or has another owner.
     """
     training = _Training(functools.cache(load_data), score, setting)
     unfinished = []
     for job in jobs:
         progress = _progress(job)
-        if progress == (len(job.task.distiller.stages) - 1, _last(job).total_steps):
+        if progress == (len(job.task.distiller.stages) - 1, _last_stage(job).total_steps):
             log(f"{job.name}: already trained")
         else:
             unfinished.append((progress, job))
     if unfinished:
-        resident, host = place(training.arrays(), setting.residency, setting.devices)
-        source = loop.Source(resident, host, setting.devices.replicate(teacher_variables()))
-        unfinished.sort(key=operator.itemgetter(0))
+        resident, host = place_training_set(training.load_data(), setting.residency, setting.devices)
+        data = loop.TrainingData(resident, host, setting.devices.replicate(teacher_variables()))
+        unfinished.sort(key=operator.itemgetter(0))  # by progress, as groupby needs it
         for progress, group in itertools.groupby(unfinished, key=operator.itemgetter(0)):
             with processes.stopping_between_chunks():
-                training.train([job for _, job in group], progress, source)
+                training.train([job for _, job in group], progress, data)
     return [functools.cache(functools.partial(training.load, job)) for job in jobs]
 
 
-def _last(job: Job) -> Task:
+def _last_stage(job: Job) -> Task:
     """The job's task at its last stage."""
     return with_stage(job.task, job.task.distiller.stages[-1])
 
 
-def place(
+def place_training_set(
     arrays: Mapping[str, np.ndarray], residency: str, devices: Devices = ONE
 ) -> tuple[dict[str, jax.Array], dict[str, np.ndarray]]:
     """Places the training set on the devices or on the host.
@@ -120,11 +125,11 @@ def place(
       The arrays that are on every device, and those that stay on the host.
     """
     size = sum(array.nbytes for array in arrays.values())
-    facts = jax.local_devices()[0].memory_stats() or {}  # None on the CPU
-    if "bytes_limit" in facts:
-        room = int(_DEVICE_FRACTION * facts["bytes_limit"])
+    memory = jax.local_devices()[0].memory_stats() or {}  # None on the CPU
+    if "bytes_limit" in memory:
+        room = int(_DEVICE_FRACTION * memory["bytes_limit"])
     else:
-        room = int(_HOST_FRACTION * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / devices.local_count)
+        room = int(_CPU_FRACTION * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / devices.local_count)
     if residency == "auto":
         residency = "device" if processes.agreed(size <= room) else "host"
     log(f"{size / 1e6:.0f} MB of training data stay on the {residency} (room on the device: {room / 1e6:.0f} MB)")
@@ -133,63 +138,63 @@ def place(
     return devices.replicate(dict(arrays)), {}
 
 
-def _newest(job: Job, stage: str) -> int:
+def _newest_step(job: Job, stage: str) -> int:
     """The step of a stage's newest intact checkpoint; 0 without one."""
-    step = 0
-
-    def find() -> None:
-        nonlocal step
-        step = recover(job.checkpoints / stage / "last", job.owner)
-
-    processes.on_first(find)
-    return processes.agreed(step)
+    steps: list[int] = []  # empty except in the first process
+    processes.on_first(lambda: steps.append(recover(job.checkpoints / stage / "last", job.owner)))
+    return processes.agreed(steps[0] if steps else 0)
 
 
 def _progress(job: Job) -> tuple[int, int]:
     """The position of the stage that a job is in, and the number of steps done in it."""
     for k, stage in reversed(list(enumerate(job.task.distiller.stages))):
-        if step := _newest(job, stage.name):
+        if step := _newest_step(job, stage.name):
             return k, step
     return 0, 0
 
 
 class _Training(NamedTuple):
-    """The training of jobs, with the training set, the score and the setting of `fit_on_disk`."""
+    """The training of jobs, with arguments of `fit_on_disk`. `load_data` returns the same arrays in each call."""
 
-    arrays: Callable[[], dict[str, np.ndarray]]
+    load_data: Callable[[], dict[str, np.ndarray]]
     score: Callable[[Task, TrainState], float]
     setting: Setting
 
     def initial(self, task: Task, seed: int | jax.Array | None = None) -> TrainState:
-        """The initial state of a task."""
-        devices, arrays = self.setting.devices, self.arrays()
-        rows = devices.padded(task.rows) if devices.shards_head else None
-        return init_state(task, arrays["input"], teacher_shapes(task, arrays), seed, rows)
+        """The initial state of a task; see `init_state`."""
+        devices, data = self.setting.devices, self.load_data()
+        table_rows = devices.padded(task.rows) if devices.shards_head else None
+        return init_state(task, data["input"], teacher_shapes(task, data), seed, table_rows)
 
     def shapes(self, task: Task) -> TrainState:
         """The shapes and shardings of one task's state, which are the same whether seeds are spread or not."""
-        whole = dataclasses.replace(self.setting.devices, spreads_seeds=False)
-        return whole.shaped(jax.eval_shape(lambda: self.initial(task)), state_axes(task, 1, whole))
+        devices = dataclasses.replace(self.setting.devices, spreads_seeds=False)
+        return devices.shaped(jax.eval_shape(lambda: self.initial(task)), state_axes(task, 1, devices))
 
     def load(self, job: Job) -> TrainState:
         """Reads the trained state of a job from disk."""
-        task = _last(job)
+        task = _last_stage(job)
         folder = job.checkpoints / task.stage.name / ("best" if task.recipe.epoch == "best" else "last")
         with Checkpoints(folder, job.owner) as checkpoints:
             return local(checkpoints.restore(self.shapes(task)))
 
-    def train(self, jobs: Sequence[Job], progress: tuple[int, int], source: loop.Source) -> None:
-        """Trains the remaining stages of jobs with equal `progress`: the stage they are in, and the steps done."""
+    def train(self, jobs: Sequence[Job], progress: tuple[int, int], data: loop.TrainingData) -> None:
+        """Trains the remaining stages of jobs with equal `progress`, as `_progress` returns it."""
         first_stage, start = progress
         previous: list[TrainState] | None = None
         for stage in jobs[0].task.distiller.stages[first_stage:]:
-            previous = self._train_stage(jobs, stage, start, previous, source)
+            previous = self._train_stage(jobs, stage, start, previous, data)
             start = 0
 
     def _train_stage(
-        self, jobs: Sequence[Job], stage: Stage, start: int, previous: list[TrainState] | None, source: loop.Source
+        self,
+        jobs: Sequence[Job],
+        stage: Stage,
+        start: int,
+        previous: list[TrainState] | None,
+        data: loop.TrainingData,
     ) -> list[TrainState]:
-        """Trains a stage from step `start`; `previous` are the states after the previous stage."""
+        """Trains a stage from step `start`. If that is 0, the stage continues from the states `previous`, if any."""
         tasks, stages = [with_stage(job.task, stage) for job in jobs], jobs[0].task.distiller.stages
         task, setting, devices = tasks[0], self.setting, self.setting.devices
         devices = dataclasses.replace(devices, spreads_seeds=devices.spreads_seeds and len(tasks) > 1)
@@ -198,8 +203,8 @@ class _Training(NamedTuple):
         names = [job.name if len(stages) == 1 else f"{job.name} {stage.name}" for job in jobs]
         with contextlib.ExitStack() as stack:
 
-            def checkpoints(which: str, **keep: int) -> list[Checkpoints]:
-                folders = [(job.checkpoints / stage.name / which, job.owner) for job in jobs]
+            def checkpoints(name: str, **keep: int) -> list[Checkpoints]:
+                folders = [(job.checkpoints / stage.name / name, job.owner) for job in jobs]
                 return [stack.enter_context(Checkpoints(folder, owner, **keep)) for folder, owner in folders]
 
             newest = checkpoints("last")
@@ -210,16 +215,16 @@ class _Training(NamedTuple):
                 states = self._initial_states(tasks, seeds, previous)
             records = setting.records if processes.is_first() else None
             recorder = stack.enter_context(Recorder(records, names, start, task, setting.tensorboard))
-            common = (names, tasks, newest, setting.every_seconds, seeds, start)
+            saver_arguments = (names, tasks, newest, setting.every_seconds, seeds, start)
             if task.recipe.epoch == "best" and stage is stages[-1]:
-                saver: NewestSaver = BestSaver(checkpoints("best", keep=1), self.score, *common)
+                saver: NewestSaver = BestSaver(checkpoints("best", keep=1), self.score, *saver_arguments)
             else:
-                saver = NewestSaver(*common)
-            # Seeds that are spread must divide by the devices: copies of the last one fill up, and are dropped later.
+                saver = NewestSaver(*saver_arguments)
+            # Seeds are spread in equal numbers. Copies of the last task fill the last device; they are not saved.
             copies = devices.padded(len(tasks)) - len(tasks) if devices.spreads_seeds else 0
             on_chunk = functools.partial(_record, recorder, copies, saver)
             stacked = seeds.stack(states + states[-1:] * copies)
-            state = loop.fit(tasks + tasks[-1:] * copies, stacked, source, on_chunk, saver, devices)
+            state = loop.fit(tasks + tasks[-1:] * copies, stacked, data, on_chunk, saver, devices)
             return seeds.split(state)
 
     def _initial_states(
@@ -231,12 +236,13 @@ class _Training(NamedTuple):
         if previous is None:
             return states
         return [
-            state.replace(params=old.params, stats=old.stats, memory=old.memory)
-            for state, old in zip(states, previous, strict=True)
+            state.replace(params=trained.params, stats=trained.stats, memory=trained.memory)
+            for state, trained in zip(states, previous, strict=True)
         ]
 
 
 def _record(recorder: Recorder, copies: int, saver: NewestSaver, first: int, metrics: Mapping[str, np.ndarray]) -> None:
-    """Records the metrics of a chunk, without those of copies."""
-    own = {name: values[:-copies] for name, values in metrics.items()} if copies else metrics
-    recorder.chunk(first, own, saver.saved_step)
+    """Records the metrics of a chunk, without those of the last `copies` tasks."""
+    if copies:
+        metrics = {name: values[:-copies] for name, values in metrics.items()}
+    recorder.chunk(first, metrics, saver.saved_step)

@@ -1,4 +1,8 @@
-"""The training loop: chunks of steps, their inputs, and when their metrics are read."""
+"""The training loop: chunks of steps, their inputs, and when their metrics are read.
+
+A *chunk* is a number of consecutive steps of an epoch that are dispatched together. Its *feed* is what the host sends
+for it: the indices of the images of each batch, and the images themselves if they are not on the device.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -14,44 +18,45 @@ from cnn2gnn_jax.training.state import TrainState, catch_up, over_seeds, state_a
 from cnn2gnn_jax.training.step import Batch, Metrics, make_step
 from cnn2gnn_jax.training.task import Task, learning_rate
 
-_Stepped = tuple[TrainState, Metrics]
+_StepResult = tuple[TrainState, Metrics]
 
 
-def make_chunk(task: Task, seeds: int = 1, devices: Devices = ONE) -> Callable[..., _Stepped]:
+def make_chunk(task: Task, seeds: int = 1, devices: Devices = ONE) -> Callable[..., _StepResult]:
     """Makes a function of K steps: `chunk(state, data, teacher_variables, feed, seed) -> (state, metrics)`.
 
-    `data` is the part of the training set that is on the device, (N, ...) each: `input` (uint8 images or features),
-    `label`, and the teacher's cached outputs. `feed` has `index` and `mask`, (K, B), and the batches of the other
-    arrays, (K, B, ...). `state` is donated. The metrics are those of K steps, (K,) each.
+    `data` holds the arrays of the training set that are on the device, (N, ...) each. The arrays are `input` (uint8
+    images or features), `label`, and the teacher's cached outputs; see `make_step`. `feed` has `index` and `mask`,
+    (K, B), and batches of the arrays that are not in `data`, (K, B, ...). `state` is donated. The metrics are those of
+    the K steps, (K,) each.
 
     Args:
       task: the task.
       seeds: the number of students that train side by side. If it is over 1, the arrays of state, feed, seed and
         metrics have a leading axis of that size.
-      devices: each has a part of the batch or, if they spread seeds, of the seeds, whose number must then be a multiple
-        of the number of devices.
+      devices: the devices to train on. Each has a part of the batch. If they spread seeds, each has whole batches of a
+        part of the seeds, whose number must then be a multiple of the number of devices.
     """
     step = make_step(task, devices.shards_head)
 
-    def one_step(state: TrainState, data: Batch, teacher_variables: Any, batch: Batch, seed: Any) -> _Stepped:
+    def gather_and_step(state: TrainState, data: Batch, teacher_variables: Any, batch: Batch, seed: Any) -> _StepResult:
         rows = {name: array[batch["index"]] for name, array in data.items()}
         return step(state, {**rows, **batch}, teacher_variables, seed)
 
-    def scanned_steps(state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: Any) -> _Stepped:
-        return lax.scan(lambda state, batch: one_step(state, data, teacher_variables, batch, seed), state, feed)
+    def scanned_steps(state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: Any) -> _StepResult:
+        return lax.scan(lambda state, batch: gather_and_step(state, data, teacher_variables, batch, seed), state, feed)
 
-    def step_of_feed(
+    def step_of_chunk(
         state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: Any, k: jax.Array
-    ) -> _Stepped:
+    ) -> _StepResult:
         batch = jax.tree.map(lambda array: lax.dynamic_index_in_dim(array, k, keepdims=False), feed)
-        return one_step(state, data, teacher_variables, batch, seed)
+        return gather_and_step(state, data, teacher_variables, batch, seed)
 
     if scans_steps(task):
         return _map_over_devices(scanned_steps, task, seeds, devices)
-    mapped = _map_over_devices(step_of_feed, task, seeds, devices, extra_arguments=1)
+    mapped = _map_over_devices(step_of_chunk, task, seeds, devices, extra_arguments=1)
 
-    def looped_steps(state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: Any) -> _Stepped:
-        feed, metrics = jax.tree.map(jnp.asarray, feed), []  # moved to the device once, not in every step
+    def looped_steps(state: TrainState, data: Batch, teacher_variables: Any, feed: Batch, seed: Any) -> _StepResult:
+        feed, metrics = jax.tree.map(jnp.asarray, feed), []  # moves it to the device once, not in every step
         for k in range(feed["mask"].shape[_step_axis(seeds, devices)]):
             state, step_metrics = mapped(state, data, teacher_variables, feed, seed, np.int32(k))
             metrics.append(step_metrics)
@@ -61,7 +66,7 @@ def make_chunk(task: Task, seeds: int = 1, devices: Devices = ONE) -> Callable[.
 
 
 def scans_steps(task: Task) -> bool:
-    """Whether the steps of a chunk are one `lax.scan`: always on an accelerator, on the CPU without convolutions.
+    """Whether the steps of a chunk are one `lax.scan`: on accelerators always, on CPUs only without convolutions.
 
     XLA's CPU backend compiles convolutions to their fast form only outside of loops.
     """
@@ -71,7 +76,7 @@ def scans_steps(task: Task) -> bool:
 
 def _map_over_devices(
     function: Callable, task: Task, seeds: int, devices: Devices, extra_arguments: int = 0
-) -> Callable[..., _Stepped]:
+) -> Callable[..., _StepResult]:
     """Compiles `function(state, data, teacher_variables, feed, seed, ...)` for all seeds and devices.
 
     The `extra_arguments` after `seed` are shared by all seeds and devices. See `make_chunk`.
@@ -82,11 +87,11 @@ def _map_over_devices(
         in_axes = (axes, None, None, _batch_axis(seeds), None, *shared)
         return devices.map(over_seeds(function, seeds, seed_axes), in_axes, (axes, None), donate_argnums=0)
 
-    def own_seeds(*arguments: Any) -> tuple[TrainState, Metrics]:
+    def local_seeds(*arguments: Any) -> tuple[TrainState, Metrics]:
         state, metrics = jax.vmap(function, seed_axes)(*arguments)
         return state, jax.tree.map(lambda x: lax.all_gather(x, SEEDS, tiled=True), metrics)
 
-    return devices.map(own_seeds, seed_axes, (axes, None), donate_argnums=0)
+    return devices.map(local_seeds, seed_axes, (axes, None), donate_argnums=0)
 
 
 def _batch_axis(seeds: int) -> int:
@@ -120,7 +125,7 @@ def chunk_bounds(step: int, total: int, per_epoch: int, max_size: int) -> Iterat
 
 
 def epoch_indices(task: Task, first: int, last: int) -> np.ndarray:
-    """The training indices, (K, B), of the steps first..last-1, which are in one epoch."""
+    """The positions in the training set, (K, B) int32, of the images of the steps first..last-1 of one epoch."""
     size = task.recipe.batch_size
     epoch, offset = divmod(first, task.steps_per_epoch)
     if task.grouped is None:
@@ -133,9 +138,10 @@ def epoch_indices(task: Task, first: int, last: int) -> np.ndarray:
 def feed(
     tasks: Sequence[Task], first: int, last: int, host: Mapping[str, np.ndarray], devices: Devices = ONE
 ) -> dict[str, Any]:
-    """The feed of a chunk of the steps first..last-1, see `make_chunk`.
+    """Makes the feed of a chunk of the steps first..last-1, see `make_chunk`.
 
-    Each process reads the rows of its own devices only. Batches that do not divide by the devices are padded.
+    Each process reads the rows of its own devices only. If the number of devices does not divide the batch size, the
+    batches are padded, with False in `mask`.
 
     Args:
       tasks: the tasks that train side by side.
@@ -147,22 +153,22 @@ def feed(
     index = np.stack([epoch_indices(task, first, last) for task in tasks])
     mask, axis = np.ones(index.shape, bool), 0
     if devices.spreads_seeds:
-        index, mask = (array[devices.own(len(tasks))] for array in (index, mask))
+        index, mask = (array[devices.local_slice(len(tasks))] for array in (index, mask))
     else:
         if len(tasks) == 1:
             index, mask = index[0], mask[0]
         axis, size = _batch_axis(len(tasks)), index.shape[-1]
         padding = [(0, 0)] * axis + [(0, devices.padded(size) - size)]
-        own = devices.own(devices.padded(size))
-        index, mask = (np.pad(array, padding)[..., own] for array in (index, mask))
+        local = devices.local_slice(devices.padded(size))
+        index, mask = (np.pad(array, padding)[..., local] for array in (index, mask))
     return devices.split({"index": index, "mask": mask, **{name: rows[index] for name, rows in host.items()}}, axis)
 
 
-class Source(NamedTuple):
+class TrainingData(NamedTuple):
     """The arrays that training reads.
 
     resident: the arrays of the training set that are on the device, see `make_chunk`.
-    host: the other arrays of the training set, (N, ...) each, gathered chunk by chunk.
+    host: the other arrays of the training set, (N, ...) each, whose batches are sent chunk by chunk.
     teacher_variables: the variables of the teacher that runs in the step, or None.
     """
 
@@ -172,10 +178,10 @@ class Source(NamedTuple):
 
 
 class Saver(Protocol):
-    """Saves states during training."""
+    """What `fit` asks for: it decides when states are saved, and saves them."""
 
     def due(self, step: int) -> bool:
-        """Whether the state after `step` steps must be saved."""
+        """Whether the state after `step` steps must be saved; called once at the end of each chunk."""
 
     def save(self, step: int, state: TrainState) -> None:
         """Saves the state after `step` steps."""
@@ -184,54 +190,55 @@ class Saver(Protocol):
 def fit(
     tasks: Sequence[Task],
     state: TrainState,
-    source: Source,
+    data: TrainingData,
     on_chunk: Callable[[int, Mapping[str, np.ndarray]], None],
     saver: Saver,
     devices: Devices = ONE,
 ) -> TrainState:
     """Trains from `state.step` to the end of the stage.
 
-    The next chunk is dispatched before the metrics of the last one are read, and is gathered from the host while the
-    last one runs. Where a state is saved, its own metrics are read first, so that no state with an infinite loss is
-    saved.
+    JAX dispatches a chunk and returns before it has run. The host prepares the feed of the next chunk and dispatches it
+    before it reads the metrics of this one, so the device does not wait for the host. Where a state is saved, the
+    metrics of its own chunk are read first, so that no state with an infinite loss is saved.
 
     Args:
       tasks: the tasks; several of them differ only in their seed and train side by side.
       state: the initial state, which is donated. The states of several tasks are stacked on a leading axis.
-      source: the training set, and the variables of the teacher in the step.
+      data: the training set, and the variables of the teacher in the step.
       on_chunk: called with the first step of a chunk and its metrics on the host, (K,) each, or (tasks, K) for several
         tasks. It raises an exception to stop training.
       saver: asked at the end of each chunk whether to save the state. It must not keep a reference to the state.
-      devices: the devices of the state and of `source`.
+      devices: the devices of the state and of `data`.
 
     Returns:
       The state after the last step.
     """
     task, count = tasks[0], len(tasks)
     chunk, rate_at, axes = make_chunk(task, count, devices), learning_rate(task), state_axes(task, count, devices)
-    seed = _seeds(tasks, devices)
+    seed = _place_seeds(tasks, devices)
     start = int(np.max(jax.device_get(state.step)))
     state = devices.place(state, axes)
-    pending: tuple[int, Metrics] | None = None
+    unread: tuple[int, Metrics] | None = None
     for first, last in chunk_bounds(start, task.total_steps, task.steps_per_epoch, task.recipe.chunk_steps):
         if first and float(rate_at(first)) != float(rate_at(first - 1)):
             state = catch_up(task, state, first, count, devices)
-        chunk_feed = feed(tasks, first, last, source.host, devices)
-        state, metrics = chunk(state, source.resident, source.teacher_variables, chunk_feed, seed)
-        if pending is not None:
-            on_chunk(pending[0], jax.device_get(pending[1]))
-        pending = (first, metrics)
+        chunk_feed = feed(tasks, first, last, data.host, devices)
+        state, metrics = chunk(state, data.resident, data.teacher_variables, chunk_feed, seed)
+        if unread is not None:
+            on_chunk(unread[0], jax.device_get(unread[1]))
+        unread = (first, metrics)
         if saver.due(last):
             on_chunk(first, jax.device_get(metrics))
-            pending = None
+            unread = None
             saver.save(last, devices.collect(state, axes))
-    if pending is not None:
-        on_chunk(pending[0], jax.device_get(pending[1]))
+    if unread is not None:
+        on_chunk(unread[0], jax.device_get(unread[1]))
     return devices.collect(state, axes)
 
 
-def _seeds(tasks: Sequence[Task], devices: Devices) -> Any:
+def _place_seeds(tasks: Sequence[Task], devices: Devices) -> Any:
+    """The seeds of the tasks as the argument `seed` of a chunk."""
     seeds = np.asarray([task.seed for task in tasks], np.int32)
     if devices.spreads_seeds:
-        return devices.split(seeds[devices.own(len(tasks))], 0)
+        return devices.split(seeds[devices.local_slice(len(tasks))], 0)
     return devices.replicate(seeds if len(tasks) > 1 else seeds[0])

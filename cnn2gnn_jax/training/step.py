@@ -16,7 +16,7 @@ from cnn2gnn_jax.runtime.collectives import all_gather, psum
 from cnn2gnn_jax.training import head_table
 from cnn2gnn_jax.training.inputs import image_keys, prepare, prepare_plain
 from cnn2gnn_jax.training.state import TrainState, apply_student, sgd
-from cnn2gnn_jax.training.task import Task, learning_rate, optimizer, trained
+from cnn2gnn_jax.training.task import Task, learning_rate, optimizer, trained_mask
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -30,11 +30,17 @@ def make_step(
     The batch is this device's part of the global batch: `input` (b, ...), and `label`, `index` (the position in the
     training set) and `mask`, (b,) each. It also holds the teacher's outputs that the distiller needs, if they are
     cached: `teacher_logits` (b, C), `teacher_pooled` (b, F), and for each stage `teacher_features1`, ... (b, H, W, 1).
-    The task's seed is an argument, so that tasks which differ only in their seed share the step.
+    The task's seed is an argument, so that tasks which differ only in their seed share the compiled step.
+
+    Gradients, metrics and BatchNorm statistics are those of the global batch, and so equal on all devices.
 
     Args:
       task: the task.
       shards_head: whether the state's table holds only this device's rows.
+
+    Returns:
+      The step. Its metrics are scalars: `loss`, `accuracy` in percent, those of the distiller's loss, and with a graph
+      `self_weight` and `label_agreement` of `graph.diagnostics`.
     """
     return functools.partial(_step, task, shards_head)
 
@@ -42,63 +48,67 @@ def make_step(
 def _step(
     task: Task, shards_head: bool, state: TrainState, batch: Batch, teacher_variables: Any, seed: jax.Array | int
 ) -> tuple[TrainState, Metrics]:
-    image_rng, loss_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+    view_rng, loss_rng = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
     epoch, rate = state.step // task.steps_per_epoch, learning_rate(task)(state.step)
-    images, mask = _views(task, batch, image_rng)
+    images, mask = _views(task, batch, view_rng)
     teacher = _teacher_outputs(task, batch, images, teacher_variables)
     index = all_gather(batch["index"])
-    gathered = None
+    table = batch_table = None  # the head's table, and its rows for the batch
     if state.table is not None:
-        gathered = head_table.gather(state.table, index, state.step, rate, sgd(task), shards_head)
+        batch_table = head_table.gather(state.table, index, state.step, rate, sgd(task), shards_head)
 
-    def loss_of(params: Any, memory: Any, outputs: networks.Outputs) -> tuple[jax.Array, Any, Metrics]:
+    def loss_of(outputs: networks.Outputs, params: Any, memory: Any) -> tuple[jax.Array, Any, Metrics]:
         return task.stage.loss(params, memory, LossInputs(outputs, teacher, batch, epoch, loss_rng))
 
-    def objective(params: Any, values: Any) -> tuple[jax.Array, Any]:
-        rows = jax.tree.map(lambda leaf: leaf[index], params["table"]) if "table" in params else values
-        outputs, adjacency, stats = apply_student(task, params["student"], state.stats, rows, images, mask)
-        loss, memory, metrics = loss_of(params["distiller"], state.memory, outputs)
+    def objective(params: Any, head_rows: Any) -> tuple[jax.Array, Any]:
+        if "table" in params:
+            head_rows = jax.tree.map(lambda leaf: leaf[index], params["table"])
+        outputs, adjacency, stats = apply_student(task, params["student"], state.stats, head_rows, images, mask)
+        loss, memory, metrics = loss_of(outputs, params["distiller"], state.memory)
         if task.off_weight:
-            off = dataclasses.replace(task, module=task.module.clone(graph="off"))
-            outputs_off, _, _ = apply_student(off, params["student"], state.stats, None, images, mask)
+            task_off = dataclasses.replace(task, module=task.module.clone(graph="off"))
+            outputs_off, _, _ = apply_student(task_off, params["student"], state.stats, None, images, mask)
+            loss_off, _, _ = loss_of(outputs_off, params["distiller"], memory)
             # A weighted mean, since a sum would act as a higher learning rate.
-            loss = loss + task.off_weight * loss_of(params["distiller"], memory, outputs_off)[0]
-            loss = loss / (1 + task.off_weight)
+            loss = (loss + task.off_weight * loss_off) / (1 + task.off_weight)
         return loss, (memory, metrics, stats, outputs.logits, adjacency)
 
     (loss, aux), (gradients, row_gradients) = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(
-        state.params, None if gathered is None else gathered.values
+        state.params, None if batch_table is None else batch_table.values
     )
     gradients, row_gradients = psum((gradients, row_gradients))
     updates, opt_state = optimizer(task).update(gradients, state.opt_state, state.params)
-    table = state.table
-    if table is not None and gathered is not None:
-        updated = head_table.sgd_step(gathered, row_gradients, rate, sgd(task))
-        table = head_table.scatter(table, index, updated, all_gather(batch["mask"]), shards_head)
+    if state.table is not None and batch_table is not None:
+        batch_table = head_table.sgd_step(batch_table, row_gradients, rate, sgd(task))
+        table = head_table.scatter(state.table, index, batch_table, all_gather(batch["mask"]), shards_head)
     memory, metrics, stats, logits, adjacency = aux
     metrics = _metrics(task, batch, logits, adjacency, {"loss": loss, **metrics})
-    if not any(jax.tree.leaves(trained(task, {"student": state.params["student"]}))):
-        stats = state.stats
+    if not any(jax.tree.leaves(trained_mask(task, {"student": state.params["student"]}))):
+        stats = state.stats  # a stage that trains no parameter of the student leaves its statistics, too
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, stats, opt_state, table, memory), metrics
 
 
-def _metrics(task: Task, batch: Batch, logits: jax.Array, adjacency: jax.Array | None, local: Metrics) -> Metrics:
-    """The metrics of the global batch: the sums of this device's `local` ones, accuracy, and graph diagnostics."""
+def _metrics(task: Task, batch: Batch, logits: jax.Array, adjacency: jax.Array | None, shares: Metrics) -> Metrics:
+    """The metrics of the global batch: the sums of the devices' `shares`, the accuracy, and graph diagnostics."""
     label, mask = batch["label"], batch["mask"]
     count = jnp.maximum(psum(jnp.sum(mask)), 1)
-    correct = jnp.sum((jnp.argmax(logits[: len(mask)], -1) == label) & mask) / count
-    metrics = psum({"accuracy": 100 * correct, **local})
+    correct = jnp.sum((jnp.argmax(logits[: len(mask)], -1) == label) & mask) / count  # without the second views
+    metrics = psum({"accuracy": 100 * correct, **shares})
     if adjacency is None:
         return metrics
-    looped = graph.add_self_loops(adjacency) if task.module.self_loops else adjacency  # type: ignore[attr-defined]
-    labels, real = all_gather(label), all_gather(mask)
-    diagnostics = graph.diagnostics(looped, jnp.arange(len(labels)), labels, labels, real, real)
+    if task.module.self_loops:  # type: ignore[attr-defined]
+        adjacency = graph.add_self_loops(adjacency)
+    labels, global_mask = all_gather(label), all_gather(mask)
+    diagnostics = graph.diagnostics(adjacency, jnp.arange(len(labels)), labels, labels, global_mask, global_mask)
     return metrics | {name: diagnostics[name] for name in ("self_weight", "label_agreement")}
 
 
 def _views(task: Task, batch: Batch, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The network inputs of a batch, (b, ...), and their mask, (b,); 2b rows for a method with a second view."""
+    """The network inputs of a batch, (b, ...), and their mask, (b,).
+
+    For a method with a second view of each image, both have 2b rows: the second views follow the images.
+    """
     images, index, mask = batch["input"], batch["index"], batch["mask"]
     plain_rng, crop_rng, view_rng = jax.random.split(rng, 3)
     plain = prepare(task, images, plain_rng, index)
@@ -122,6 +132,7 @@ def teacher_shapes(task: Task, data: Mapping[str, Any]) -> networks.Outputs | No
 
 
 def _teacher_outputs(task: Task, batch: Batch, inputs: jax.Array, variables: Any) -> networks.Outputs | None:
+    """The teacher's outputs for a batch, computed from `inputs` or read from the batch; None without a teacher."""
     if not task.distiller.teacher:
         return None
     if task.teacher is not None:

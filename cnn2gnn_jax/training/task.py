@@ -107,11 +107,11 @@ def optimizer(task: Task) -> optax.GradientTransformation:
         tx = optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.sgd(rate, recipe.momentum))
     if task.stage.trains is trains_everything:
         return tx
-    return optax.multi_transform({True: tx, False: optax.set_to_zero()}, functools.partial(trained, task))
+    return optax.multi_transform({True: tx, False: optax.set_to_zero()}, functools.partial(trained_mask, task))
 
 
-def trained(task: Task, params: Any) -> Any:
-    """A pytree that tells for each parameter whether the stage trains it."""
+def trained_mask(task: Task, params: Any) -> Any:
+    """A pytree of the structure of `params` with a bool for each parameter: whether the stage trains it."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: task.stage.trains(tuple(str(getattr(key, "key", key)) for key in path)), params
     )

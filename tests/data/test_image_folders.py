@@ -199,9 +199,9 @@ def test_tiny_imagenet_is_read_as_published(tmp_path, config, tiny_imagenet, cap
     assert dataset.test.files == tuple(f"val/images/val_{i}.JPEG" for i in (1, 0, 2))
     for image, file in zip(dataset.test.images, dataset.test.files, strict=True):
         np.testing.assert_array_equal(image, Image.open(tiny_imagenet / file))
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 3 and "2 files (n01443537/n01443537_boxes.txt, n01629819/n" in said[0]
-    assert "2 files (wnids.txt, words.txt)" in said[1] and "none of its folders (images) is a class" in said[2]
+    messages = capsys.readouterr().err.splitlines()
+    assert len(messages) == 3 and "2 files (n01443537/n01443537_boxes.txt, n01629819/n" in messages[0]
+    assert "2 files (wnids.txt, words.txt)" in messages[1] and "none of its folders (images) is a class" in messages[2]
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,9 @@ def test_a_cache_of_another_version_is_rebuilt(tmp_path, config, cifar100, caplo
     storage.write_json(manifest, storage.read_json(manifest) | {"format": 1})
     with caplog.at_level("WARNING", logger="absl"):
         assert_is(data.load(settings, tmp_path / "cache"), cifar100)
-    [said] = [line for line in caplog.messages if "anew" in line]
-    assert "made anew: " in said and "was written by another version of this program (" in said
-    assert "format 1; this one is " in said and "damaged" not in said
+    [line] = [line for line in caplog.messages if "anew" in line]
+    assert "made anew: " in line and "was written by another version of this program (" in line
+    assert "format 1; this one is " in line and "damaged" not in line
 
 
 def test_damaged_records_are_prepared_again(tmp_path, config, cifar100):
@@ -330,9 +330,9 @@ def test_a_data_set_prepared_by_tfds_is_read(tmp_path, config, image_folder):
     builder = Insects(data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=image_folder))
     by_default = data.load(config(name="insects"), tmp_path / "cache")
-    given = data.load(config(name="insects:1.1.0", manual_dir=data_dir), tmp_path / "cache")
+    versioned = data.load(config(name="insects:1.1.0", manual_dir=data_dir), tmp_path / "cache")
     assert by_default.classes == ("ant", "bee") and (len(by_default.train), len(by_default.test)) == (8, 4)
-    np.testing.assert_array_equal(by_default.train.images, given.train.images)
+    np.testing.assert_array_equal(by_default.train.images, versioned.train.images)
     with pytest.raises(UserError, match="unknown data set"):
         data.load(config(name="insects:2.0.0", manual_dir=data_dir), tmp_path / "cache")
 

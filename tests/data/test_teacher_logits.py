@@ -107,8 +107,8 @@ def test_outputs_of_another_format_are_computed_again(folder, capsys):
     arrays = {name: np.ones((rows, 4), np.float32) for name, rows in ROWS.items()}
     loaded, _ = teacher_logits.ensure(folder, "abc", ROWS, lambda: ([arrays], {}))
     assert loaded["train"][0, 0] == 1
-    said = capsys.readouterr().err
-    assert "made anew: " in said and "format 0" in said and "damaged" not in said
+    log = capsys.readouterr().err
+    assert "made anew: " in log and "format 0" in log and "damaged" not in log
 
 
 def test_arrays_of_other_data_are_refused(folder):

@@ -96,13 +96,13 @@ def test_an_answer_with_the_label_of_the_image_itself_is_none(data):
     settings = Settings("hidden", "labels", 3, 1.0, 0.1)
     bank, own = bank_of(data, settings), np.arange(COLUMNS)
     logits = np.zeros((COLUMNS, CLASSES), np.float32)
-    votes = neighbors.answer(bank, logits, features["hidden"], own).votes
+    votes = neighbors.predict(bank, logits, features["hidden"], own).votes
     for i in (0, 7, 31):
         other = bank.signals.at[i].set(jnp.roll(bank.signals[i], 1))
-        changed = neighbors.answer(bank.replace(signals=other), logits, features["hidden"], own).votes
+        changed = neighbors.predict(bank.replace(signals=other), logits, features["hidden"], own).votes
         np.testing.assert_array_equal(changed[i], votes[i])
-        leaked = neighbors.answer(bank.replace(signals=other), logits, features["hidden"]).votes
-        assert np.abs(leaked[i] - neighbors.answer(bank, logits, features["hidden"]).votes[i]).max() > 0.1
+        leaked = neighbors.predict(bank.replace(signals=other), logits, features["hidden"]).votes
+        assert np.abs(leaked[i] - neighbors.predict(bank, logits, features["hidden"]).votes[i]).max() > 0.1
     assert len(train) == COLUMNS
 
 

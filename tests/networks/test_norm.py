@@ -159,13 +159,13 @@ def test_eight_unevenly_filled_devices_equal_one(name, fields):
             (value, (stats, logits)), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
             return value, grads, stats, logits
 
-        one = networks.create(name, 10, dtype=jnp.float64).clone(**fields)
+        network = networks.create(name, 10, dtype=jnp.float64).clone(**fields)
 
         def device_step(*inputs):
-            value, grads, stats, logits = gradients(one, *inputs)
+            value, grads, stats, logits = gradients(network, *inputs)
             return *jax.lax.psum((value, grads), "batch"), stats, logits
 
-        variables = jax.jit(one.init)(KEY, images[:1])
+        variables = jax.jit(network.init)(KEY, images[:1])
         mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
         spread = jax.shard_map(
             device_step,
@@ -175,5 +175,5 @@ def test_eight_unevenly_filled_devices_equal_one(name, fields):
             check_vma=False,
         )
         eight = jax.jit(spread)(variables, images, labels, mask)
-        expected = jax.jit(partial(gradients, one))(variables, images, labels, mask)
+        expected = jax.jit(partial(gradients, network))(variables, images, labels, mask)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10), eight, expected)

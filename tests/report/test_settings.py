@@ -22,8 +22,8 @@ def test_intervals_are_over_seeds_and_images_where_predictions_are_recorded_and_
     )
     assert notes.INTERVALS["seeds alone"] in without_predictions.notes
     assert "over seeds alone: this record keeps no predictions" in notes.INTERVALS["seeds alone"]
-    one = settings(graph_record(0, correct=True))
-    assert worth(one).over == "images alone" and notes.INTERVALS["images alone"] in one.notes
+    table = settings(graph_record(0, correct=True))
+    assert worth(table).over == "images alone" and notes.INTERVALS["images alone"] in table.notes
     # Of one seed without predictions there is no interval, and so nothing to say of it.
     assert worth(settings(graph_record(0))).interval is None and len(settings(graph_record(0)).notes) == 1
 
@@ -31,8 +31,8 @@ def test_intervals_are_over_seeds_and_images_where_predictions_are_recorded_and_
 def test_in_a_table_of_both_kinds_the_narrower_intervals_are_marked():
     with_predictions = [graph_record(seed, correct=True) for seed in range(3)]
     without_predictions = [graph_record(seed) for seed in range(3)]
-    for one in without_predictions:
-        one["places"] = [{**one["places"][0], "setting": "earlier"}]
+    for record in without_predictions:
+        record["places"] = [{**record["places"][0], "setting": "earlier"}]
     table = settings(*with_predictions, *without_predictions)
     first, second = column(table, "the graph is worth, one by one").values()
     assert first.text.endswith("]") and second.text.endswith("] (seeds alone)")

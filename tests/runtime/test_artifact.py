@@ -295,7 +295,7 @@ def test_ensure_makes_a_folder_once_and_again_if_it_cannot_be_used(tmp_path, cap
     np.testing.assert_array_equal(ensure().arrays["keys"], ARRAYS["keys"])
     assert capsys.readouterr().err == f"made anew: {folder} is damaged (keys.npy is not what was written)\n"
     change(folder, format=2)
-    assert ensure() and "made anew" in (said := capsys.readouterr().err) and "damaged" not in said
+    assert ensure() and "made anew" in (log := capsys.readouterr().err) and "damaged" not in log
     with pytest.raises(artifact.Foreign):
         ensure("xyz")
     assert len(made) == 3

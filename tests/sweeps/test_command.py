@@ -23,14 +23,14 @@ def test_a_real_sweep_shared_by_two_processes_and_its_report(tmp_path, file, cac
     command = [sys.executable, "-m", "cnn2gnn_jax.sweep", f"--sweep={file}", f"--out={tmp_path / 'out'}"]
     command += [f"--config.cache_dir={cache}"]
     workers = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [worker.communicate(timeout=300)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], said
-    text = "".join(said)
+    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], errors
+    text = "".join(errors)
     assert text.count("evaluating graph_learned-seed0") == text.count("evaluating cnn-seed0") == 1  # each cell once
     page = write_report(tmp_path / "out", cache).read_text()
     assert "<script" in page and "http:" not in page and "https:" not in page
-    for words in ("CNN2GNN, batch by batch", "CNN2GNN, graph off", "Figure 3", "Figure 5", "audit of how much"):
-        assert words in page, words
+    for phrase in ("CNN2GNN, batch by batch", "CNN2GNN, graph off", "Figure 3", "Figure 5", "audit of how much"):
+        assert phrase in page, phrase
     recorded = records.read(tmp_path / "out")
     [accuracy] = [
         entry["accuracy"] for record in recorded for entry in record["accuracies"] if record["method"] == "kd"

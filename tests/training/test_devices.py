@@ -90,7 +90,7 @@ def test_a_hundred_images_on_eight_devices_train_as_on_one():
     assert [line["case"] for line in lines] == cases
     for line in lines:
         assert line["dtype"] == "float64" and line["steps"] == 4
-        assert line["apart"] < 1e-8
+        assert line["relative_difference"] < 1e-8
         assert line["classes_differ"] == 0
 
 
@@ -104,7 +104,7 @@ def test_trained_states_are_equal_on_1_2_and_8_devices(x64, more, most):
     assert len(lines) == 4 * (5 + len(more))
     for line in lines:
         assert line["steps"] == 20
-        assert line["apart"] < most, line
+        assert line["relative_difference"] < most, line
         assert not x64 or line["classes_differ"] == 0, line
 
 
@@ -180,19 +180,19 @@ def test_evaluation_over_devices_counts_every_image_once(data, backend):
     network = networks.create("resnet8", 5)
     variables = jax.jit(lambda: network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))()
     model = TrainedModel(network, variables, (0.5,) * 3, (0.2,) * 3, tuple("abcde"))
-    one, many = (network_outputs(model, images, used) for used in (ONE, on))
-    assert one[0].shape == (37, 5)
-    chex.assert_trees_all_close(many, one, rtol=1e-4, atol=1e-5)
+    on_one, on_several = (network_outputs(model, images, used) for used in (ONE, on))
+    assert on_one[0].shape == (37, 5)
+    chex.assert_trees_all_close(on_several, on_one, rtol=1e-4, atol=1e-5)
 
     this = task()
     state = jax.jit(lambda: init_state(this, data["input"], None))()
     anchors = (np.arange(20, dtype=np.int32), data["label"][:20], data["input"][:20])
     model = trained_model(this, state, ("a", "b", "c"), [anchors])
-    one, many = (
+    on_one, on_several = (
         protocols.graph_protocols(model, data["input"], data["label"], protocols.Settings(7, 0, "similar", used))
         for used in (ONE, on)
     )
-    for actual, expected in zip(many, one, strict=True):
+    for actual, expected in zip(on_several, on_one, strict=True):
         assert (actual["mechanism"], actual["batch_order"]) == (expected["mechanism"], expected["batch_order"])
         assert actual["accuracy"] == pytest.approx(expected["accuracy"])
         assert actual["diagnostics"] == pytest.approx(expected["diagnostics"], rel=1e-4)
@@ -224,10 +224,10 @@ def test_impossible_device_settings_are_refused(fields, message):
 
 def test_the_devices_do_not_change_the_fingerprint_of_a_run():
     config = digits.get_config("smoke")
-    one = configs.student_fingerprint(configs.resolve(config), "data")
+    fingerprint = configs.student_fingerprint(configs.resolve(config), "data")
     fields = {"parallel.devices": 0, "parallel.backend": "pmap", "parallel.shard_head": True}
     config.update_from_flattened_dict(fields)
-    assert configs.student_fingerprint(configs.resolve(config), "data") == one
+    assert configs.student_fingerprint(configs.resolve(config), "data") == fingerprint
 
 
 # Processes ------------------------------------------------------------------------------------------------------------
@@ -295,15 +295,17 @@ def test_two_processes_that_are_stopped_and_lose_one_end_with_the_results_of_one
     command = [sys.executable, "-m", "cnn2gnn_jax.main", f"--config={flags(tmp_path / 'one')[0]}"]
     alone = {**environment, "JAX_PLATFORMS": "cpu"}
     subprocess.run([*command, *flags(tmp_path / "one")[1:]], cwd=ROOT, env=alone, check=True, timeout=500)
-    two, one = (
+    on_two, on_one = (
         {record["step"]: record["loss"] for record in read_records(tmp_path / name / "run" / "metrics.jsonl")}
         for name in ("two", "one")
     )
-    assert list(two) == list(one) == list(range(1, 211))
+    assert list(on_two) == list(on_one) == list(range(1, 211))
     # float32's rounding grows by a factor of ten in some 40 steps; both restarts are within the first 80.
-    np.testing.assert_allclose([two[k] for k in range(1, 81)], [one[k] for k in range(1, 81)], rtol=1e-4)
-    two, one = (storage.read_json(tmp_path / name / "run" / "results.json")["accuracies"] for name in ("two", "one"))
-    assert two[0]["accuracy"] == pytest.approx(one[0]["accuracy"], abs=2)
+    np.testing.assert_allclose([on_two[k] for k in range(1, 81)], [on_one[k] for k in range(1, 81)], rtol=1e-4)
+    on_two, on_one = (
+        storage.read_json(tmp_path / name / "run" / "results.json")["accuracies"] for name in ("two", "one")
+    )
+    assert on_two[0]["accuracy"] == pytest.approx(on_one[0]["accuracy"], abs=2)
 
 
 @pytest.mark.parametrize("name", ["local", "multiprocess", "slurm", "tpu_vm", "gke"])

@@ -80,11 +80,11 @@ def test_training_that_is_not_finite_names_the_step_and_keeps_the_last_finite_st
 
 
 def test_the_training_set_stays_where_there_is_room(data, monkeypatch, capsys):
-    assert set(fit.place(data, "auto")[0]) == set(data)
+    assert set(fit.place_training_set(data, "auto")[0]) == set(data)
     assert "stay on the device" in capsys.readouterr().err
-    monkeypatch.setattr(fit, "_HOST_FRACTION", 1e-12)
-    resident, host = fit.place(data, "auto")
+    monkeypatch.setattr(fit, "_CPU_FRACTION", 1e-12)
+    resident, host = fit.place_training_set(data, "auto")
     assert not resident
     assert host.keys() == data.keys()
     assert "stay on the host" in capsys.readouterr().err
-    assert isinstance(fit.place(data, "device")[0]["input"], jax.Array)
+    assert isinstance(fit.place_training_set(data, "device")[0]["input"], jax.Array)

@@ -59,7 +59,7 @@ class Nothing:
 
 
 def fit(task, state, data, saver=None):
-    return loop.fit([task], state, loop.Source(data), lambda first, metrics: None, saver or Nothing())
+    return loop.fit([task], state, loop.TrainingData(data), lambda first, metrics: None, saver or Nothing())
 
 
 def test_golden_step(data):
@@ -78,10 +78,10 @@ def test_golden_step(data):
 def test_a_chunk_equals_its_steps(data, kind):
     current = task(kind)
     indices = np.stack([np.arange(BATCH), np.arange(BATCH, 2 * BATCH)])
-    one = functools.partial(jax.jit(make_step(current)), teacher_variables=None, seed=current.seed)
+    step = functools.partial(jax.jit(make_step(current)), teacher_variables=None, seed=current.seed)
     state = init_state(current, data["input"], None)
     for index in indices:
-        state, metrics = one(state, batch_of(data, index))
+        state, metrics = step(state, batch_of(data, index))
     start = init_state(current, data["input"], None)
     feed = {"index": indices, "mask": np.ones(indices.shape, bool)}
     chunked, actual = loop.make_chunk(current)(start, data, None, feed, current.seed)
@@ -102,7 +102,9 @@ def test_on_the_cpu_only_steps_without_convolutions_are_scanned():
 def test_training_lowers_the_loss(data, kind):
     current, losses = task(kind, epochs=20, learning_rate=0.03), []
     state = init_state(current, data["input"], None)
-    state = loop.fit([current], state, loop.Source(data), lambda _, metrics: losses.extend(metrics["loss"]), Nothing())
+    state = loop.fit(
+        [current], state, loop.TrainingData(data), lambda _, metrics: losses.extend(metrics["loss"]), Nothing()
+    )
     assert len(losses) == current.total_steps == int(state.step)
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
@@ -216,7 +218,7 @@ def test_batches_from_the_host_train_as_those_on_the_device(data):
     current = task(augment=True)
     resident = fit(current, init_state(current, data["input"], None), data)
     start, host = init_state(current, data["input"], None), jax.tree.map(np.asarray, data)
-    fed = loop.fit([current], start, loop.Source({}, host), lambda first, metrics: None, Nothing())
+    fed = loop.fit([current], start, loop.TrainingData({}, host), lambda first, metrics: None, Nothing())
     chex.assert_trees_all_close(fed, resident, rtol=1e-5, atol=1e-6)
 
 
@@ -229,11 +231,13 @@ def test_seeds_side_by_side_train_as_each_alone(data, schedule):
     starts = [init_state(current, data["input"], None) for current in tasks]
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     losses = []
-    end = loop.fit(tasks, together, loop.Source(data), lambda _, metrics: losses.append(metrics["loss"]), Nothing())
+    end = loop.fit(
+        tasks, together, loop.TrainingData(data), lambda _, metrics: losses.append(metrics["loss"]), Nothing()
+    )
     for k, (current, start) in enumerate(zip(tasks, starts, strict=True)):
         alone = []
         state = loop.fit(
-            [current], start, loop.Source(data), lambda _, m, alone=alone: alone.extend(m["loss"]), Nothing()
+            [current], start, loop.TrainingData(data), lambda _, m, alone=alone: alone.extend(m["loss"]), Nothing()
         )
         chex.assert_trees_all_close(jax.tree.map(lambda leaf, k=k: leaf[k], end), state, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(np.concatenate(losses, -1)[k], alone, rtol=1e-4)

@@ -66,7 +66,9 @@ def test_a_training_of_few_steps_stays_finite_and_moves_the_head(steps):
     start = init_state(this, data["input"], None)
     before = jax.device_get(start.params)
     assert start.table is None and before["table"].kernel.shape[0] == steps * BATCH
-    state = loop.fit([this], start, loop.Source(data), lambda _, metrics: losses.extend(metrics["loss"]), NeverSaves())
+    state = loop.fit(
+        [this], start, loop.TrainingData(data), lambda _, metrics: losses.extend(metrics["loss"]), NeverSaves()
+    )
     assert len(losses) == steps and np.isfinite(losses).all()
     for new in jax.tree.leaves(state.params):
         assert np.isfinite(new).all()
