@@ -46,6 +46,7 @@ format: install
 
 docs: install $(STAMP_DOCS)
 	$(BIN)/python docs/make_results.py
+	$(BIN)/python docs/make_full_size.py
 	$(BIN)/mkdocs build --strict
 
 docs-serve: install $(STAMP_DOCS)

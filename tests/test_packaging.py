@@ -112,6 +112,12 @@ def test_the_figures_of_the_pages_of_results_are_those_of_the_records():
         assert page == made["formats"].document(tables), f"results/{folder}: run `make docs`"
 
 
+@pytest.mark.parametrize("name", ["verdict", "reproduction"])
+def test_the_tables_of_the_pages_on_full_size_are_those_of_the_records(name):
+    made = runpy.run_path(str(ROOT / "docs" / "make_full_size.py"))
+    assert made["page"](name) == (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8"), "run `make docs`"
+
+
 def lines(folder):
     return [json.loads(line) for line in (ROOT / "results" / folder / "results.jsonl").read_text().splitlines()]
 

@@ -1,6 +1,6 @@
-"""Writes the figures and tables of docs/verdict.md from the records: `make docs`.
+"""Writes the tables and the figure of docs/verdict.md, and the tables of docs/reproduction.md, from the records.
 
-python docs/make_verdict.py
+python docs/make_full_size.py
 """
 
 import json
@@ -10,16 +10,29 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from cnn2gnn_jax.report import formats
+from cnn2gnn_jax import networks
+from cnn2gnn_jax.distillers import METHODS
+from cnn2gnn_jax.report import formats, paper
 from cnn2gnn_jax.report.names import BATCH_BY_BATCH, CLASS_SORTED, ONE_BY_ONE, TRAINING_SET
-from cnn2gnn_jax.report.observations import accuracy, difference, grouped, observe, select
+from cnn2gnn_jax.report.observations import Observation, accuracy, difference, grouped, observe, select
 from cnn2gnn_jax.report.statistics import summarize
 from cnn2gnn_jax.sweeps import records
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGE, RESULTS, FIGURE = ROOT / "docs" / "verdict.md", ROOT / "results", ROOT / "docs" / "verdict.png"
-BEGIN, END = "<!-- made by docs/make_verdict.py -->", "<!-- end -->"
+RESULTS, FIGURE = ROOT / "results", ROOT / "docs" / "verdict.png"
+BEGIN, END = "<!-- made by docs/make_full_size.py -->", "<!-- end -->"
 DATA = {"cifar100": "CIFAR-100", "mini_imagenet": "Mini-ImageNet at 32x32"}
+PUBLISHED = {"cifar100": "Table 1: CIFAR-100", "mini_imagenet": "Table 2: Mini-ImageNet"}
+FEATURES = {"teacher": "the teacher's features", "pixels": "pixels", "stem": "stem"}
+OFF = "the same student without a graph"
+ARMS = {
+    "batch by batch": (BATCH_BY_BATCH, "learned"),
+    "one by one": (ONE_BY_ONE, "learned"),
+    "*class-sorted (audit)*": (CLASS_SORTED, "learned"),
+    OFF: (ONE_BY_ONE, "off"),
+    f"{OFF}, training set": (TRAINING_SET, "off"),
+}
+"""Columns: protocol and graph setting."""
 COLORS = {"cifar100": "#0b57d0", "mini_imagenet": "#b3261e"}
 
 Row = Mapping[str, Any]
@@ -57,19 +70,67 @@ def students(data: str) -> list[list[str]]:
     return lines
 
 
-def papers_graph(data: str) -> list[list[str]]:
-    """The rows of the table of the paper's mechanisms."""
-    observations = observe(recorded(f"sweep-full-students-{data}"), "methods")
-    lines = []
-    for name, group in grouped(observations, "row").items():
-        arms = [
-            select(group, protocol, graph)
-            for protocol, graph in (
-                (ONE_BY_ONE, "learned"), (BATCH_BY_BATCH, "learned"), (ONE_BY_ONE, "off"), (CLASS_SORTED, "learned"),
-            )
-        ]  # fmt: skip
-        lines.append([DATA[data], name, *(accuracy(arm).text for arm in arms), difference(arms[0], arms[2]).text])
+Students = Mapping[tuple[str, str], Sequence[Observation]]
+"""Graph students by method and node features."""
+
+
+def graph_students(data: str) -> Students:
+    """The students of the sweep `full_students`; empty where it is not recorded."""
+    groups = grouped(observe(recorded(f"sweep-full-students-{data}"), "methods"), "row")
+    rows = {(m, f): m if f == "stem" else f"{m}, {f}" for f in FEATURES for m in ("gnn", "cnn2gnn")}
+    return {key: groups[row] for key, row in rows.items() if row in groups}
+
+
+def published(data: str, row: str) -> str:
+    """The paper's figure for its first pair of networks, and the range of all pairs."""
+    values = [paper.METHODS[PUBLISHED[data]][row, pair] for pair in networks.PAIRS]
+    return f"{values[0]:.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def beside_the_paper(data: str) -> list[list[str]]:
+    """The rows of the table of our figures beside the paper's."""
+    students = graph_students(data)
+    if not students:
+        return []
+    [first, *_] = students.values()
+    teacher = [f"{first[0].record['teacher']['accuracy']:.2f}", *[""] * (len(ARMS) - 1)]
+    lines = [[DATA[data], "Teacher", "", published(data, "teacher"), *teacher]]
+    for (method, features), group in students.items():
+        texts = (accuracy(select(group, *arm)).text for arm in ARMS.values())
+        lines.append([DATA[data], METHODS[method].title, FEATURES[features], published(data, method), *texts])
     return lines
+
+
+def changes(data: str) -> list[list[str]]:
+    """The rows of the table of what distillation, the mechanism and the order of the test images change, in points."""
+    students, lines = graph_students(data), []
+    for features, title in FEATURES.items():
+        if ("gnn", features) in students and ("cnn2gnn", features) in students:
+            gnn, cnn2gnn = (
+                {name: select(students[method, features], *arm) for name, arm in ARMS.items()}
+                for method in ("gnn", "cnn2gnn")
+            )
+            shuffled, sorted_ = "batch by batch", "*class-sorted (audit)*"
+            pairs = (
+                (cnn2gnn[shuffled], gnn[shuffled]),
+                (cnn2gnn[sorted_], gnn[sorted_]),
+                (cnn2gnn[shuffled], cnn2gnn["one by one"]),
+                (cnn2gnn[sorted_], cnn2gnn[shuffled]),
+                (cnn2gnn["one by one"], cnn2gnn[OFF]),
+                (cnn2gnn[f"{OFF}, training set"], cnn2gnn[OFF]),
+            )
+            lines.append([DATA[data], title, *(difference(*pair).text for pair in pairs)])
+    return lines
+
+
+CHANGES = (
+    "CNN2GNN less GNN, batch by batch",
+    "CNN2GNN less GNN, class-sorted",
+    "batch by batch less one by one",
+    "class-sorted less shuffled",
+    "one by one less without a graph",
+    "training set less without a graph",
+)
 
 
 def by_value(rows: Sequence[Row], kind: str, key: str) -> dict[Any, list[Row]]:
@@ -156,37 +217,45 @@ def figure() -> Figure:
     return result
 
 
-def section() -> str:
-    """The tables of the page."""
+def verdict() -> str:
+    """The tables of docs/verdict.md."""
     gains = [line for data in DATA for line in students(data)]
-    paper = [line for data in DATA for line in papers_graph(data)]
     arms = [line for data in DATA for line in trained(data)]
-    off = "the same student without a graph"
     parts = [
         "## The graph over the training set, on all training images",
         *_table(["data", "student", "teacher", "without a graph", "with the training-set graph", "gain"], gains, 2),
-        "## The paper's graph, on all training images",
-        *_table(
-            ["data", "student", "one by one", "batch by batch", off, "*class-sorted (audit)*", "one by one less off"],
-            paper, 2,
-        ),
         *(part for data in DATA for part in needs(data)),
         "## Does it pay to train this graph?" if arms else "",
         *_table(
             ["data", "trained", "distances", "without the graph", "neighbors alone", "held out", "with the graph"],
-            arms, 3,
+            arms,
+            3,
         ),
-    ]  # fmt: skip
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
-def page(text: str) -> str:
-    """The page with its tables replaced."""
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{section()}\n\n{END}{rest.partition(END)[2]}"
+def reproduction() -> str:
+    """The tables of docs/reproduction.md."""
+    ours = [line for data in DATA for line in beside_the_paper(data)]
+    header = ["data", "row", "node features", "paper: first pair (all nine pairs)", *ARMS]
+    parts = [*_table(header, ours, 3)]
+    parts += _table(["data", "node features", *CHANGES], [line for data in DATA for line in changes(data)], 2)
+    return "\n\n".join(parts)
+
+
+PAGES = {"verdict": verdict, "reproduction": reproduction}
+
+
+def page(name: str) -> str:
+    """A page with its tables replaced."""
+    before, _, rest = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{PAGES[name]()}\n\n{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":
     figure().savefig(FIGURE, dpi=150)
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    print(PAGE)
+    for name in PAGES:
+        path = ROOT / "docs" / f"{name}.md"
+        path.write_text(page(name), encoding="utf-8")
+        print(path)
