@@ -12,30 +12,27 @@ from cnn2gnn_jax.distillers import maps
 from cnn2gnn_jax.runtime.devices import ONE, Devices
 from cnn2gnn_jax.training.model import TrainedModel
 
+_MAX_BATCH_SIZE = 500
 
-def network_outputs(
-    model: TrainedModel, images: np.ndarray, devices: Devices = ONE, batch_size: int = 500
-) -> tuple[np.ndarray, np.ndarray]:
+
+def network_outputs(model: TrainedModel, images: np.ndarray, devices: Devices = ONE) -> tuple[np.ndarray, np.ndarray]:
     """Computes the logits (N, C) and pooled features (N, F) of a CNN, both float32.
 
     Args:
       model: a CNN.
       images: raw images, (N, H, W, 3) uint8.
       devices: each computes whole batches.
-      batch_size: the largest number of images in a batch.
     """
-    logits, pooled = concatenated(by_batches(_logits_and_pooled, model, images, devices, batch_size))
+    logits, pooled = concatenated(by_batches(_logits_and_pooled, model, images, devices))
     return logits, pooled
 
 
-def attention_maps(
-    model: TrainedModel, images: np.ndarray, devices: Devices = ONE, batch_size: int = 500
-) -> Iterator[list[np.ndarray]]:
+def attention_maps(model: TrainedModel, images: np.ndarray, devices: Devices = ONE) -> Iterator[list[np.ndarray]]:
     """Yields for each batch `maps.one_channel` of the features of each stage, (b, H, W, 1) float32.
 
     The arguments are those of `network_outputs`.
     """
-    return by_batches(_attention_maps, model, images, devices, batch_size)
+    return by_batches(_attention_maps, model, images, devices)
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -52,7 +49,7 @@ def _attention_maps(model: TrainedModel, images: jax.Array) -> list[jax.Array]:
     return [maps.one_channel(features) for features in model.outputs(images).features[1:]]
 
 
-@functools.lru_cache(maxsize=8)  # so that each model is compiled once
+@functools.lru_cache(maxsize=8)  # so that models of the same module share a compiled function
 def _compiled(function: Callable[[TrainedModel, jax.Array], Any], devices: Devices) -> Callable:
     return devices.batchwise(function)
 
@@ -62,7 +59,6 @@ def by_batches(
     model: TrainedModel,
     images: np.ndarray,
     devices: Devices = ONE,
-    batch_size: int = 500,
 ) -> Iterator[Any]:
     """Applies `function(model, images)` to raw images batch by batch, in their order.
 
@@ -71,12 +67,11 @@ def by_batches(
       model: its first argument.
       images: raw images, (N, H, W, 3) uint8.
       devices: each computes whole batches.
-      batch_size: the largest number of images in a batch.
 
     Yields:
       For each batch, the pytree that `function` returns, as float32 NumPy arrays.
     """
-    indices, masks = batches.evaluation_batches(len(images), min(batch_size, -(-len(images) // devices.count)))
+    indices, masks = batches.evaluation_batches(len(images), min(_MAX_BATCH_SIZE, -(-len(images) // devices.count)))
     results = _compiled(function, devices)(model, lambda k: images[indices[k]], len(indices))
     for arrays, mask in zip(results, masks, strict=True):
         yield jax.tree.map(lambda array, mask=mask: np.asarray(array, np.float32)[mask], arrays)

@@ -19,6 +19,8 @@ from cnn2gnn_jax.data import batches
 from cnn2gnn_jax.runtime.devices import ONE, Devices
 from cnn2gnn_jax.training.model import Anchors, TrainedModel
 
+_MAX_SHOWN = 8  # the maximum number of neighbors, and of other anchors, in an example
+
 
 class Batch(NamedTuple):
     """B evaluated images: raw inputs (B, ...), classes (B,), and a mask (B,) that is False for padding."""
@@ -194,7 +196,7 @@ def one_of_each_class(labels: np.ndarray, max_classes: int) -> list[int]:
 
 
 def neighbor_examples(
-    model: TrainedModel, inputs: np.ndarray, labels: np.ndarray, positions: Sequence[int], count: int = 8
+    model: TrainedModel, inputs: np.ndarray, labels: np.ndarray, positions: Sequence[int]
 ) -> list[dict[str, Any]]:
     """The neighbors of a few images by Mechanism 1, among the anchors of the first batch.
 
@@ -203,12 +205,11 @@ def neighbor_examples(
       inputs: raw inputs of the evaluated images, (N, ...).
       labels: their classes, (N,).
       positions: the positions of the images that are shown.
-      count: the maximum number of neighbors of an image.
 
     Returns:
-      For each image `neighbors`, pairs of training index and weight, strongest first; `others`, the first anchor of
-      each other class with its weight, which may be 0; `self_weight`; `predicted`; and `test_index`. The weights are
-      the image's row of A with its self-loop, scaled to sum to 1.
+      For each image `neighbors`, at most 8 pairs of training index and weight, strongest first; `others`, the first
+      anchor of at most 8 other classes with its weight, which may be 0; `self_weight`; `predicted`; and `test_index`.
+      The weights are the image's row of A with its self-loop, scaled to sum to 1.
     """
     anchors = model.anchors[0]
     images = model.inputs(jnp.asarray(inputs[np.asarray(positions)]))
@@ -218,9 +219,9 @@ def neighbor_examples(
     classes, first = np.unique(anchors.labels, return_index=True)
     examples = []
     for position, row, logits in zip(positions, weights, np.asarray(prediction.logits), strict=True):
-        strongest = np.argsort(-row[:-1], kind="stable")[:count]
+        strongest = np.argsort(-row[:-1], kind="stable")[:_MAX_SHOWN]
         strongest = strongest[row[strongest] > 0]
-        others = first[classes != labels[position]][:count]
+        others = first[classes != labels[position]][:_MAX_SHOWN]
         examples.append(
             {
                 "test_index": int(position),

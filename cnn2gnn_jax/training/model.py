@@ -78,18 +78,21 @@ class TrainedModel(flax.struct.PyTreeNode):
         return inference.features(self.module, self.variables, self.inputs(images))
 
     def logits_and_features(self, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What the training-set graph takes of B raw images: their logits (B, C), and their features by space.
+        """The inputs of `neighbors.predict` for B raw images: the logits (B, C), and the features by space.
 
-        The logits are the model's own answer, up to a constant for each image. Those of a graph student with a graph
-        are one by one, of the mean probabilities over its batches of anchors.
+        For a graph student with a graph, the logits are the logarithms of the class probabilities by Mechanism 1,
+        averaged over its batches of anchors. Logits are determined up to a constant for each image.
         """
         features = self.feature_spaces(images)
         if self.graph in (None, "off"):
             return features["logits"], features
         inputs = self.inputs(images)
-        answers = [inference.one_by_one(self.module, self.variables, each.columns, inputs) for each in self.anchors]
-        probabilities = sum(jax.nn.softmax(answer.logits.astype(jnp.float32)) for answer in answers) / len(answers)
-        return jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny)), features
+        predictions = [
+            inference.one_by_one(self.module, self.variables, batch.columns, inputs) for batch in self.anchors
+        ]
+        probabilities = [jax.nn.softmax(prediction.logits.astype(jnp.float32)) for prediction in predictions]
+        mean = sum(probabilities) / len(probabilities)
+        return jnp.log(jnp.maximum(mean, jnp.finfo(jnp.float32).tiny)), features
 
 
 def trained_model(
