@@ -118,14 +118,22 @@ def main() -> None:
     line("head's table: rows and their momenta, replicated", *(human(size(state.table)) for state in states))
     for devices in DEVICES:
         parts = (human(size(state.table) / devices) for state in states)
-        line(f"head's table a device, sharded over {devices:,}", *parts)
+        line(f"head's table per device, sharded over {devices:,}", *parts)
     line("a checkpoint", *(human(size(state)) for state in states))
     line("images at 224x224, uint8", *(human(task.rows * SIDE * SIDE * 3) for task in tasks))
     line(f"teacher's logits, {CLASSES:,} classes, float32", *(human(task.rows * CLASSES * 4) for task in tasks))
     # `data.permutations` needs raw numbers of 8 bytes, the int64 result of argsort, and its copy in int32.
-    line("the order of an epoch, each process, while it is made", *(human(task.rows * (8 + 8 + 4)) for task in tasks))
+    line("order of an epoch, per process, while it is computed", *(human(task.rows * (8 + 8 + 4)) for task in tasks))
     print(f"\nA step of {BATCH:,} images (any n_train), each device:\n")
-    print("| devices | fed by the host | all-reduce | gather | scatter | head's rows, sharded: more | in all |")
+    titles = (
+        "devices",
+        "images from the host",
+        "all-reduce",
+        "gather",
+        "scatter",
+        "in addition if the head's table is sharded",
+    )
+    print(f"| {' | '.join(titles)} | total of the collectives |")
     print("|---:|---:|---:|---:|---:|---:|---:|")
     padded = tasks[0]
     for devices in DEVICES:
