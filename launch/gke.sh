@@ -1,13 +1,19 @@
 #!/usr/bin/env bash
-# Google Kubernetes Engine: TPU slices or GPUs of a cluster, by xpk (pip install xpk).
+# Starts a run on Google Kubernetes Engine, on TPU slices or GPUs of a cluster. It uses xpk (pip install xpk).
 #
 #   CLUSTER=NAME TPU_TYPE=v5litepod-16 IMAGE=IMAGE launch/gke.sh [--dry-run] CONFIG [FLAGS...]
 #
-# Once before: xpk cluster create --cluster=NAME --tpu-type=..., with a file system that all nodes share (xpk storage
-# attach; STORAGE names it below), and an image that holds the repository and its requirements at /cnn2gnn_jax.
-# PROJECT and ZONE are gcloud's own unless set; DEVICE_TYPE=h100-8 instead of TPU_TYPE takes GPUs. NAME is the workload's.
-# A workload that is preempted or loses a node is started again up to RESTARTS (100) times, and goes on.
-# Tested on: nothing but --dry-run.
+# Before the first run, create the cluster (xpk cluster create --cluster=NAME --tpu-type=...), attach a file system that all
+# nodes share (xpk storage attach), and build an image with the repository and its requirements in /cnn2gnn_jax.
+#
+# Optional variables:
+#   DEVICE_TYPE    use GPUs, for example h100-8; set it instead of TPU_TYPE
+#   STORAGE        the name of the attached file system
+#   NAME           the name of the workload (cnn2gnn)
+#   PROJECT, ZONE  those of Google Cloud; the default is gcloud's own setting
+#   RESTARTS       how often a workload is restarted if it is preempted or loses a node (100); it continues where it was
+#
+# Tested on: no cluster, only with --dry-run.
 set -euo pipefail
 
 usage() {

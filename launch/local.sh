@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# One process on this machine, on all of its devices.
+# Starts a run as one process on this machine. It uses all devices of the machine.
 #
 #   launch/local.sh [--dry-run] CONFIG [FLAGS...]
 #   launch/local.sh configs/digits.py --config.seeds=3
 #
-# CPU devices are emulated: JAX_NUM_CPU_DEVICES=8 launch/local.sh ... PYTHON=... chooses a Python (.venv's, or python3).
-# Tested on: Linux, CPU, 1 and 8 emulated devices.
+# To emulate 8 devices on a CPU, set JAX_NUM_CPU_DEVICES=8. PYTHON is the Python to use (that of .venv, or else python3).
+# Tested on: Linux, CPU, with 1 and 8 emulated devices.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Several processes on this machine: on CPU each with emulated devices, on GPUs each with one of its own.
+# Starts a run as several processes on this machine. On a CPU each process emulates devices; on GPUs each has one GPU.
 #
 #   [PROCESSES=2] [DEVICES=4] launch/multiprocess.sh [--dry-run] CONFIG [FLAGS...]
 #   PROCESSES=2 DEVICES=4 launch/multiprocess.sh configs/digits.py
 #   PROCESSES=8 DEVICES=gpu launch/multiprocess.sh configs/cifar100.py
 #
-# DEVICES is how many each emulates, or gpu. PORT (12321) is the first process's. SIGTERM goes to all of them. It exits
-# with the highest code of theirs: 75 means that the same command goes on. For what one process can do, local.sh is
-# faster; this is to try on one machine what is to run on many.
-# Tested on: Linux, CPU, 2 processes of 4 emulated devices. Not tested on GPUs.
+# DEVICES is the number of devices that each process emulates, or gpu. PORT (12321) is the port of the first process.
+# SIGTERM is passed on to all processes. The exit code is the highest of theirs; after 75 the same command continues the run.
+# Use this script to try a run of several machines on one machine. For other runs local.sh is faster.
+# Tested on: Linux, CPU, with 2 processes of 4 emulated devices. Not tested on GPUs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -25,7 +25,7 @@ python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo py
 processes=${PROCESSES:-2} devices=${DEVICES:-4} port=${PORT:-12321}
 
 pids=()
-# Without a word about the signal of the shell itself, which waits for them and reports their code.
+# The shell itself does not end at a signal: it waits for the processes and reports their exit code.
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 for ((k = 0; k < processes; k++)); do
   if [[ $devices == gpu ]]; then

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Slurm: one task a GPU, on any number of nodes.
+# Starts a run with Slurm, with one task for each GPU, on any number of nodes.
 #
 #   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 --time=12:00:00 launch/slurm.sh CONFIG [FLAGS...]
 #   launch/slurm.sh --dry-run CONFIG [FLAGS...]
 #
-# Submit it from the repository. Workdir and cache must be on a file system that all nodes share: give --workdir=DIR and
-# --config.cache_dir=DIR unless runs/ and ~/.cache are. PYTHON=... chooses a Python (.venv's, or python3).
-# A minute before the time is up, and where the job is preempted, the run saves and exits with code 75, and Slurm is asked
-# to queue it again; a job that loses a node Slurm queues again by itself.
-# Tested on: nothing but --dry-run. JAX finds the other tasks by Slurm's own variables.
+# Submit it from the repository. The workdir and the cache must be on a file system that all nodes share. If runs/ and
+# ~/.cache are not, set --workdir=DIR and --config.cache_dir=DIR. PYTHON is the Python to use (that of .venv, or else
+# python3).
+# One minute before its time is up, or when it is preempted, the run saves its state and exits with code 75. This script
+# then asks Slurm to queue the job again. If a job loses a node, Slurm itself queues it again.
+# JAX finds the other tasks by Slurm's environment variables.
+# Tested on: no cluster, only with --dry-run.
 #SBATCH --job-name=cnn2gnn
 #SBATCH --gpus-per-task=1
 #SBATCH --signal=TERM@60
@@ -33,7 +35,7 @@ if [[ -n $dry ]]; then
   printf '%q ' "${command[@]}" && echo
   exit
 fi
-trap : TERM # meant for the tasks; this shell is to see how they end
+trap : TERM # the signal is for the tasks; this shell must stay alive to read their exit code
 code=0
 "${command[@]}" || code=$?
 if [[ $code -eq 75 ]]; then

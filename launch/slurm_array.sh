@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Slurm: a sweep as a job array, one shard a task, each on a GPU.
+# Starts a sweep as a job array of Slurm. Each task runs one shard of the sweep on one GPU.
 #
 #   sbatch --array=1-4 --time=12:00:00 launch/slurm_array.sh SWEEP --out=DIR [FLAGS...]
 #   launch/slurm_array.sh --dry-run SWEEP --out=DIR [FLAGS...]
 #
-# SWEEP is as configs/sweeps/table1.py:smoke. The array counts from 1 to the number of shards; to run some shards of four
-# again, SHARDS=4 sbatch --array=2,3. Submit it from the repository. DIR and the cache must be on a file system that all
-# nodes share: give --config.cache_dir=DIR unless ~/.cache is. PYTHON=... chooses a Python (.venv's, or python3).
-# A minute before the time is up, and where the task is preempted, the running cell's state is saved, and Slurm is asked to
-# queue the task again. Cells that share a teacher stay together: beyond so many shards the others have nothing to do.
-# Tested on: --dry-run, and without Slurm: programs in place of srun and scontrol.
+# SWEEP is a file with an optional word, for example configs/sweeps/table1.py:smoke. The array counts from 1 to the number of
+# shards. To run the second and third of four shards again: SHARDS=4 sbatch --array=2,3 ...
+# Submit it from the repository. DIR and the cache must be on a file system that all nodes share. If ~/.cache is not, set
+# --config.cache_dir=DIR. PYTHON is the Python to use (that of .venv, or else python3).
+# One minute before its time is up, or when it is preempted, a task saves the state of its current cell. This script then
+# asks Slurm to queue the task again.
+# Cells with the same teacher are in the same shard. If there are more shards than teachers, some shards may be empty.
+# Tested on: no cluster, only with --dry-run and with programs that stand in for srun and scontrol.
 #SBATCH --job-name=cnn2gnn-sweep
 #SBATCH --ntasks=1
 #SBATCH --gpus-per-task=1
@@ -36,11 +38,11 @@ if [[ -n $dry ]]; then
   printf '%q ' "${command[@]}" && echo
   exit
 fi
-trap : TERM # meant for the sweep; this shell is to see how it ends
+trap : TERM # the signal is for the sweep; this shell must stay alive to read its exit code
 code=0
 "${command[@]}" || code=$?
 if [[ $code -eq 75 ]]; then
-  # By this name it is the one task; the job's number may stand for the whole array.
+  # This name means the one task. The number of the job alone may mean the whole array.
   scontrol requeue "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 fi
 exit "$code"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# A Cloud TPU slice whose VMs are reached by ssh: the same command on all of its workers.
+# Starts a run on a Cloud TPU slice. It runs the same command by ssh on all workers of the slice.
 #
 #   TPU=NAME ZONE=ZONE launch/tpu_vm.sh [--dry-run] CONFIG [FLAGS...]
 #   TPU=v5e-16 ZONE=us-west4-a launch/tpu_vm.sh configs/cifar100.py --workdir=/mnt/shared/run --config.cache_dir=/mnt/shared/cache
 #
-# Once before: create the slice (gcloud compute tpus tpu-vm create), mount a file system that all workers share (Filestore,
-# or a bucket by Cloud Storage FUSE), and install on all workers:
+# Before the first run, create the slice (gcloud compute tpus tpu-vm create), mount a file system that all workers share
+# (Filestore, or a bucket with Cloud Storage FUSE), and install the repository on all workers:
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command='git clone URL cnn2gnn_jax && cd cnn2gnn_jax && make install'
-# FOLDER is where the repository is there (cnn2gnn_jax). Give the same command again after a maintenance event: it goes on.
-# Google Cloud advises GKE for new work: see gke.sh.
-# Tested on: nothing but --dry-run.
+# FOLDER is the folder of the repository on the workers (cnn2gnn_jax). After a maintenance event, run the same command
+# again: it continues the run. Google Cloud recommends GKE for new work, see gke.sh.
+# Tested on: no TPU, only with --dry-run.
 set -euo pipefail
 
 usage() {
