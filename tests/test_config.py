@@ -63,6 +63,7 @@ TRAIN = {
     "momentum": ([0.0, 0.9], [-0.1, 1.0, HUGE]),
     "weight_decay": ([0.0, 5e-4], [-0.1, HUGE]),
 }
+NUMBERS["evaluate.training_set.recall"] = ([0.5, 1.0], [0.0, -1.0, 1.01])
 NUMBERS |= {f"{role}.train.{field}": values for role in ("teacher", "student") for field, values in TRAIN.items()}
 
 # Invalid values of strings with a few allowed values, and of tuples.

@@ -123,6 +123,17 @@ def test_votes_do_not_depend_on_the_other_images(data):
         close(votes(queries[i : i + 1], keys, signals)[0], together[i])
 
 
+def test_an_approximate_search_finds_at_least_its_recall(data):
+    queries, keys, *_ = data
+    exact, approximate = neighbors.search(queries, keys, 5), neighbors.search(queries, keys, 5, recall=0.9)
+    is_found = [
+        len(set(a[:5]) & set(b[:5])) / 5
+        for a, b in zip(np.asarray(exact.columns), np.asarray(approximate.columns), strict=True)
+    ]
+    assert np.mean(is_found) >= 0.9
+    close(approximate.weights.sum(-1), 1)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision_keys_give_the_same_votes_as_their_float64_values(data, dtype):
     queries, keys, signals = data

@@ -331,8 +331,8 @@ def test_no_image_that_is_counted_had_a_part_in_the_choice(students, selection):
     held_out, half, right = stored.held_out, choice.halves(stored.held_out.labels), 0
     for k in (0, 1):
         chooses = banks.HeldOut(*(array[half == k] for array in held_out))
-        kept = thinning.kept(stored.bank, 50, chooses if selection == "useful" else None)
-        part = thinning.part(stored.bank, kept)
+        kept = thinning.select(stored.bank, 50, chooses if selection == "useful" else None)
+        part = thinning.subset(stored.bank, kept)
         images = choice.Embedded(chooses.logits, {grid.spaces[0]: chooses.features})
         counts = choice.count(images, chooses.labels, {(grid.spaces[0], grid.signals[0]): part}, grid)
         part = part.replace(settings=counts.settings[counts.best()])
@@ -343,7 +343,7 @@ def test_no_image_that_is_counted_had_a_part_in_the_choice(students, selection):
     # The labels of the other half do not reach the choice that is read on it.
     other = held_out._replace(labels=np.where(half == 0, held_out.labels, (held_out.labels + 1) % 10))
     first = [banks.HeldOut(*(array[half == 0] for array in images)) for images in (held_out, other)]
-    np.testing.assert_array_equal(*(thinning.kept(stored.bank, 50, images) for images in first))
+    np.testing.assert_array_equal(*(thinning.select(stored.bank, 50, images) for images in first))
 
 
 def test_the_most_useful_images_of_each_class_are_kept(students):
@@ -359,7 +359,7 @@ def test_the_most_useful_images_of_each_class_are_kept(students):
         for column, weight in zip(np.asarray(row), np.asarray(weights), strict=True):
             expected[column] += weight if labels[column] == label else -weight
     np.testing.assert_allclose(use, expected, atol=1e-5)
-    kept = thinning.kept(stored.bank, 100, stored.held_out)
+    kept = thinning.select(stored.bank, 100, stored.held_out)
     for label in range(10):
         of_class = np.flatnonzero(labels == label)
         assert np.sum(labels[kept] == label) == 10
@@ -371,7 +371,7 @@ def test_a_small_class_gives_all_it_has(students):
     labels = np.repeat([0, 1, 2], [3, 10, 100])
     bank = bank.replace(keys=bank.keys[:113], labels=labels, signals=bank.signals[:113])
     for size, counts in ((9, [3, 3, 3]), (15, [3, 6, 6]), (60, [3, 10, 47]), (113, [3, 10, 100])):
-        assert np.bincount(labels[thinning.kept(bank, size)]).tolist() == counts
+        assert np.bincount(labels[thinning.select(bank, size)]).tolist() == counts
 
 
 def test_a_bank_that_cannot_be_made_is_refused(bank_run, students, copy, tmp_path):

@@ -1,7 +1,7 @@
-"""The settings of the training-set graph, chosen on held-out images.
+"""Chooses the settings of the training-set graph on held-out images.
 
-How many held-out images the best of many settings has right is too high a figure for other images. The fair figure is
-two-fold: chosen on one half of the held-out images, read on the other, both ways.
+The accuracy of the best of many settings on the images that it was chosen on is biased upwards. The two-fold accuracy
+is not: the settings are chosen on one half of the held-out images and evaluated on the other half, and vice versa.
 """
 
 import functools
@@ -21,10 +21,11 @@ BATCH = 500  # images whose neighbors are searched for at a time
 
 
 class Embedded(NamedTuple):
-    """What a student makes of N images.
+    """The logits and features that a student computes for N images.
 
-    logits: (N, C), its own answers, up to a constant for each image; those of a learned graph are one by one.
-    features: (N, K) by space, see `inference.features`.
+    logits: (N, C), the student's own logits, up to a constant for each image. With a learned graph they are those of
+      Mechanism 1.
+    features: the features (N, K) by space; see `inference.features`.
     """
 
     logits: np.ndarray
@@ -32,7 +33,7 @@ class Embedded(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """The settings that are tried: all combinations."""
+    """The values of each setting. All their combinations are tried."""
 
     spaces: tuple[str, ...]
     signals: tuple[str, ...]
@@ -42,12 +43,12 @@ class Grid(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The settings that have most held-out images right, and percentages of these images.
+    """The best settings on the held-out images, and accuracies on these images in percent.
 
-    accuracy: with the chosen settings, of the images that they were chosen on: too high for others.
-    accuracy_two_fold: chosen on one half, read on the other, both ways: a fair figure for other images.
-    accuracy_alone: of the student without the graph.
-    All three are None where no images were held out.
+    accuracy: the accuracy of the settings on the images that they were chosen on. For other images it is too high.
+    accuracy_two_fold: the accuracy of settings that were chosen on the other half of the images; see `two_fold`.
+    accuracy_alone: the accuracy of the student without the training-set graph.
+    All three are None if no images were held out.
     """
 
     settings: Settings
@@ -57,105 +58,117 @@ class Choice(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How many held-out images each setting has right.
+    """The number of held-out images that are classified correctly with each of S settings.
 
-    settings: S of them.
-    right: (S, 2), in each of the `halves` of the images.
+    settings: the S settings.
+    correct: (S, 2), the numbers in both `halves` of the images.
     """
 
     settings: list[Settings]
-    right: np.ndarray
+    correct: np.ndarray
 
     def best(self) -> int:
-        """The setting with most images right; of equally good ones, the first."""
-        return int(np.argmax(self.right.sum(-1)))
+        """The index of the setting with the most correct images. Of equally good settings it is the first."""
+        return int(np.argmax(self.correct.sum(-1)))
 
 
 def halves(labels: np.ndarray) -> np.ndarray:
-    """Which half each of M held-out images is in, (M,) of 0 and 1; each class is divided as evenly as it can be."""
+    """Divides M held-out images into two halves, 0 and 1, and returns the half of each image, (M,).
+
+    Each class is divided as evenly as possible.
+    """
     half = np.empty(len(labels), np.int64)
     half[np.argsort(labels, kind="stable")] = np.arange(len(labels)) % 2
     return half
 
 
 def two_fold(chosen_on_first: Counts, chosen_on_second: Counts) -> int:
-    """How many images are right where the setting is chosen on one half of them and read on the other, both ways.
+    """Counts the correct images of each half with the settings that are best on the other half.
 
-    The two are the same, unless the banks were chosen on these halves too.
+    Args:
+      chosen_on_first: the counts with a bank that may depend on the first half of the images.
+      chosen_on_second: the counts with a bank that may depend on the second half. If the bank depends on no held-out
+        image, both are the same.
     """
     folds = (chosen_on_first, chosen_on_second)
-    return sum(int(counts.right[np.argmax(counts.right[:, k]), 1 - k]) for k, counts in enumerate(folds))
+    return sum(int(counts.correct[np.argmax(counts.correct[:, k]), 1 - k]) for k, counts in enumerate(folds))
 
 
 def choose(held_out: Embedded, labels: np.ndarray, banks: Mapping[tuple[str, str], Bank], grid: Grid) -> Choice:
-    """The best settings of a grid on held-out images. Of equally good ones, the first is taken.
+    """Chooses the best settings of a grid on held-out images. Of equally good settings it takes the first.
 
     Args:
       held_out: M images that are in no bank.
-      labels: (M,), their classes.
-      banks: by space and signal.
-      grid: what is tried.
+      labels: (M,), the classes of these images.
+      banks: the banks by space and signal.
+      grid: the settings to try.
 
     Raises:
       UserError: see `sparsities`.
     """
     counts = count(held_out, labels, banks, grid)
     best, alone = counts.best(), int(np.sum(np.argmax(held_out.logits, -1) == labels))
-    right = (int(counts.right[best].sum()), two_fold(counts, counts), alone)
-    return Choice(counts.settings[best], *(100 * number / len(labels) for number in right))
+    correct = (int(counts.correct[best].sum()), two_fold(counts, counts), alone)
+    return Choice(counts.settings[best], *(100 * number / len(labels) for number in correct))
 
 
 def sparsities(grid: Grid, columns: int) -> list[int]:
-    """Those of the grid that are possible with so many columns.
+    """Returns the sparsities of the grid that are smaller than the number of columns.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such sparsity.
     """
     possible = [s for s in grid.sparsities if s < columns]
     if not possible:
         raise UserError(
             f"evaluate.training_set.sparsities has {min(grid.sparsities)} as its smallest value, but there are "
-            f"{columns} training images: give one below that"
+            f"{columns} training images: add a smaller value"
         )
     return possible
 
 
 def count(held_out: Embedded, labels: np.ndarray, banks: Mapping[tuple[str, str], Bank], grid: Grid) -> Counts:
-    """How many held-out images each setting of a grid has right; with the arguments and errors of `choose`."""
+    """Counts the correct held-out images with each setting of a grid.
+
+    Arguments and errors are those of `choose`.
+    """
     possible = sparsities(grid, len(banks[grid.spaces[0], grid.signals[0]].labels))
     half, weights, epsilons = halves(labels), np.array(grid.weights), np.array(grid.epsilons)
-    settings, right = list[Settings](), list[np.ndarray]()
+    settings, correct = list[Settings](), list[np.ndarray]()
     for space in grid.spaces:
-        nearest = search(banks[space, grid.signals[0]], held_out.features[space], max(possible))
+        bank = banks[space, grid.signals[0]]
+        nearest = search(bank, held_out.features[space], max(possible))
         for signal, sparsity in itertools.product(grid.signals, possible):
             votes = _votes(banks[space, signal].signals, nearest, sparsity)
-            right.append(np.asarray(_right(held_out.logits, votes, labels, half, weights, epsilons)))
-            settings += [Settings(space, signal, sparsity, w, e) for e in grid.epsilons for w in grid.weights]
-    return Counts(settings, np.concatenate(right))
+            correct.append(np.asarray(_correct(held_out.logits, votes, labels, half, weights, epsilons)))
+            given = bank.settings._replace(signal=signal, sparsity=sparsity)
+            settings += [given._replace(weight=w, epsilon=e) for e in grid.epsilons for w in grid.weights]
+    return Counts(settings, np.concatenate(correct))
 
 
 def search(bank: Bank, features: np.ndarray, sparsity: int) -> Neighbors:
-    """What `neighbors.search` returns for all images, (M, F)."""
-    find, queries = jax.jit(neighbors.search, static_argnums=2), neighbors.queries(bank, jnp.asarray(features))
-    parts = [find(queries[start : start + BATCH], bank.keys, sparsity) for start in range(0, len(queries), BATCH)]
+    """Calls `neighbors.search` for images with features (M, K), in batches."""
+    compiled = jax.jit(functools.partial(neighbors.search, sparsity=sparsity, recall=bank.settings.recall))
+    queries = neighbors.queries(bank, jnp.asarray(features))
+    parts = [compiled(queries[start : start + BATCH], bank.keys) for start in range(0, len(queries), BATCH)]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _votes(signals: jax.Array, nearest: Neighbors, sparsity: int) -> jax.Array:
-    """The votes P Y, (M, C). Ties of more columns than are listed are left to the answer."""
+    """The votes P Y, (M, C). Unlike `neighbors.predict`, this ignores tied columns that the search does not list."""
     return neighbors.weighted_sum(signals, neighbors.reduce_sparsity(nearest, sparsity))
 
 
 @jax.jit
-def _right(
+def _correct(
     logits: jax.Array, votes: jax.Array, labels: jax.Array, half: jax.Array, weights: jax.Array, epsilons: jax.Array
 ) -> jax.Array:
-    """How many images of each half are right under each epsilon and, within it, each weight: (E * W, 2)."""
+    """Counts the correct images of both halves with each epsilon and weight, (E * W, 2). The weight varies faster."""
 
     def of_setting(setting: tuple[jax.Array, jax.Array]) -> jax.Array:
         epsilon, weight = setting
-        right = jnp.argmax(neighbors.combine(logits, votes, weight, epsilon), -1) == labels
-        return jnp.stack([jnp.sum(right & (half == k)) for k in (0, 1)])
+        is_correct = jnp.argmax(neighbors.combine(logits, votes, weight, epsilon), -1) == labels
+        return jnp.stack([jnp.sum(is_correct & (half == k)) for k in (0, 1)])
 
     return jax.lax.map(of_setting, (jnp.repeat(epsilons, len(weights)), jnp.tile(weights, len(epsilons))))

@@ -1,7 +1,7 @@
-"""Smaller banks: which training images are kept, and how many held-out images are right with fewer of them.
+"""Makes smaller banks: selects training images, and measures the accuracy with fewer of them on held-out images.
 
-Of each class equally many images are kept, as far as it has them. A smaller bank has a sparsity, a weight and an
-epsilon of its own, chosen on the held-out images; the features and the signal are those of the whole bank.
+A smaller bank keeps the same number of images of each class, if the class has that many. Its sparsity, weight and
+epsilon are chosen again on the held-out images. Its space and signal are those of the whole bank.
 """
 
 from typing import NamedTuple
@@ -16,17 +16,17 @@ from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.training.bank import HeldOut, StoredBank
 
 SELECTIONS = ("balanced", "useful")
-"""`balanced`: a seeded draw. `useful`: the images of the most use to held-out images, see `usefulness`."""
-_ROUND = (1, 2, 5)  # the sizes that are compared are these, times powers of 10
+"""How images are selected. `balanced` draws them with a seed. `useful` takes the most useful ones; see `usefulness`."""
+_FACTORS = (1, 2, 5)  # The sizes that are compared are these numbers times powers of 10.
 _SMALLEST = 100
 
 
 class Thinned(NamedTuple):
     """A smaller bank.
 
-    bank: with the settings chosen for it.
-    accuracy: as of `StoredBank`; where the images were selected by held-out images, they were so on the same half as
-      the settings, so that no image that is counted had a part in either. None where none were held out.
+    bank: the bank, with settings that were chosen for it.
+    accuracy: like `StoredBank.accuracy`. If held-out images select the training images, each half of them selects both
+      the images and the settings for the other half. None if no images were held out.
     """
 
     bank: Bank
@@ -34,40 +34,46 @@ class Thinned(NamedTuple):
 
 
 def sizes(images: int, classes: int) -> list[int]:
-    """The sizes at which a bank of so many images is compared, up to the whole."""
-    steps = [number * 10**power for power in range(2, 9) for number in _ROUND]
+    """The sizes at which a bank of this many images is compared. The last one is the whole bank."""
+    steps = [number * 10**power for power in range(2, 9) for number in _FACTORS]
     return [*(step for step in steps if max(_SMALLEST, classes) <= step < images), images]
 
 
 def check_size(stored: StoredBank, size: int, selection: str) -> None:
-    """Raises UserError where a bank cannot be thinned to this size, or not by this selection."""
+    """Checks that a bank can be thinned to a size with a selection.
+
+    Raises:
+      UserError: the size is out of range, or the selection needs held-out images and there are none.
+    """
     images, classes = len(stored.bank.labels), len(np.unique(stored.bank.labels))
     if not max(classes, 2) <= size <= images:
-        raise UserError(f"--bank is {size}: expected {max(classes, 2)} (an image of each class) to {images} (all)")
+        raise UserError(
+            f"--bank is {size}: expected a number from {max(classes, 2)} (an image of each class) to {images} (all)"
+        )
     if selection == "useful" and stored.held_out is None:
-        raise UserError("--bank_selection=useful is chosen on held-out images, and the run has none: choose balanced")
+        raise UserError("--bank_selection=useful needs held-out images, but the run has none: use balanced")
 
 
 def thin(stored: StoredBank, grid: Grid, size: int, selection: str = SELECTIONS[0]) -> Thinned:
-    """The bank with `size` of its training images.
+    """Selects some of the training images of a bank, and chooses the settings of the smaller bank.
 
     Args:
       stored: the whole bank.
-      grid: the sparsities, weights and epsilons to choose from, for the bank's own space and signal.
-      size: as `check_size` allows it; the whole bank is left as it is.
+      grid: the sparsities, weights and epsilons to choose from. Its space and signal are those of the bank.
+      size: how many images to keep; see `check_size`. If it is the number of all images, the bank does not change.
       selection: one of SELECTIONS.
     """
     held_out, whole = stored.held_out, stored.bank
     if size == len(whole.labels):
         return Thinned(whole, stored.accuracy)
     if held_out is None:
-        bank = part(whole, kept(whole, size))
+        bank = subset(whole, select(whole, size))
         sparsity = min(whole.settings.sparsity, size - 1)
         return Thinned(bank.replace(settings=whole.settings._replace(sparsity=sparsity)), None)
     is_useful = selection == "useful"
 
     def selected(images: HeldOut) -> tuple[Bank, Counts]:
-        bank = part(whole, kept(whole, size, images if is_useful else None))
+        bank = subset(whole, select(whole, size, images if is_useful else None))
         return bank, _count(bank, held_out, grid)
 
     bank, counts = selected(held_out)
@@ -86,10 +92,11 @@ def _count(bank: Bank, held_out: HeldOut, grid: Grid) -> Counts:
     return choice.count(images, held_out.labels, {(space, signal): bank}, grid)
 
 
-def kept(bank: Bank, size: int, held_out: HeldOut | None = None) -> np.ndarray:
-    """Which images a bank of this size keeps, (size,) in order: of each class the first in a seeded order.
+def select(bank: Bank, size: int, held_out: HeldOut | None = None) -> np.ndarray:
+    """Selects the images of a smaller bank and returns their indices in ascending order, (size,).
 
-    With held-out images, the most useful to these come first; equally useful ones stand in the seeded order.
+    The first images of each class in a seeded order are selected. With held-out images, the most useful images come
+    first, and equally useful ones are in the seeded order.
     """
     order = permutation(len(bank.labels), Stream.BANK, 0)
     if held_out is not None:
@@ -99,18 +106,19 @@ def kept(bank: Bank, size: int, held_out: HeldOut | None = None) -> np.ndarray:
 
 
 def usefulness(bank: Bank, held_out: HeldOut) -> np.ndarray:
-    """The weight that each of N training images has on held-out images of its own class, less that on others, (N,).
+    """The usefulness of each of N training images, (N,).
 
-    The weights are those of Eq. 3 over the whole bank, with its sparsity.
+    It is the sum of the image's weights for held-out images of its own class, minus the sum for those of other classes.
+    The weights are those of Eq. 3 over the whole bank.
     """
     nearest = choice.search(bank, held_out.features, bank.settings.sparsity)
     columns = np.asarray(nearest.columns)
-    agrees = np.asarray(bank.labels)[columns] == held_out.labels[:, None]
-    use = np.zeros(len(bank.labels))
-    np.add.at(use, columns, np.where(agrees, 1, -1) * np.asarray(nearest.weights, np.float64))
-    return use
+    is_same_class = np.asarray(bank.labels)[columns] == held_out.labels[:, None]
+    result = np.zeros(len(bank.labels))
+    np.add.at(result, columns, np.where(is_same_class, 1, -1) * np.asarray(nearest.weights, np.float64))
+    return result
 
 
-def part(bank: Bank, columns: np.ndarray) -> Bank:
-    """The bank of some of its images."""
+def subset(bank: Bank, columns: np.ndarray) -> Bank:
+    """The bank with some of its images."""
     return bank.replace(keys=bank.keys[columns], labels=bank.labels[columns], signals=bank.signals[columns])

@@ -1,6 +1,6 @@
-"""The graph over the training set, evaluated: its settings are chosen on held-out images, then read on others.
+"""Evaluates a student with the training-set graph. Its settings are chosen on held-out images.
 
-Nothing about the held-out images is in the bank, so that they stand to it as test images do.
+The bank contains nothing about the held-out images, so they are as new to it as test images.
 """
 
 import collections
@@ -31,12 +31,12 @@ from cnn2gnn_jax.training.tasks import student_name
 
 
 def embed(model: TrainedModel, images: np.ndarray, devices: Devices = ONE) -> Embedded:
-    """What a student makes of raw inputs, (N, ...), in their order."""
+    """Computes the logits and features of a student for raw inputs (N, ...)."""
     return Embedded(*concatenated(by_batches(TrainedModel.logits_and_features, model, images, devices)))
 
 
 def keeps_bank(run: Run, task: Task) -> bool:
-    """Whether the bank of this student is kept: of each graph setting that of the first student, which serves."""
+    """Whether the bank of this student is stored: that of the first seed is, for `predict` and `export`."""
     return "training_set" in run.config.evaluate and task.seed == run.config.seed
 
 
@@ -48,18 +48,21 @@ def entry(
     inputs: Mapping[str, np.ndarray],
     teacher_logits: np.ndarray | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The accuracy of a student with the training-set graph, and how its settings were chosen. Keeps the bank.
+    """Evaluates a student with the training-set graph, and stores its bank.
 
     Args:
-      run: with the settings that are tried.
-      task: of the student.
-      state: that its training ended with.
+      run: the run.
+      task: the student's task.
+      state: the state at the end of the student's training.
       model: the student.
-      inputs: its raw inputs by split.
-      teacher_logits: those of the training images, (N, C); None without a teacher.
+      inputs: the student's raw inputs by split.
+      teacher_logits: the teacher's logits for the training images, (N, C); None without a teacher.
+
+    Returns:
+      The entry for `accuracies` in results.json, and the settings with the facts of their choice.
     """
     section, holdout, held_out = run.config.evaluate.training_set, run.dataset.holdout, None
-    # Without their logits, for which a learned graph would answer one by one.
+    # The logits of training images are not needed. With a learned graph they would take an evaluation by Mechanism 1.
     train = concatenated(by_batches(TrainedModel.feature_spaces, model, inputs["train"], run.devices))
     if model.graph == "learned":
         rows = head_rows(task, state, np.arange(task.rows), run.devices)
@@ -68,7 +71,7 @@ def entry(
     grid = _grid(section, train, teacher_logits)
     banks = _banks(run, grid, train, teacher_logits)
     if holdout is None:
-        [settings] = (Settings(*values) for values in itertools.product(*grid))
+        [settings] = (Settings(*values, section.recall) for values in itertools.product(*grid))
         choice = Choice(settings, None, None, None)
     else:
         embedded = embed(model, inputs["holdout"], run.devices)
@@ -93,13 +96,19 @@ def entry(
 
 
 def _grid(section: Any, train: Mapping[str, np.ndarray], teacher_logits: np.ndarray | None) -> Grid:
-    """The settings that are tried, of those which the student has."""
+    """The settings to try: those of the config that this student has.
+
+    Raises:
+      UserError: the student has none of the spaces or signals; or see `choice.sparsities`.
+    """
     spaces = tuple(space for space in section.spaces if space in train)
     signals = tuple(signal for signal in section.signals if signal == "labels" or teacher_logits is not None)
-    for name, left, has in (("spaces", spaces, ", ".join(train)), ("signals", signals, "labels")):
-        if not left:
-            tried = ", ".join(section[name])
-            raise UserError(f"evaluate.training_set.{name} is {tried}, but this student has {has}: choose of these")
+    for name, usable, available in (("spaces", spaces, ", ".join(train)), ("signals", signals, "labels")):
+        if not usable:
+            configured = ", ".join(section[name])
+            raise UserError(
+                f"evaluate.training_set.{name} is {configured}, but this student has only {available}: use these"
+            )
     grid = Grid(spaces, signals, section.sparsities, section.weights, section.epsilons)
     return grid._replace(sparsities=tuple(sparsities(grid, len(train[spaces[0]]))))
 
@@ -107,37 +116,43 @@ def _grid(section: Any, train: Mapping[str, np.ndarray], teacher_logits: np.ndar
 def _banks(
     run: Run, grid: Grid, train: Mapping[str, np.ndarray], teacher_logits: np.ndarray | None
 ) -> dict[tuple[str, str], Bank]:
-    """A bank for each space and signal of a grid; the settings of each are still to be chosen."""
+    """A bank for each space and signal of a grid. Sparsity, weight and epsilon are not chosen yet."""
     labels = jnp.asarray(run.dataset.train.labels)
     banks: dict[tuple[str, str], Bank] = {}
     signals = {"labels": jax.nn.one_hot(labels, len(run.dataset.classes), dtype=bool)}
     if teacher_logits is not None:
         signals["teacher"] = jax.nn.softmax(jnp.asarray(teacher_logits, jnp.float32)).astype(jnp.float16)
     for space in grid.spaces:
-        unset = Settings(space, "labels", 1, 0.0, 1.0)
-        key_type = run.config.evaluate.training_set.key_type
-        bank = neighbors.make_bank(jnp.asarray(train[space]), labels, signals["labels"], unset, key_type)
+        section = run.config.evaluate.training_set
+        unset = Settings(space, "labels", 1, 0.0, 1.0, section.recall)
+        bank = neighbors.make_bank(jnp.asarray(train[space]), labels, signals["labels"], unset, section.key_type)
         banks |= {(space, signal): bank.replace(signals=signals[signal]) for signal in grid.signals}
     return banks
 
 
 def evaluate(bank: Bank, images: Embedded, labels: np.ndarray) -> dict[str, Any]:
-    """What a student answers with a bank for N images: percent right, the classes predicted, and what the graph does.
+    """Evaluates a student with a bank on N images.
+
+    Args:
+      bank: the training images.
+      images: the logits and features of the N images.
+      labels: (N,), the classes of the images.
 
     Returns:
-      `accuracy`, `predicted` (N,), and `diagnostics` as of `graph.diagnostics`; an image has no weight on itself.
-      `accuracy_of_neighbors` is the percentage that is right by the votes alone.
+      `accuracy` in percent, `predicted`, the classes (N,), and `diagnostics`: those of `graph.diagnostics`, where no
+      image has a weight on itself; `accuracy_of_neighbors`, the accuracy of the votes alone in percent; and for an
+      approximate search `recall`, the share of the s nearest training images that it finds.
     """
     predicted, totals = [], collections.defaultdict[str, float](float)
     for start in range(0, len(labels), BATCH):
         part = slice(start, start + BATCH)
         features = images.features[bank.settings.space][part]
-        classes, facts = _answers(bank, images.logits[part], features, labels[part])
+        classes, facts = _predict(bank, images.logits[part], features, labels[part])
         predicted.append(np.asarray(classes))
         for name, value in facts.items():
             totals[name] += float(value) * len(classes) / len(labels)
     classes = np.concatenate(predicted)
-    # By chance, an image would find its class as often as it is in the bank, not among its neighbours.
+    # By chance, the neighbors of an image would have its class as often as the images in the bank do.
     counts = np.bincount(np.asarray(bank.labels), minlength=int(labels.max()) + 1)
     totals["label_agreement_chance"] = float(np.mean(counts[labels]) / len(bank.labels))
     accuracy = 100 * int(np.sum(classes == labels)) / len(labels)
@@ -145,12 +160,16 @@ def evaluate(bank: Bank, images: Embedded, labels: np.ndarray) -> dict[str, Any]
 
 
 @jax.jit
-def _answers(
+def _predict(
     bank: Bank, logits: jax.Array, features: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    answer = neighbors.predict(bank, logits, features)
-    nowhere = jnp.full(labels.shape, -1)  # an image is none of its columns
-    column_labels = bank.labels[answer.neighbors.columns]
-    facts = graph.diagnostics(answer.neighbors.weights, nowhere, labels, column_labels)
-    facts["accuracy_of_neighbors"] = 100 * jnp.mean(jnp.argmax(answer.votes, -1) == labels)
-    return jnp.argmax(answer.logits, -1), facts
+    prediction = neighbors.predict(bank, logits, features)
+    columns, sparsity = prediction.neighbors.columns, bank.settings.sparsity
+    no_column = jnp.full(labels.shape, -1)  # The images are not in the bank.
+    facts = graph.diagnostics(prediction.neighbors.weights, no_column, labels, bank.labels[columns])
+    facts["accuracy_of_neighbors"] = 100 * jnp.mean(jnp.argmax(prediction.votes, -1) == labels)
+    if bank.settings.recall < 1:
+        exact = neighbors.search(neighbors.queries(bank, features), bank.keys, sparsity).columns
+        is_found = (exact[:, :sparsity, None] == columns[:, None, :sparsity]).any(-1)
+        facts["recall"] = jnp.mean(is_found, dtype=jnp.float32)
+    return jnp.argmax(prediction.logits, -1), facts

@@ -1,7 +1,7 @@
-"""The bank of a trained student on disk: the training images as columns of the training-set graph.
+"""Writes and reads the bank of a trained student: the training images as columns of the training-set graph.
 
-Beside the bank lie the files of its images, and what the student makes of the held-out images, so that `predict` can
-name the neighbours and `export` can choose a smaller bank without the data set.
+With the bank are stored the file names of its images, and the student's logits and features for the held-out images.
+So `predict` can name the neighbors of an image, and `export` can choose a smaller bank, without the data set.
 """
 
 import pathlib
@@ -12,17 +12,17 @@ import numpy as np
 from cnn2gnn_jax.neighbors import Bank, Settings
 from cnn2gnn_jax.runtime import artifact
 
-BANK = "bank"  # the folder in a workdir, with a folder for each student
+BANK = "bank"  # The folder in a workdir. It has a folder for each student.
 KIND = artifact.Kind("the bank of a student", format=2, remake="run the run's own command again")
 _ARRAYS = ("keys", "labels", "signals", "mean", "scale")
 
 
 class HeldOut(NamedTuple):
-    """What a student makes of M held-out images.
+    """M held-out images.
 
-    logits: (M, C), its own answers, see `TrainedModel.logits_and_features`.
-    features: (M, K), in the bank's space.
-    labels: (M,).
+    logits: (M, C), the student's own logits; see `TrainedModel.logits_and_features`.
+    features: (M, K), the student's features in the bank's space.
+    labels: (M,), the classes.
     """
 
     logits: np.ndarray
@@ -31,14 +31,13 @@ class HeldOut(NamedTuple):
 
 
 class StoredBank(NamedTuple):
-    """A bank with what is known of it.
+    """A bank, and facts about it. Fields about held-out images are None if the run held out no images.
 
-    bank: its N training images.
-    files: of an image folder the file of each, as `data.Split` has them; None for other data sets.
-    held_out: None where the run held out no images.
-    accuracy: percent of the held-out images that are right with the graph, where its settings were chosen on one half
-      of them and read on the other, both ways; None where none were held out.
-    accuracy_alone: percent of the held-out images that are right by the student alone.
+    bank: the N training images.
+    files: the file of each image of an image folder, as in `data.Split`; None for other data sets.
+    held_out: the held-out images.
+    accuracy: the accuracy on the held-out images with the graph, in percent; `choice.Choice.accuracy_two_fold`.
+    accuracy_alone: the accuracy on the held-out images without the graph, in percent.
     """
 
     bank: Bank
@@ -49,14 +48,20 @@ class StoredBank(NamedTuple):
 
 
 def save(folder: pathlib.Path, stored: StoredBank, fingerprint: str) -> None:
-    """Writes a bank; `fingerprint` is that of the run's evaluation, see `run.evaluation_fingerprint`."""
+    """Writes a bank.
+
+    Args:
+      folder: the folder to write.
+      stored: the bank.
+      fingerprint: the fingerprint of the run's evaluation; see `run.evaluation_fingerprint`.
+    """
     arrays = {name: np.asarray(getattr(stored.bank, name)) for name in _ARRAYS}
-    # NumPy's files have no bfloat16; float32 holds its numbers.
+    # NumPy's files cannot store bfloat16. float32 can represent all its numbers.
     arrays = {
         name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array for name, array in arrays.items()
     }
     if stored.files is not None:
-        # No name holds a zero byte. As in `os.fsdecode`, a name need not be valid UTF-8.
+        # No file name contains a zero byte. As in `os.fsdecode`, a name need not be valid UTF-8.
         names = "\0".join(stored.files).encode("utf-8", "surrogateescape")
         arrays["files"] = np.frombuffer(names, np.uint8)
     if stored.held_out is not None:
@@ -70,10 +75,10 @@ def save(folder: pathlib.Path, stored: StoredBank, fingerprint: str) -> None:
 
 
 def read(folder: pathlib.Path, fingerprint: str) -> StoredBank:
-    """What `save` has written.
+    """Reads a bank that `save` has written.
 
     Raises:
-      artifact.Refused: there is no bank, it is another evaluation's, or damaged.
+      artifact.Refused: there is no bank, or it belongs to another evaluation, or it is damaged.
     """
     kept = artifact.read(folder, KIND, fingerprint)
     arrays, facts = kept.arrays, kept.facts
@@ -88,6 +93,6 @@ def read(folder: pathlib.Path, fingerprint: str) -> StoredBank:
 
 
 def size(bank: Bank) -> int:
-    """The bytes that a bank takes up in a bundle: where the signals are labels, a number for each image holds them."""
+    """The size of a bank in a bundle, in bytes. Labels as signals take one number for each image."""
     signals = bank.labels if bank.settings.signal == "labels" else bank.signals
     return sum(int(array.nbytes) for array in (bank.keys, signals, bank.mean, bank.scale))

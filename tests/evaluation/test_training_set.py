@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -121,6 +122,25 @@ def test_the_answers_are_those_of_numpy(data, settings):
     result = training_set.evaluate(bank_of(data, settings), data[3], data[1])
     assert np.array_equal(result["predicted"], answers)
     assert result["accuracy"] == 100 * count / IMAGES
+
+
+def test_the_recall_of_an_approximate_search_is_measured(data, monkeypatch):
+    settings = Settings("hidden", "labels", 3, 1.0, 0.1)
+    exact = training_set.evaluate(bank_of(data, settings), data[3], data[1])
+    assert "recall" not in exact["diagnostics"]
+    approximate = bank_of(data, settings._replace(recall=0.9))
+    # This device searches exactly.
+    assert training_set.evaluate(approximate, data[3], data[1])["diagnostics"]["recall"] == 1
+
+    def without_the_nearest(numbers, count, recall_target):
+        smallest, positions = jax.lax.top_k(-numbers, count + 1)
+        return -smallest[:, 1:], positions[:, 1:]
+
+    monkeypatch.setattr(jax.lax, "approx_min_k", without_the_nearest)
+    jax.clear_caches()
+    measured = training_set.evaluate(approximate, data[3], data[1])["diagnostics"]["recall"]
+    jax.clear_caches()
+    assert measured == pytest.approx(2 / 3)
 
 
 def test_a_graph_that_finds_the_class_agrees_with_it(data):
