@@ -63,7 +63,7 @@ TRAIN = {
     "momentum": ([0.0, 0.9], [-0.1, 1.0, HUGE]),
     "weight_decay": ([0.0, 5e-4], [-0.1, HUGE]),
 }
-NUMBERS["evaluate.training_set.recall"] = ([0.5, 1.0], [0.0, -1.0, 1.01])
+NUMBERS["evaluate.training_set.recall"] = ([0.5, 1.0], [0.0, -1.0, 1.01, HUGE])
 NUMBERS |= {f"{role}.train.{field}": values for role in ("teacher", "student") for field, values in TRAIN.items()}
 
 # Invalid values of strings with a few allowed values, and of tuples.
@@ -212,15 +212,16 @@ def test_a_field_follows_its_line_in_fields():
         "cache_dir": "x",
         "data.manual_dir": "x",
         "data.residency": "host",
+        "evaluate.training_set.recall": 0.9,
         "parallel.backend": "pmap",
     }
     for field, line in base.FIELDS.items():
         if line.changes == TRAINING or field.endswith("recipe"):
             continue
-        value = other[field] if FIELDS[field] is str and field in other else None
+        value = other.get(field)
         if FIELDS[field] is bool:
             value = not line.default
-        elif FIELDS[field] in (int, float):
+        elif value is None and FIELDS[field] in (int, float):
             value = line.default + 150  # anchors and batches stay larger than the sparsity
         elif FIELDS[field] is tuple:
             value = line.default[:1]
