@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cnn2gnn_jax import networks
@@ -190,31 +191,51 @@ def trained(data: str) -> list[list[str]]:
     ]
 
 
+MARKERS = {
+    "batch by batch": ("s", "#b3261e", "the paper's graph, batch by batch"),
+    "one by one": ("D", "#e8710a", "the paper's graph, one by one"),
+    OFF: ("o", "0.35", "no graph"),
+    f"{OFF}, training set": ("^", "#0b57d0", "the training-set graph"),
+}
+
+
 def figure() -> Figure:
-    """Accuracy against the number of training images in the graph, and against s."""
-    result = Figure(figsize=(10, 3.8), layout="constrained")
-    axes = result.subplots(1, 2)
+    """Accuracies of students with each graph, and accuracies against the number of training images in the graph."""
+    result = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = result.subplots(1, 2, width_ratios=(3, 2))
+    _students_plot(left)
     for data, color in COLORS.items():
         first, rows = study("bank", data)
-        if not rows:
-            continue
-        [chosen] = [row for row in rows if row["study"] == "chosen"]
-        sizes = by_value(rows, "images", "images") | {chosen["images"]: [chosen]}
-        for count, group in sizes.items():
-            gains = [row["accuracy"] - first["accuracy_without_graph"] for row in group]
-            axes[0].plot([count] * len(gains), gains, "o", ms=3, color=color)
-        means = [summarize([row["accuracy"] for row in group]).mean for group in sizes.values()]
-        axes[0].plot(list(sizes), [m - first["accuracy_without_graph"] for m in means], color=color, label=DATA[data])
-        sparsities = by_value(rows, "sparsity", "sparsity")
-        values = [group[0]["accuracy"] - first["accuracy_without_graph"] for group in sparsities.values()]
-        axes[1].plot(list(sparsities), values, "o-", color=color, label=DATA[data])
-    for axis, label in zip(axes, ("training images in the graph", "neighbors of an image, s"), strict=True):
-        axis.axhline(0, color="0.5", lw=1)
-        axis.set(xscale="log", xlabel=label, ylabel="gain over the student alone (points)")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25, linewidth=0.6)
-    axes[0].legend(frameon=False)
+        if rows:
+            [chosen] = [row for row in rows if row["study"] == "chosen"]
+            sizes = by_value(rows, "images", "images") | {chosen["images"]: [chosen]}
+            for key, style in (("accuracy", "o-"), ("accuracy_of_neighbors", "o:")):
+                means = [summarize([row[key] for row in group]).mean for group in sizes.values()]
+                label = "student and neighbors" if key == "accuracy" else "neighbors alone"
+                right.plot(list(sizes), means, style, ms=3, color=color, label=f"{DATA[data]}: {label}")
+            right.axhline(first["accuracy_without_graph"], color=color, lw=0.8, ls="--")
+    right.set(xscale="log", xlabel="training images in the graph", ylabel="test accuracy in percent")
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
     return result
+
+
+def _students_plot(axes: Axes) -> None:
+    rows = [(data, *key, group) for data in DATA for key, group in graph_students(data).items()][::-1]
+    names = [f"{DATA[data].split(' ')[0]}, {METHODS[method].title}, {FEATURES[f]}" for data, method, f, _ in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    for name, (marker, color, label) in MARKERS.items():
+        values = [accuracy(select(group, *ARMS[name])).value for *_, group in rows]
+        axes.plot(values, range(len(rows)), marker, color=color, label=label, ms=6)
+    for data in {row[0]: None for row in rows}:
+        places = [place for place, row in enumerate(rows) if row[0] == data]
+        teacher = rows[places[0]][-1][0].record["teacher"]["accuracy"]
+        label = "the teacher" if data == rows[-1][0] else None
+        axes.vlines(teacher, places[0] - 0.4, places[-1] + 0.4, colors="0.6", linestyles="--", label=label)
+    axes.set_xlabel("test accuracy in percent")
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
 
 
 def verdict() -> str:

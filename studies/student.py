@@ -80,6 +80,15 @@ def _outputs(model: TrainedModel, images: jax.Array) -> tuple[jax.Array, dict[st
     return logits, features, jax.nn.softmax(model.features.outputs(images).logits.astype(jnp.float32))
 
 
+def with_teacher_logits(student: Student) -> Student:
+    """The same images with the teacher's logits, up to a constant for each image, in place of the student's."""
+
+    def images(split: Images) -> Images:
+        return split._replace(embedded=split.embedded._replace(logits=np.log(np.maximum(split.teacher, 1e-12))))
+
+    return student._replace(train=images(student.train), holdout=images(student.holdout), test=images(student.test))
+
+
 def one_hot(student: Student) -> np.ndarray:
     """The labels of the training images as signals, (N, C)."""
     return np.eye(student.classes, dtype=np.float32)[student.train.labels]

@@ -169,7 +169,13 @@ def measure(student: Student, setting: Setting, seed: int) -> Iterator[dict[str,
 
 
 def rows(student: Student) -> Iterator[dict[str, Any]]:
-    """Yields the rows of the study."""
+    """Yields the rows of the study. The first one is the teacher itself with the graph over its features."""
+    teacher, grid = (
+        students.with_teacher_logits(student),
+        student.grid._replace(spaces=("backbone",), signals=("labels",)),
+    )
+    without = students.accuracy_without_graph(teacher.test)
+    yield {"study": "teacher", "accuracy_without_graph": without, **students.measure(teacher, grid)}
     for arm in ARMS:
         settings = [Setting(arm)]
         if arm != "retrieved":

@@ -147,3 +147,10 @@ def test_training_the_metric_lowers_the_direct_loss(student, monkeypatch):
         return float(losses[0] - losses[1])
 
     assert direct(params["metric"]) < direct(start["metric"]) - 0.01
+
+
+def test_the_teacher_itself_is_measured_first(student):
+    """The teacher of these images makes no error, so its row has 100% without the graph."""
+    row = next(trained_graph.rows(student))
+    assert row["study"] == "teacher" and row["accuracy_without_graph"] == 100
+    assert students.accuracy_without_graph(student.test) < 100
