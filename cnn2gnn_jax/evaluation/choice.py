@@ -1,7 +1,7 @@
-"""The settings of the training-set graph, chosen on held-out images.
+"""Chooses the settings of the training-set graph on held-out images.
 
-How many held-out images the best of many settings has right is too high a figure for other images. The fair figure is
-two-fold: chosen on one half of the held-out images, read on the other, both ways.
+The accuracy of the best of many settings on the images that it was chosen on is biased upwards. The two-fold accuracy
+is not: the settings are chosen on one half of the held-out images and evaluated on the other, and vice versa.
 """
 
 import functools
@@ -21,9 +21,9 @@ BATCH = 500  # images whose neighbors are searched for at a time
 
 
 class Embedded(NamedTuple):
-    """What a student makes of N images.
+    """The logits and features of a student for N images.
 
-    logits: (N, C), its own answers, up to a constant for each image; those of a learned graph are one by one.
+    logits: (N, C), up to a constant for each image; with a learned graph they are one by one.
     features: (N, K) by space, see `inference.features`.
     """
 
@@ -32,7 +32,7 @@ class Embedded(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """The settings that are tried: all combinations."""
+    """The candidate settings: all combinations of these values."""
 
     spaces: tuple[str, ...]
     signals: tuple[str, ...]
@@ -42,12 +42,12 @@ class Grid(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The settings that have most held-out images right, and percentages of these images.
+    """The settings with the highest accuracy on held-out images, and accuracies on these images in percent.
 
-    accuracy: with the chosen settings, of the images that they were chosen on: too high for others.
-    accuracy_two_fold: chosen on one half, read on the other, both ways: a fair figure for other images.
-    accuracy_alone: of the student without the graph.
-    All three are None where no images were held out.
+    accuracy: with the chosen settings, on the images that they were chosen on; biased upwards.
+    accuracy_two_fold: with settings chosen on one half and evaluated on the other, and vice versa.
+    accuracy_alone: without the graph.
+    All three are None if no images were held out.
     """
 
     settings: Settings
@@ -57,44 +57,44 @@ class Choice(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How many held-out images each setting has right.
+    """How many held-out images are classified correctly with each setting.
 
-    settings: S of them.
-    right: (S, 2), in each of the `halves` of the images.
+    settings: S settings.
+    right: (S, 2), the number of correct images in each of the `halves`.
     """
 
     settings: list[Settings]
     right: np.ndarray
 
     def best(self) -> int:
-        """The setting with most images right; of equally good ones, the first."""
+        """The index of the setting with the most correct images; the first one in case of ties."""
         return int(np.argmax(self.right.sum(-1)))
 
 
 def halves(labels: np.ndarray) -> np.ndarray:
-    """Which half each of M held-out images is in, (M,) of 0 and 1; each class is divided as evenly as it can be."""
+    """Assigns each of M held-out images to half 0 or 1, (M,). Each class is divided as evenly as possible."""
     half = np.empty(len(labels), np.int64)
     half[np.argsort(labels, kind="stable")] = np.arange(len(labels)) % 2
     return half
 
 
 def two_fold(chosen_on_first: Counts, chosen_on_second: Counts) -> int:
-    """How many images are right where the setting is chosen on one half of them and read on the other, both ways.
+    """The number of correct images if the setting is chosen on one half and evaluated on the other, and vice versa.
 
-    The two are the same, unless the banks were chosen on these halves too.
+    The arguments are equal, unless the images of the bank were chosen on the halves, too.
     """
     folds = (chosen_on_first, chosen_on_second)
     return sum(int(counts.right[np.argmax(counts.right[:, k]), 1 - k]) for k, counts in enumerate(folds))
 
 
 def choose(held_out: Embedded, labels: np.ndarray, banks: Mapping[tuple[str, str], Bank], grid: Grid) -> Choice:
-    """The best settings of a grid on held-out images. Of equally good ones, the first is taken.
+    """Chooses the best settings of a grid on held-out images; the first ones in case of ties.
 
     Args:
       held_out: M images that are in no bank.
       labels: (M,), their classes.
-      banks: by space and signal.
-      grid: what is tried.
+      banks: the banks by space and signal.
+      grid: the candidate settings.
 
     Raises:
       UserError: see `sparsities`.
@@ -106,22 +106,22 @@ def choose(held_out: Embedded, labels: np.ndarray, banks: Mapping[tuple[str, str
 
 
 def sparsities(grid: Grid, columns: int) -> list[int]:
-    """Those of the grid that are possible with so many columns.
+    """The sparsities of a grid that are smaller than the number of columns.
 
     Raises:
-      UserError: there is none.
+      UserError: there are none.
     """
     possible = [s for s in grid.sparsities if s < columns]
     if not possible:
         raise UserError(
             f"evaluate.training_set.sparsities has {min(grid.sparsities)} as its smallest value, but there are "
-            f"{columns} training images: give one below that"
+            f"{columns} training images: add a smaller value"
         )
     return possible
 
 
 def count(held_out: Embedded, labels: np.ndarray, banks: Mapping[tuple[str, str], Bank], grid: Grid) -> Counts:
-    """How many held-out images each setting of a grid has right; with the arguments and errors of `choose`."""
+    """Counts the correct held-out images for each setting of a grid. Arguments and errors are those of `choose`."""
     possible = sparsities(grid, len(banks[grid.spaces[0], grid.signals[0]].labels))
     half, weights, epsilons = halves(labels), np.array(grid.weights), np.array(grid.epsilons)
     settings, right = list[Settings](), list[np.ndarray]()
@@ -135,7 +135,7 @@ def count(held_out: Embedded, labels: np.ndarray, banks: Mapping[tuple[str, str]
 
 
 def search(bank: Bank, features: np.ndarray, sparsity: int) -> Neighbors:
-    """What `neighbors.search` returns for all images, (M, F)."""
+    """Applies `neighbors.search` to the features (M, F) of many images, batch by batch."""
     find, queries = jax.jit(neighbors.search, static_argnums=2), neighbors.queries(bank, jnp.asarray(features))
     parts = [find(queries[start : start + BATCH], bank.keys, sparsity) for start in range(0, len(queries), BATCH)]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
@@ -143,7 +143,7 @@ def search(bank: Bank, features: np.ndarray, sparsity: int) -> Neighbors:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _votes(signals: jax.Array, nearest: Neighbors, sparsity: int) -> jax.Array:
-    """The votes P Y, (M, C). Ties of more columns than are listed are left to the answer."""
+    """The votes P Y, (M, C), without the ties that only `neighbors.propagate` resolves."""
     return neighbors.weighted_sum(signals, neighbors.reduce_sparsity(nearest, sparsity))
 
 
@@ -151,7 +151,7 @@ def _votes(signals: jax.Array, nearest: Neighbors, sparsity: int) -> jax.Array:
 def _right(
     logits: jax.Array, votes: jax.Array, labels: jax.Array, half: jax.Array, weights: jax.Array, epsilons: jax.Array
 ) -> jax.Array:
-    """How many images of each half are right under each epsilon and, within it, each weight: (E * W, 2)."""
+    """The number of correct images of each half for each epsilon and, within it, each weight: (E * W, 2)."""
 
     def of_setting(setting: tuple[jax.Array, jax.Array]) -> jax.Array:
         epsilon, weight = setting

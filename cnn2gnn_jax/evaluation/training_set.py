@@ -1,6 +1,6 @@
-"""The graph over the training set, evaluated: its settings are chosen on held-out images, then read on others.
+"""Evaluates the training-set graph: chooses its settings on held-out images, and then measures its accuracy.
 
-Nothing about the held-out images is in the bank, so that they stand to it as test images do.
+The bank does not contain the held-out images, so that they are as new to it as test images.
 """
 
 import collections
@@ -16,6 +16,7 @@ from cnn2gnn_jax import graph, neighbors
 from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.evaluation.choice import BATCH, Choice, Embedded, Grid, choose, sparsities
 from cnn2gnn_jax.evaluation.outputs import by_batches, concatenated
+from cnn2gnn_jax.inference import TRAINING_SET
 from cnn2gnn_jax.neighbors import Bank, Settings
 from cnn2gnn_jax.run import Run
 from cnn2gnn_jax.runtime import processes
@@ -31,12 +32,12 @@ from cnn2gnn_jax.training.tasks import student_name
 
 
 def embed(model: TrainedModel, images: np.ndarray, devices: Devices = ONE) -> Embedded:
-    """What a student makes of raw inputs, (N, ...), in their order."""
+    """Computes the logits and features of a student for raw inputs (N, ...)."""
     return Embedded(*concatenated(by_batches(TrainedModel.logits_and_features, model, images, devices)))
 
 
 def keeps_bank(run: Run, task: Task) -> bool:
-    """Whether the bank of this student is kept: of each graph setting that of the first student, which serves."""
+    """Whether the bank of this student is stored: that of the first seed, whose student classifies new images."""
     return "training_set" in run.config.evaluate and task.seed == run.config.seed
 
 
@@ -48,18 +49,21 @@ def entry(
     inputs: Mapping[str, np.ndarray],
     teacher_logits: np.ndarray | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The accuracy of a student with the training-set graph, and how its settings were chosen. Keeps the bank.
+    """Evaluates a student with the training-set graph, and stores its bank.
 
     Args:
-      run: with the settings that are tried.
-      task: of the student.
-      state: that its training ended with.
-      model: the student.
-      inputs: its raw inputs by split.
-      teacher_logits: those of the training images, (N, C); None without a teacher.
+      run: the run, with the candidate settings.
+      task: the task of the student.
+      state: its trained state.
+      model: its trained model.
+      inputs: its raw inputs by split, (N, ...) each.
+      teacher_logits: the teacher's logits for the training images, (N, C); None without a teacher.
+
+    Returns:
+      The entry of `accuracies`, and the facts about the choice of the settings.
     """
     section, holdout, held_out = run.config.evaluate.training_set, run.dataset.holdout, None
-    # Without their logits, for which a learned graph would answer one by one.
+    # Only the features: with a learned graph, logits would need a pass one by one.
     train = concatenated(by_batches(TrainedModel.feature_spaces, model, inputs["train"], run.devices))
     if model.graph == "learned":
         rows = head_rows(task, state, np.arange(task.rows), run.devices)
@@ -83,7 +87,7 @@ def entry(
         stored = StoredBank(bank, files, held_out, choice.accuracy_two_fold, choice.accuracy_alone)
         processes.on_first(lambda: stored_banks.save(folder, stored, runs.evaluation_fingerprint(run)))
     result = evaluate(bank, embed(model, inputs[run.config.evaluate.split], run.devices), run.evaluated.labels)
-    facts = {"mechanism": "training_set", "batch_order": None, "graph": model.graph}
+    facts = {"mechanism": TRAINING_SET, "batch_order": None, "graph": model.graph}
     return {**facts, **result}, {
         "graph": model.graph,
         "seed": task.seed,
@@ -93,13 +97,14 @@ def entry(
 
 
 def _grid(section: Any, train: Mapping[str, np.ndarray], teacher_logits: np.ndarray | None) -> Grid:
-    """The settings that are tried, of those which the student has."""
+    """The candidate settings that this student supports."""
     spaces = tuple(space for space in section.spaces if space in train)
     signals = tuple(signal for signal in section.signals if signal == "labels" or teacher_logits is not None)
-    for name, left, has in (("spaces", spaces, ", ".join(train)), ("signals", signals, "labels")):
-        if not left:
-            tried = ", ".join(section[name])
-            raise UserError(f"evaluate.training_set.{name} is {tried}, but this student has {has}: choose of these")
+    for name, candidates, supported in (("spaces", spaces, ", ".join(train)), ("signals", signals, "labels")):
+        if not candidates:
+            values = ", ".join(section[name])
+            problem = f"evaluate.training_set.{name} is {values}, but this student only has {supported}"
+            raise UserError(f"{problem}: choose among these")
     grid = Grid(spaces, signals, section.sparsities, section.weights, section.epsilons)
     return grid._replace(sparsities=tuple(sparsities(grid, len(train[spaces[0]]))))
 
@@ -107,26 +112,31 @@ def _grid(section: Any, train: Mapping[str, np.ndarray], teacher_logits: np.ndar
 def _banks(
     run: Run, grid: Grid, train: Mapping[str, np.ndarray], teacher_logits: np.ndarray | None
 ) -> dict[tuple[str, str], Bank]:
-    """A bank for each space and signal of a grid; the settings of each are still to be chosen."""
+    """Makes a bank for each space and signal of a grid, with placeholders for the other settings."""
     labels = jnp.asarray(run.dataset.train.labels)
     banks: dict[tuple[str, str], Bank] = {}
     signals = {"labels": jax.nn.one_hot(labels, len(run.dataset.classes), dtype=bool)}
     if teacher_logits is not None:
         signals["teacher"] = jax.nn.softmax(jnp.asarray(teacher_logits, jnp.float32)).astype(jnp.float16)
     for space in grid.spaces:
-        unset = Settings(space, "labels", 1, 0.0, 1.0)
+        placeholder = Settings(space, "labels", 1, 0.0, 1.0)
         key_type = run.config.evaluate.training_set.key_type
-        bank = neighbors.make_bank(jnp.asarray(train[space]), labels, signals["labels"], unset, key_type)
+        bank = neighbors.make_bank(jnp.asarray(train[space]), labels, signals["labels"], placeholder, key_type)
         banks |= {(space, signal): bank.replace(signals=signals[signal]) for signal in grid.signals}
     return banks
 
 
 def evaluate(bank: Bank, images: Embedded, labels: np.ndarray) -> dict[str, Any]:
-    """What a student answers with a bank for N images: percent right, the classes predicted, and what the graph does.
+    """Evaluates a student with a bank on N images.
+
+    Args:
+      bank: the bank, with its settings.
+      images: the student's logits and features for the images.
+      labels: (N,), their classes.
 
     Returns:
-      `accuracy`, `predicted` (N,), and `diagnostics` as of `graph.diagnostics`; an image has no weight on itself.
-      `accuracy_of_neighbors` is the percentage that is right by the votes alone.
+      `accuracy` in percent; `predicted`, (N,); and `diagnostics` as in `graph.diagnostics`, with
+      `accuracy_of_neighbors`, the accuracy of the votes alone.
     """
     predicted, totals = [], collections.defaultdict[str, float](float)
     for start in range(0, len(labels), BATCH):
@@ -137,7 +147,7 @@ def evaluate(bank: Bank, images: Embedded, labels: np.ndarray) -> dict[str, Any]
         for name, value in facts.items():
             totals[name] += float(value) * len(classes) / len(labels)
     classes = np.concatenate(predicted)
-    # By chance, an image would find its class as often as it is in the bank, not among its neighbours.
+    # The agreement of columns drawn at random from the whole bank, not from the neighbours.
     counts = np.bincount(np.asarray(bank.labels), minlength=int(labels.max()) + 1)
     totals["label_agreement_chance"] = float(np.mean(counts[labels]) / len(bank.labels))
     accuracy = 100 * int(np.sum(classes == labels)) / len(labels)
@@ -149,8 +159,8 @@ def _answers(
     bank: Bank, logits: jax.Array, features: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     answer = neighbors.answer(bank, logits, features)
-    nowhere = jnp.full(labels.shape, -1)  # an image is none of its columns
+    own = jnp.full(labels.shape, -1)  # the images are not among the columns
     column_labels = bank.labels[answer.neighbors.columns]
-    facts = graph.diagnostics(answer.neighbors.weights, nowhere, labels, column_labels)
+    facts = graph.diagnostics(answer.neighbors.weights, own, labels, column_labels)
     facts["accuracy_of_neighbors"] = 100 * jnp.mean(jnp.argmax(answer.votes, -1) == labels)
     return jnp.argmax(answer.logits, -1), facts

@@ -1,7 +1,7 @@
-"""The bank of a trained student on disk: the training images as columns of the training-set graph.
+"""Stores the bank of a trained student: the training images as columns of the training-set graph.
 
-Beside the bank lie the files of its images, and what the student makes of the held-out images, so that `predict` can
-name the neighbours and `export` can choose a smaller bank without the data set.
+The names of the image files are stored with it, so that `predict` can name the neighbours without the data set. So are
+the logits and features of the held-out images, so that `export` can choose a smaller bank.
 """
 
 import pathlib
@@ -18,11 +18,11 @@ _ARRAYS = ("keys", "labels", "signals", "mean", "scale")
 
 
 class HeldOut(NamedTuple):
-    """What a student makes of M held-out images.
+    """The logits and features of a student for M held-out images.
 
-    logits: (M, C), its own answers, see `TrainedModel.logits_and_features`.
+    logits: (M, C), see `TrainedModel.logits_and_features`.
     features: (M, K), in the bank's space.
-    labels: (M,).
+    labels: (M,), the classes.
     """
 
     logits: np.ndarray
@@ -31,14 +31,14 @@ class HeldOut(NamedTuple):
 
 
 class StoredBank(NamedTuple):
-    """A bank with what is known of it.
+    """A bank and its accuracy on held-out images.
 
-    bank: its N training images.
-    files: of an image folder the file of each, as `data.Split` has them; None for other data sets.
-    held_out: None where the run held out no images.
-    accuracy: percent of the held-out images that are right with the graph, where its settings were chosen on one half
-      of them and read on the other, both ways; None where none were held out.
-    accuracy_alone: percent of the held-out images that are right by the student alone.
+    bank: N training images.
+    files: (N,), the files of the images as in `data.Split`; None if the data set is not an image folder.
+    held_out: the held-out images; None if there are none.
+    accuracy: the two-fold accuracy with the graph on the held-out images, in percent: its settings are chosen on one
+      half and evaluated on the other, and vice versa. None without held-out images.
+    accuracy_alone: the accuracy of the student alone on the held-out images, in percent; None without them.
     """
 
     bank: Bank
@@ -49,14 +49,14 @@ class StoredBank(NamedTuple):
 
 
 def save(folder: pathlib.Path, stored: StoredBank, fingerprint: str) -> None:
-    """Writes a bank; `fingerprint` is that of the run's evaluation, see `run.evaluation_fingerprint`."""
+    """Writes a bank under a fingerprint, see `run.evaluation_fingerprint`."""
     arrays = {name: np.asarray(getattr(stored.bank, name)) for name in _ARRAYS}
-    # NumPy's files have no bfloat16; float32 holds its numbers.
+    # NumPy files cannot store bfloat16; float32 stores the same values.
     arrays = {
         name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array for name, array in arrays.items()
     }
     if stored.files is not None:
-        # No name holds a zero byte. As in `os.fsdecode`, a name need not be valid UTF-8.
+        # File names contain no zero bytes. As in `os.fsdecode`, a name need not be valid UTF-8.
         names = "\0".join(stored.files).encode("utf-8", "surrogateescape")
         arrays["files"] = np.frombuffer(names, np.uint8)
     if stored.held_out is not None:
@@ -70,13 +70,13 @@ def save(folder: pathlib.Path, stored: StoredBank, fingerprint: str) -> None:
 
 
 def read(folder: pathlib.Path, fingerprint: str) -> StoredBank:
-    """What `save` has written.
+    """Reads what `save` has written.
 
     Raises:
-      artifact.Refused: there is no bank, it is another evaluation's, or damaged.
+      artifact.Refused: the bank is missing or damaged, or has another fingerprint.
     """
-    kept = artifact.read(folder, KIND, fingerprint)
-    arrays, facts = kept.arrays, kept.facts
+    stored = artifact.read(folder, KIND, fingerprint)
+    arrays, facts = stored.arrays, stored.facts
     with artifact.intact(folder, KIND):
         bank = Bank(**{name: arrays[name] for name in _ARRAYS}, settings=Settings(**facts["settings"]))
         files = held_out = None
@@ -87,7 +87,17 @@ def read(folder: pathlib.Path, fingerprint: str) -> StoredBank:
         return StoredBank(bank, files, held_out, facts["accuracy"], facts["accuracy_alone"])
 
 
+def is_better(accuracy: float | None, accuracy_alone: float) -> bool:
+    """Whether the training-set graph is chosen over the student alone: by its two-fold accuracy on held-out images.
+
+    Args:
+      accuracy: the two-fold accuracy with the graph; None if it is unknown.
+      accuracy_alone: the accuracy of the student alone.
+    """
+    return accuracy is not None and accuracy > accuracy_alone
+
+
 def size(bank: Bank) -> int:
-    """The bytes that a bank takes up in a bundle: where the signals are labels, a number for each image holds them."""
+    """The size of a bank in a bundle, in bytes. Signals that are labels are stored as one number for each image."""
     signals = bank.labels if bank.settings.signal == "labels" else bank.signals
     return sum(int(array.nbytes) for array in (bank.keys, signals, bank.mean, bank.scale))
