@@ -27,6 +27,10 @@ import jax.numpy as jnp
 from cnn2gnn_jax import graph
 from cnn2gnn_jax.gnn import SPARSE_GRAPHS, Columns, GraphStudent, HeadRows
 
+MECHANISMS = ("one_by_one", "batch_by_batch")
+"""The names of Mechanisms 1 and 2 in configs, flags and results."""
+TRAINING_SET = "training_set"
+"""The name of the third mechanism, the graph over all training images; see `neighbors`."""
 MECHANISM2_GRAPHS = ("similar", "test_rows")
 _MAX_PARALLEL_WEIGHTS = 2**25  # the largest number of edge weights in memory at a time: 128 MiB in float32
 

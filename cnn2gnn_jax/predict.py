@@ -1,4 +1,4 @@
-"""Classes of new images, by a trained student or by an exported bundle.
+"""Classifies new images with a trained student or an exported bundle.
 
 python -m cnn2gnn_jax.predict --workdir=DIR IMAGE_OR_FOLDER... [--format=table|json|csv]
     [--neighbors=K] [--mechanism=auto|one_by_one|batch_by_batch|training_set] [--graph=learned|off|best]
@@ -27,6 +27,7 @@ from absl import flags
 
 from cnn2gnn_jax import gnn
 from cnn2gnn_jax.data import batches
+from cnn2gnn_jax.inference import MECHANISMS, TRAINING_SET
 from cnn2gnn_jax.runtime import command_line
 from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError, printable
@@ -36,69 +37,74 @@ from cnn2gnn_jax.serving.pictures import Pictures, read_pictures
 from cnn2gnn_jax.serving.trained import Trained
 
 FORMATS = ("table", "json", "csv")
-_BATCH = 50  # images in a call of Mechanism 1, whose answers do not depend on it
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_BATCH = 50  # images in a call, where predictions do not depend on the batch
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def by_student(
-    student: Trained, pictures: Pictures, mechanism: str = trained.MECHANISMS[0], neighbors: int = 0
+    student: Trained, pictures: Pictures, mechanism: str = MECHANISMS[0], neighbors: int = 0
 ) -> list[dict[str, Any]]:
-    """A student's answers: `image`, `class` and `probability`, and the `neighbors` if asked for.
+    """Classifies images with a student.
 
     Args:
-      student: as opened, with its bank for training_set.
-      pictures: N images, more than the sparsity for batch_by_batch, which takes them in batches in a seeded order.
+      student: the student, with its bank for training_set.
+      pictures: N images; batch_by_batch takes them in batches, in a seeded order.
       mechanism: see `trained.answer`.
-      neighbors: how many at most, strongest first. Under one_by_one they are anchors, each with its `class`, the
-        `index` of the training image, of an image folder its file as `image`, and its `weight`; under training_set
-        likewise the nearest of all training images; under batch_by_batch the other images of the batch, with the class
-        and index of their nearest anchor and its file as `nearest_image` where the graph has a head. Weights are the
-        image's row of A, its self-loop included, scaled to sum to 1; under training_set they are those of Eq. 3, and
-        there is no `self_weight`.
+      neighbors: the largest number of neighbours of an image.
+
+    Returns:
+      For each image `image`, `class` and `probability`; with neighbours also `neighbors`, strongest first, and except
+      for training_set `self_weight`. The weights are the image's row of A with its self-loop, scaled to sum to 1; for
+      training_set they are those of Eq. 3. A neighbour has these keys:
+        one_by_one: of an anchor its `class`, `index` in the training set and `weight`; its file as `image` if the
+          data set is an image folder.
+        training_set: the same, of a training image.
+        batch_by_batch: of another image of the batch its `image` and `weight`; if the graph has a head, also the
+          `class`, `index` and file (`nearest_image`) of its nearest anchor.
 
     Raises:
-      UserError: too few images, or neighbours of a student without a graph.
+      UserError: there are too few images; or neighbours of a student without a graph are requested.
     """
     recorded, model = student.recorded, student.model
-    if neighbors and mechanism != trained.TRAINING_SET and model.graph in (None, "off"):
+    if neighbors and mechanism != TRAINING_SET and model.graph in (None, "off"):
         other = ", or give --mechanism=training_set" if "training_set" in recorded.config.evaluate else ""
         raise UserError(f"{recorded.workdir} holds a student without a graph: ask for no neighbours{other}")
     indices, masks = _batches(student, len(pictures.names), mechanism)
-    ask = jax.jit(functools.partial(trained.answer, student, mechanism=mechanism))
+    classify = jax.jit(functools.partial(trained.answer, student, mechanism=mechanism))
     rows: list[dict[str, Any]] = [{} for _ in pictures.names]
     for index, mask in zip(indices, masks, strict=True):
-        found = jax.device_get(ask(pictures.pixels[index], mask=mask))
+        answer = jax.device_get(classify(pictures.pixels[index], mask=mask))
         names = [pictures.names[position] for position in index[mask]]
         for k, position in enumerate(index[mask]):
-            rows[position] = _row(names[k], found.probabilities[k], recorded.classes)
-            if neighbors and found.neighbors is not None:
-                row = jax.tree.map(lambda array, k=k: array[k], found.neighbors)
+            rows[position] = _row(names[k], answer.probabilities[k], recorded.classes)
+            if neighbors and answer.neighbors is not None:
+                row = jax.tree.map(lambda array, k=k: array[k], answer.neighbors)
                 nearest = training_images.links(student, pictures.pixels[position], row)
                 rows[position]["neighbors"] = list(itertools.islice(nearest, neighbors))
             elif neighbors:
-                one_by_one = mechanism == "one_by_one"
-                links = _anchors(student, found, k) if one_by_one else _batch(student, names, found, k)
-                own = [weights[k, -1 if one_by_one else k] for weights in found.links]
+                one_by_one = mechanism == MECHANISMS[0]
+                links = _anchors(student, answer, k) if one_by_one else _batch(student, names, answer, k)
+                own = [weights[k, -1 if one_by_one else k] for weights in answer.links]
                 rows[position]["self_weight"] = float(np.mean(own))
                 rows[position]["neighbors"] = sorted(links, key=lambda link: -link["weight"])[:neighbors]
     return rows
 
 
 def _batches(student: Trained, count: int, mechanism: str) -> tuple[np.ndarray, np.ndarray]:
-    """The batches in which `count` images are answered, as `batches.evaluation_batches` has them.
+    """The batches of `count` images, as `batches.evaluation_batches` returns them.
 
     Raises:
-      UserError: too few images for the graph of a batch.
+      UserError: a batch has too few images for its graph.
     """
     section, module = student.recorded.config.evaluate, student.model.module
-    if mechanism != "batch_by_batch":  # always of one size, so that one program serves
+    if mechanism != "batch_by_batch":  # all of the same size, so that one program is compiled
         indices, masks = batches.evaluation_batches(count, _BATCH)
         missing = ((0, 0), (0, _BATCH - indices.shape[1]))
         return np.pad(indices, missing, mode="edge"), np.pad(masks, missing)
     if not student.model.is_graph:
         return batches.evaluation_batches(count, _BATCH)
-    size, least = section.batch_size, count // -(-count // section.batch_size)
-    if module.graph in gnn.SPARSE_GRAPHS and module.sparsity + 1 > least:
+    size, smallest = section.batch_size, count // -(-count // section.batch_size)
+    if module.graph in gnn.SPARSE_GRAPHS and module.sparsity + 1 > smallest:
         raise UserError(
             f"batch_by_batch links each image to {module.sparsity} others: "
             f"found {count} images, expected at least {module.sparsity + 1} in each batch of up to {size}"
@@ -108,12 +114,13 @@ def _batches(student: Trained, count: int, mechanism: str) -> tuple[np.ndarray, 
 
 
 def by_bundle(opened: bundle.Bundle, pictures: Pictures) -> list[dict[str, Any]]:
-    """A bundle's answers, as those of `by_student`."""
+    """Classifies images with a bundle. Returns what `by_student` returns, without neighbours."""
     indices, masks = batches.evaluation_batches(len(pictures.names), min(_BATCH, len(pictures.names)))
-    ask = jax.jit(opened.call)
-    parts = [np.asarray(ask(pictures.pixels[index]))[mask] for index, mask in zip(indices, masks, strict=True)]
+    call = jax.jit(opened.call)
+    parts = [np.asarray(call(pictures.pixels[index]))[mask] for index, mask in zip(indices, masks, strict=True)]
     return [
-        _row(name, found, opened.classes) for name, found in zip(pictures.names, np.concatenate(parts), strict=True)
+        _row(name, probabilities, opened.classes)
+        for name, probabilities in zip(pictures.names, np.concatenate(parts), strict=True)
     ]
 
 
@@ -122,35 +129,35 @@ def _row(name: str, probabilities: np.ndarray, classes: Sequence[str]) -> dict[s
     return {"image": name, "class": classes[best], "probability": float(probabilities[best])}
 
 
-def _anchors(student: Trained, found: trained.Answer, k: int) -> Iterable[dict[str, Any]]:
-    """The anchors that image k of a batch is linked to."""
+def _anchors(student: Trained, answer: trained.Answer, k: int) -> Iterable[dict[str, Any]]:
+    """Yields the anchors to which image k of a batch is linked."""
     anchors = student.recorded.anchors
     assert anchors is not None
-    for batch, links in enumerate(found.links):
+    for batch, links in enumerate(answer.links):
         for column in np.flatnonzero(np.asarray(links[k, :-1]) > 0):
             file = _file(anchors, batch, int(column))
             yield {
                 **({} if file is None else {"image": file}),
                 "class": student.recorded.classes[int(anchors["labels"][batch, column])],
                 "index": int(anchors["index"][batch, column]),
-                "weight": float(links[k, column]) / len(found.links),
+                "weight": float(links[k, column]) / len(answer.links),
             }
 
 
 def _file(anchors: dict[str, np.ndarray], batch: int, column: int) -> str | None:
-    """The file of an anchor, None where the data set has none."""
+    """The file of an anchor; None if the data set is not an image folder."""
     return str(anchors["files"][batch, column]) if "files" in anchors else None
 
 
-def _batch(student: Trained, names: Sequence[str], found: trained.Answer, k: int) -> Iterable[dict[str, Any]]:
-    """The images of a batch, called `names`, that image k is linked to."""
+def _batch(student: Trained, names: Sequence[str], answer: trained.Answer, k: int) -> Iterable[dict[str, Any]]:
+    """Yields the images of a batch to which image k is linked."""
     anchors = student.recorded.anchors
     assert anchors is not None
     for column, name in enumerate(names):
-        weight = float(np.mean([links[k, column] for links in found.links]))
+        weight = float(np.mean([links[k, column] for links in answer.links]))
         if column != k and weight > 0:
             link: dict[str, Any] = {"image": name, "weight": weight}
-            if (nearest := int(found.nearest[0][column])) >= 0:
+            if (nearest := int(answer.nearest[0][column])) >= 0:
                 link |= {
                     "class": student.recorded.classes[int(anchors["labels"][0, nearest])],
                     "index": int(anchors["index"][0, nearest]),
@@ -160,7 +167,7 @@ def _batch(student: Trained, names: Sequence[str], found: trained.Answer, k: int
 
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The answers for a terminal; under each image the neighbours that it was linked to."""
+    """Formats predictions for a terminal, with the neighbours of each image below it."""
     width = max(len(printable(row["image"])) for row in rows)
     class_width = max(len(printable(row["class"])) for row in rows)
     lines = []
@@ -176,7 +183,7 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _link(link: dict[str, Any]) -> str:
-    """A neighbour for a terminal: a training image, or an image of the batch and the training image nearest to it."""
+    """Formats a neighbour: a training image, or an image of the batch with its nearest anchor."""
     if "index" not in link:
         return printable(link["image"])
     file = link["nearest_image"] if "nearest_image" in link else link.get("image")
@@ -186,13 +193,13 @@ def _link(link: dict[str, Any]) -> str:
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """The answers as CSV, a line an image; text that a spreadsheet would take for a formula begins with a quote."""
-    most = max(len(row.get("neighbors", ())) for row in rows)
+    """Formats predictions as CSV, one line for each image. Text that looks like a formula gets a leading quote."""
+    count = max(len(row.get("neighbors", ())) for row in rows)
     links = [link for row in rows for link in row.get("neighbors", ())]
     nearest = ("nearest_image",) if any("nearest_image" in link for link in links) else ()
     fields = ("image", *nearest, "class", "index", "weight")
     header = ["image", "class", "probability", *(["self_weight"] if "self_weight" in rows[0] else [])]
-    header += [f"neighbor_{k}_{field}" for k in range(1, most + 1) for field in fields]
+    header += [f"neighbor_{k}_{field}" for k in range(1, count + 1) for field in fields]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)
@@ -201,10 +208,10 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
         if "self_weight" in row:
             cells.append(f"{row['self_weight']:.6f}")
         for link in row.get("neighbors", ()):
-            texts = {**link, "weight": f"{link['weight']:.6f}"}
-            cells += ["" if texts.get(field) is None else str(texts[field]) for field in fields]
+            values = {**link, "weight": f"{link['weight']:.6f}"}
+            cells += ["" if values.get(field) is None else str(values[field]) for field in fields]
         cells += [""] * (len(header) - len(cells))
-        writer.writerow([f"'{cell}" if cell.startswith(_FORMULA) else cell for cell in cells])
+        writer.writerow([f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell for cell in cells])
     return out.getvalue().rstrip("\n")
 
 
@@ -216,16 +223,20 @@ _WRITERS: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
 
 
 def _flags() -> tuple[flags.FlagValues, list[pathlib.Path]]:
-    """The flags, and the images and folders."""
+    """Parses the command line: the flags, and the paths of images and folders."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the workdir of a finished run", flag_values=values)
     flags.DEFINE_string("bundle", None, "a folder made by cnn2gnn_jax.export, instead of a workdir", flag_values=values)
     flags.mark_flags_as_mutual_exclusive(["workdir", "bundle"], required=True, flag_values=values)
-    flags.DEFINE_enum("format", FORMATS[0], FORMATS, "of the answers", flag_values=values)
-    flags.DEFINE_integer("neighbors", 0, "show so many of each image's strongest links", flag_values=values)
+    flags.DEFINE_enum("format", FORMATS[0], FORMATS, "the format of the predictions", flag_values=values)
+    flags.DEFINE_integer(
+        "neighbors", 0, "the number of neighbours to show for each image, strongest first", flag_values=values
+    )
     flags.DEFINE_enum("mechanism", mechanisms.AUTO, mechanisms.CHOICES, mechanisms.HELP, flag_values=values)
     flags.DEFINE_enum("graph", None, graph_choice.CHOICES, graph_choice.HELP, flag_values=values)
-    flags.DEFINE_bool("skip_unreadable", False, "leave out, with a line each, what is no image", flag_values=values)
+    flags.DEFINE_bool(
+        "skip_unreadable", False, "skip files that cannot be read, and log their names", flag_values=values
+    )
     paths = command_line.parse(values, __doc__, positional="IMAGE_OR_FOLDER")
     if values.neighbors < 0:
         raise UserError(f"--neighbors is {values.neighbors}: expected 0 or more")
@@ -233,21 +244,21 @@ def _flags() -> tuple[flags.FlagValues, list[pathlib.Path]]:
 
 
 def main() -> None:
-    """Reads the command line, prints the answers."""
+    """Reads the command line, and prints the predictions."""
     values, paths = _flags()
     if values.bundle is not None:
         if values.neighbors or values.mechanism != mechanisms.AUTO or values.graph is not None:
             raise UserError(
-                "a bundle answers as it was exported, without its neighbours: "
+                "a bundle answers as it was exported, without neighbours: "
                 "give --workdir for --mechanism, --neighbors and --graph"
             )
         opened = bundle.read(pathlib.Path(values.bundle))
         pictures = read_pictures(paths, opened.image_shape, values.skip_unreadable)
-        log(f"mechanism {opened.facts.get('mechanism', trained.MECHANISMS[0])}: as the bundle was exported")
+        log(f"mechanism {opened.facts.get('mechanism', MECHANISMS[0])}: as the bundle was exported")
         rows = by_bundle(opened, pictures)
     else:
         student = trained.open_student(pathlib.Path(values.workdir), values.graph or graph_choice.CHOICES[0])
-        with_training_set = values.mechanism not in trained.MECHANISMS
+        with_training_set = values.mechanism not in MECHANISMS
         graph_choice.warn_of_better(student.recorded, student.model.graph, with_training_set)
         served = mechanisms.choose(student, values.mechanism)
         pictures = read_pictures(paths, student.recorded.image_shape, values.skip_unreadable)
@@ -257,7 +268,7 @@ def main() -> None:
 
 
 def run() -> None:
-    """The program: what a user can mend ends in one line, see `command_line.run`."""
+    """The entry point of the command; see `command_line.run`."""
     command_line.run(main)
 
 

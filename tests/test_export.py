@@ -107,7 +107,7 @@ def test_what_is_no_whole_bundle_of_this_version_is_refused(made, tmp_path):
     for changes, message in (
         ({"format": 1}, r"by another version of this program \(.*format 1; this one is .*, format 2\)"),
         ({"files": {}}, "is damaged"),
-        ({"facts": manifest["facts"] | {"platforms": ["tpu"]}}, "is for tpu, and this is cpu"),
+        ({"facts": manifest["facts"] | {"platforms": ["tpu"]}}, "is for tpu, but JAX runs on cpu"),
         ({"facts": manifest["facts"] | {"image_shape": [8, 8]}}, "is damaged"),
     ):
         storage.write_json(other / artifact.MANIFEST, manifest | changes)
@@ -128,7 +128,7 @@ def test_only_a_bundle_is_replaced(made, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     for taken in (tmp_path / "mine", tmp_path / "mine" / "letter.txt"):
-        with pytest.raises(UserError, match="is there and no bundle"):
+        with pytest.raises(UserError, match="exists and is not a bundle"):
             export.write(student.recorded.workdir, taken)
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
     bundle.write(tmp_path / "new", student, (folder / bundle.MODEL).read_bytes(), {})

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from cnn2gnn_jax import gnn, losses, networks
 from cnn2gnn_jax.gnn import GRAPHS, GraphConvolution, GraphStudent, HeadRows
 from cnn2gnn_jax.runtime import collectives
+from tests.oracles import eq3, normalized_adjacency, relu
 
 SPARSITY, CLASSES = 3, 4
 close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
@@ -59,16 +60,6 @@ def setting(module, count):
     return inputs, rows, random_variables(module, inputs, rows)
 
 
-def relu(x):
-    return np.maximum(x, 0)
-
-
-def eq3(distances, sparsity=SPARSITY):
-    cut = np.sort(distances, -1)[:, [sparsity]]
-    slack = relu(cut - distances)
-    return slack / slack.sum(-1, keepdims=True)
-
-
 def numpy_head(params, nodes):
     for layer in ("Dense_0", "Dense_1"):
         nodes = relu(nodes @ params[layer]["kernel"] + params[layer]["bias"])
@@ -86,19 +77,13 @@ def numpy_adjacency(name, params, nodes, rows):
     if name == "euclidean":
         return 1 / (distance + np.diag(np.full(len(nodes), np.inf)))
     d = distance**2 if name == "euclidean_sparse" else numpy_head(params["head"], nodes) @ rows.kernel.T + rows.bias
-    p = eq3(d)
+    p = eq3(d, SPARSITY)
     return (p + p.T) / 2
-
-
-def numpy_normalized_adjacency(adjacency, self_loops):
-    looped = adjacency + self_loops * np.eye(len(adjacency))
-    root = np.diag(looped.sum(-1) ** -0.5)
-    return root @ looped @ root
 
 
 def numpy_student(name, params, nodes, rows, self_loops):
     """Logits and first activations of Eq. 2 twice."""
-    normalized = numpy_normalized_adjacency(numpy_adjacency(name, params, nodes, rows), self_loops)
+    normalized = normalized_adjacency(numpy_adjacency(name, params, nodes, rows), self_loops)
     hidden = relu(normalized @ nodes @ params["layer1"]["Dense_0"]["kernel"])
     return normalized @ hidden @ params["layer2"]["Dense_0"]["kernel"], hidden
 

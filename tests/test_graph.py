@@ -10,6 +10,7 @@ import pytest
 import scipy.optimize
 
 from cnn2gnn_jax import graph
+from tests.oracles import eq3
 
 
 @pytest.fixture
@@ -37,13 +38,6 @@ def with_gradient(distances, sparsity, cotangent, mask=None):
 
 def gradient_of_sum(function, x):
     return jax.jit(jax.grad(lambda x: jnp.sum(function(x))))(x)
-
-
-def eq3(distances, sparsity):
-    """Eq. 3 for one row without ties, in NumPy."""
-    cut = np.sort(distances)[sparsity]
-    slack = np.maximum(cut - distances, 0)
-    return slack / slack.sum()
 
 
 def gamma(distances, sparsity):

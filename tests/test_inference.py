@@ -8,6 +8,7 @@ import pytest
 
 from cnn2gnn_jax import gnn, inference
 from cnn2gnn_jax.gnn import GRAPHS, SPARSE_GRAPHS, GraphStudent, HeadRows
+from tests.oracles import eq3, normalized_adjacency, relu
 
 SPARSITY, CLASSES, ANCHORS, WIDTH = 3, 4, 12, 6
 close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
@@ -17,26 +18,6 @@ close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
 def x64():
     with jax.enable_x64():
         yield
-
-
-def relu(x):
-    return np.maximum(x, 0)
-
-
-def eq3(distances, sparsity=SPARSITY):
-    """Eq. 3 row by row. If the s + 1 smallest distances are equal, all columns at that distance share the row."""
-    weights = np.zeros_like(distances)
-    for row, d in zip(weights, distances, strict=True):
-        cut = np.sort(d)[sparsity]
-        slack = relu(cut - d) if d.min() < cut else d == cut
-        row[:] = slack / slack.sum()
-    return weights
-
-
-def normalized(adjacency, self_loops):
-    looped = adjacency + self_loops * np.eye(len(adjacency))
-    root = np.diag(looped.sum(-1) ** -0.5)
-    return root @ looped @ root
 
 
 @functools.partial(jax.jit, static_argnames=("mechanism", "module", "mechanism2_graph"))
@@ -93,7 +74,7 @@ class Setting:
 
     def student(self, nodes, adjacency):
         """Eq. 2 twice; adjacency None is A = I, normalised to itself."""
-        p = np.eye(len(nodes)) if adjacency is None else normalized(adjacency, self.self_loops)
+        p = np.eye(len(nodes)) if adjacency is None else normalized_adjacency(adjacency, self.self_loops)
         hidden = relu(p @ nodes @ self.params["layer1"]["Dense_0"]["kernel"])
         return p @ hidden @ self.params["layer2"]["Dense_0"]["kernel"]
 
@@ -109,11 +90,11 @@ def mechanism_1(setting):
     for image in setting.images:
         nodes = np.concatenate([setting.anchors, image[None]])
         if setting.name == "euclidean_sparse":
-            p = eq3(((nodes[:, None] - nodes[None]) ** 2).sum(-1))
+            p = eq3(((nodes[:, None] - nodes[None]) ** 2).sum(-1), SPARSITY)
             adjacency = (p + p.T) / 2
         elif setting.name == "learned":
             # All nodes have distances to the anchors only, so no node has the image as a neighbor.
-            p = np.pad(eq3(setting.distances(nodes)), ((0, 0), (0, 1)))
+            p = np.pad(eq3(setting.distances(nodes), SPARSITY), ((0, 0), (0, 1)))
             adjacency = (p + p.T) / 2
         else:
             adjacency = None if setting.name == "off" else setting.dense_adjacency(nodes)
@@ -125,12 +106,12 @@ def mechanism_1(setting):
 
 def mechanism_2(setting, mechanism2_graph):
     if setting.name == "euclidean_sparse":
-        p = eq3(((setting.images[:, None] - setting.images[None]) ** 2).sum(-1))
+        p = eq3(((setting.images[:, None] - setting.images[None]) ** 2).sum(-1), SPARSITY)
         adjacency = (p + p.T) / 2
         return setting.student(setting.images, adjacency), adjacency, np.full(len(setting.images), -1)
-    nearest = eq3(setting.distances(setting.images)).argmax(-1)
+    nearest = eq3(setting.distances(setting.images), SPARSITY).argmax(-1)
     queries = setting.anchors[nearest] if mechanism2_graph == "similar" else setting.images
-    p = eq3(setting.distances(queries)[:, nearest])
+    p = eq3(setting.distances(queries)[:, nearest], SPARSITY)
     adjacency = (p + p.T) / 2
     return setting.student(setting.images, adjacency), adjacency, nearest
 

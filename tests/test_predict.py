@@ -368,7 +368,7 @@ WRONG = {
     "no image": (["--workdir={run}", "README.md"], "README.md: no JPEG, PNG, BMP or WebP image"),
     "no folder of images": (["--workdir={run}", "{run}/checkpoints"], "holds no image"),
     "no such format": (["--workdir={run}", "x.png", "--format=xml"], "xml"),
-    "no bundle": (["--bundle={run}", "x.png"], "is no bundle"),
+    "no bundle": (["--bundle={run}", "x.png"], "is not a bundle"),
     "the graph of a bundle": (["--bundle={run}", "x.png", "--graph=off"], "give --workdir for --mechanism"),
     "no such graph": (["--workdir={run}", "x.png", "--graph=on"], "learned"),
     "no student without a graph": (["--workdir={run}", "x.png", "--graph=off"], "trained no student without a graph"),

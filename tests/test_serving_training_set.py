@@ -278,7 +278,7 @@ def made(bank_run, tmp_path_factory):
     """Bundles of the whole bank and of 60 useful images of it, by name."""
     folder = tmp_path_factory.mktemp("bundles")
     export.write(bank_run[0], folder / "whole", "learned", "training_set")
-    export.write(bank_run[0], folder / "60", "learned", "training_set", export.BankChoice(60, "useful"))
+    export.write(bank_run[0], folder / "60", "learned", "training_set", thinning.Selection(60, "useful"))
     return folder
 
 
@@ -297,7 +297,9 @@ def test_a_bundle_answers_as_predict_does(made, students, dataset, count):
 def test_a_bundle_of_fewer_images_answers_by_these(made, students, dataset):
     facts = bundle.read(made / "60").facts["training_set"]
     student = students["learned"]
-    thinned, again = export.with_bank(student, export.BankChoice(60, "useful"))
+    section = student.recorded.config.evaluate.training_set
+    stored, again = thinning.compare_sizes(student.bank, section, 10, thinning.Selection(60, "useful"))
+    thinned = student._replace(bank=stored)
     assert facts == again
     assert set(np.bincount(np.asarray(thinned.bank.bank.labels))) == {6}
     assert facts["images"] == 60 and facts["settings"]["sparsity"] in (1, 5)
@@ -378,16 +380,16 @@ def test_a_bank_that_cannot_be_made_is_refused(bank_run, students, copy, tmp_pat
     count = len(students["off"].bank.bank.labels)
     for size in (9, count + 1):
         with pytest.raises(UserError, match=rf"--bank is {size}: expected 10 \(an image of each class\) to {count} "):
-            export.write(bank_run[0], tmp_path / "bundle", "off", "training_set", export.BankChoice(size))
+            export.write(bank_run[0], tmp_path / "bundle", "off", "training_set", thinning.Selection(size))
     with pytest.raises(
         UserError, match=r"--bank chooses the training images .* the mechanism is one_by_one \(as asked"
     ):
-        export.write(bank_run[0], tmp_path / "bundle", "off", "one_by_one", export.BankChoice(50))
+        export.write(bank_run[0], tmp_path / "bundle", "off", "one_by_one", thinning.Selection(50))
     workdir = copy(accuracy=None, accuracy_alone=None, held_out=None)
-    with pytest.raises(UserError, match="useful is chosen on held-out images, and the run has none: choose balanced"):
-        export.write(workdir, tmp_path / "bundle", "off", "training_set", export.BankChoice(50, "useful"))
+    with pytest.raises(UserError, match="useful needs held-out images, and the run has none: choose balanced"):
+        export.write(workdir, tmp_path / "bundle", "off", "training_set", thinning.Selection(50, "useful"))
     assert not (tmp_path / "bundle").exists()
-    export.write(workdir, tmp_path / "bundle", "off", "training_set", export.BankChoice(50))
+    export.write(workdir, tmp_path / "bundle", "off", "training_set", thinning.Selection(50))
     facts = bundle.read(tmp_path / "bundle").facts["training_set"]
     assert facts["accuracy"] is None and [row["images"] for row in facts["sizes"]] == [50]
 

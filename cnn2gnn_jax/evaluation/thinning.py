@@ -1,89 +1,134 @@
-"""Makes smaller banks: selects training images, and measures the accuracy with fewer of them on held-out images.
+"""Smaller banks: which training images they keep, and their accuracy on held-out images.
 
-A smaller bank keeps the same number of images of each class, if the class has that many. Its sparsity, weight and
-epsilon are chosen again on the held-out images. Its space and signal are those of the whole bank.
+A smaller bank keeps equally many images of each class, as far as the class has them. Its sparsity, weight and epsilon
+are chosen again on the held-out images. Its features and signal are those of the whole bank.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cnn2gnn_jax.data.permutations import Stream, permutation, rank_in_class
 from cnn2gnn_jax.evaluation import choice
 from cnn2gnn_jax.evaluation.choice import Counts, Embedded, Grid
-from cnn2gnn_jax.neighbors import Bank
+from cnn2gnn_jax.neighbors import Bank, Settings
 from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.training import bank as banks
 from cnn2gnn_jax.training.bank import HeldOut, StoredBank
 
 SELECTIONS = ("balanced", "useful")
-"""How images are selected. `balanced` draws them with a seed. `useful` takes the most useful ones; see `usefulness`."""
-_FACTORS = (1, 2, 5)  # The sizes that are compared are these numbers times powers of 10.
+"""`balanced`: a seeded draw. `useful`: the images that help the held-out images most, see `usefulness`."""
+_LEADING_DIGITS = (1, 2, 5)  # of the sizes that are compared
 _SMALLEST = 100
 
 
-class Thinned(NamedTuple):
-    """A smaller bank.
+class Selection(NamedTuple):
+    """Which training images a smaller bank keeps.
 
-    bank: the bank, with settings that were chosen for it.
-    accuracy: like `StoredBank.accuracy`. If held-out images select the training images, each half of them selects both
-      the images and the settings for the other half. None if no images were held out.
+    size: how many; 0 keeps all.
+    method: one of SELECTIONS.
     """
 
-    bank: Bank
-    accuracy: float | None
+    size: int = 0
+    method: str = SELECTIONS[0]
 
 
 def sizes(images: int, classes: int) -> list[int]:
-    """The sizes at which a bank of this many images is compared. The last one is the whole bank."""
-    steps = [number * 10**power for power in range(2, 9) for number in _FACTORS]
+    """The sizes at which banks are compared, up to all of the training images."""
+    steps = [number * 10**power for power in range(2, 9) for number in _LEADING_DIGITS]
     return [*(step for step in steps if max(_SMALLEST, classes) <= step < images), images]
 
 
 def check_size(stored: StoredBank, size: int, selection: str) -> None:
-    """Checks that a bank can be thinned to a size with a selection.
-
-    Raises:
-      UserError: the size is out of range, or the selection needs held-out images and there are none.
-    """
+    """Raises UserError if a bank cannot be thinned to this size, or by this selection."""
     images, classes = len(stored.bank.labels), len(np.unique(stored.bank.labels))
     if not max(classes, 2) <= size <= images:
         raise UserError(
             f"--bank is {size}: expected a number from {max(classes, 2)} (an image of each class) to {images} (all)"
         )
     if selection == "useful" and stored.held_out is None:
-        raise UserError("--bank_selection=useful needs held-out images, but the run has none: use balanced")
+        raise UserError("--bank_selection=useful needs held-out images, and the run has none: choose balanced")
 
 
-def thin(stored: StoredBank, grid: Grid, size: int, selection: str = SELECTIONS[0]) -> Thinned:
-    """Selects some of the training images of a bank, and chooses the settings of the smaller bank.
+def thin(stored: StoredBank, grid: Grid, size: int, selection: str = SELECTIONS[0]) -> StoredBank:
+    """Makes the bank with `size` of the training images.
 
     Args:
       stored: the whole bank.
-      grid: the sparsities, weights and epsilons to choose from. Its space and signal are those of the bank.
-      size: how many images to keep; see `check_size`. If it is the number of all images, the bank does not change.
+      grid: the sparsities, weights and epsilons to choose from, for the bank's own space and signal.
+      size: as `check_size` allows it; the whole bank is returned as it is.
       selection: one of SELECTIONS.
+
+    Returns:
+      The bank with its own settings and accuracy. The accuracy counts one half of the held-out images, while the
+      settings and, with `useful`, the images are chosen on the other half, and vice versa.
     """
     held_out, whole = stored.held_out, stored.bank
     if size == len(whole.labels):
-        return Thinned(whole, stored.accuracy)
+        return stored
     if held_out is None:
-        bank = subset(whole, select(whole, size))
         sparsity = min(whole.settings.sparsity, size - 1)
-        return Thinned(bank.replace(settings=whole.settings._replace(sparsity=sparsity)), None)
+        return _subset(stored, select(whole, size), whole.settings._replace(sparsity=sparsity), None)
     is_useful = selection == "useful"
 
-    def selected(images: HeldOut) -> tuple[Bank, Counts]:
-        bank = subset(whole, select(whole, size, images if is_useful else None))
-        return bank, _count(bank, held_out, grid)
+    def selected(images: HeldOut) -> tuple[np.ndarray, Counts]:
+        columns = select(whole, size, images if is_useful else None)
+        return columns, _count(subset(whole, columns), held_out, grid)
 
-    bank, counts = selected(held_out)
+    columns, counts = selected(held_out)
     folds = (counts, counts)
     if is_useful:
         half = choice.halves(held_out.labels)
         first, second = (selected(HeldOut(*(array[half == k] for array in held_out)))[1] for k in (0, 1))
         folds = (first, second)
     accuracy = 100 * choice.two_fold(*folds) / len(held_out.labels)
-    return Thinned(bank.replace(settings=counts.settings[counts.best()]), accuracy)
+    return _subset(stored, columns, counts.settings[counts.best()], accuracy)
+
+
+def compare_sizes(
+    stored: StoredBank, section: Any, classes: int, selection: Selection
+) -> tuple[StoredBank, dict[str, Any]]:
+    """Makes the bank of a selection, and compares it with banks of other sizes.
+
+    Args:
+      stored: the whole bank.
+      section: the section `evaluate.training_set` of the run's config.
+      classes: the number of classes.
+      selection: which training images are kept.
+
+    Returns:
+      The bank; and its facts: `settings`, `key_type`, `selection`, `held_out_images`, `accuracy_alone`, `images`,
+      `bytes` and `accuracy`. The last three are also in `sizes`, for each size that is compared.
+
+    Raises:
+      UserError: see `check_size`.
+    """
+    images, settings, held_out = len(stored.bank.labels), stored.bank.settings, stored.held_out
+    size = selection.size or images
+    check_size(stored, size, selection.method)
+    grid = Grid((settings.space,), (settings.signal,), section.sparsities, section.weights, section.epsilons)
+    compared = {size} if held_out is None else {size, *sizes(images, classes)}
+    rows, chosen = {}, stored
+    for count in sorted(compared):
+        smaller = thin(stored, grid, count, selection.method)
+        rows[count] = {"images": count, "bytes": banks.size(smaller.bank), "accuracy": smaller.accuracy}
+        if count == size:
+            chosen = smaller
+    return chosen, {
+        **rows[size],
+        "settings": chosen.bank.settings._asdict(),
+        "key_type": str(chosen.bank.keys.dtype),
+        "selection": selection.method,
+        "held_out_images": 0 if held_out is None else len(held_out.labels),
+        "accuracy_alone": stored.accuracy_alone,
+        "sizes": list(rows.values()),
+    }
+
+
+def _subset(stored: StoredBank, columns: np.ndarray, settings: Settings, accuracy: float | None) -> StoredBank:
+    files = stored.files and tuple(stored.files[column] for column in columns)
+    bank = subset(stored.bank, columns).replace(settings=settings)
+    return stored._replace(bank=bank, files=files, accuracy=accuracy)
 
 
 def _count(bank: Bank, held_out: HeldOut, grid: Grid) -> Counts:
@@ -93,10 +138,9 @@ def _count(bank: Bank, held_out: HeldOut, grid: Grid) -> Counts:
 
 
 def select(bank: Bank, size: int, held_out: HeldOut | None = None) -> np.ndarray:
-    """Selects the images of a smaller bank and returns their indices in ascending order, (size,).
+    """The sorted indices of the images that a bank of this size keeps, (size,).
 
-    The first images of each class in a seeded order are selected. With held-out images, the most useful images come
-    first, and equally useful ones are in the seeded order.
+    The first images of each class in a seeded order are kept. With held-out images, the most useful ones come first.
     """
     order = permutation(len(bank.labels), Stream.BANK, 0)
     if held_out is not None:
@@ -106,17 +150,16 @@ def select(bank: Bank, size: int, held_out: HeldOut | None = None) -> np.ndarray
 
 
 def usefulness(bank: Bank, held_out: HeldOut) -> np.ndarray:
-    """The usefulness of each of N training images, (N,).
+    """The weight of N training images on held-out images of the same class minus that on other classes, (N,).
 
-    It is the sum of the image's weights for held-out images of its own class, minus the sum for those of other classes.
-    The weights are those of Eq. 3 over the whole bank.
+    The weights are those of Eq. 3 over the whole bank, with its sparsity.
     """
     nearest = choice.search(bank, held_out.features, bank.settings.sparsity)
     columns = np.asarray(nearest.columns)
-    is_same_class = np.asarray(bank.labels)[columns] == held_out.labels[:, None]
-    result = np.zeros(len(bank.labels))
-    np.add.at(result, columns, np.where(is_same_class, 1, -1) * np.asarray(nearest.weights, np.float64))
-    return result
+    agrees = np.asarray(bank.labels)[columns] == held_out.labels[:, None]
+    totals = np.zeros(len(bank.labels))
+    np.add.at(totals, columns, np.where(agrees, 1, -1) * np.asarray(nearest.weights, np.float64))
+    return totals
 
 
 def subset(bank: Bank, columns: np.ndarray) -> Bank:

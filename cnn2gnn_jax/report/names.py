@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from cnn2gnn_jax import inference
 from cnn2gnn_jax.distillers import METHODS
 from cnn2gnn_jax.training import tasks
 
@@ -66,7 +67,7 @@ BATCH_BY_BATCH = Protocol(
 CLASS_SORTED = Protocol("class-sorted", "batch_by_batch", "class_sorted", is_audit=True)
 TRAINING_SET = Protocol(
     "training set",
-    "training_set",
+    inference.TRAINING_SET,
     description="Training set links each image to the nearest of all training images, whose labels or teacher's "
     "probabilities are combined with the student's prediction.",
     phrase="over the training set",

@@ -11,7 +11,7 @@ import pathlib
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -157,36 +157,6 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         return unsealed(value)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and run the same command again") from None
-
-
-def array_sha256(array: np.ndarray) -> str:
-    """The SHA-256 of an array's dtype, shape and bytes, in hex."""
-    return hashlib.sha256(
-        f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes()
-    ).hexdigest()
-
-
-def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a compressed .npz file atomically; `read_array` needs the `array_sha256` of each array."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-def read_array(path: pathlib.Path, name: str, sha256: str) -> np.ndarray:
-    """Reads an array of an .npz file.
-
-    Raises:
-      UserError: the file is missing or damaged, or the array has changed since it was written.
-    """
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            array = arrays[name]
-        if array_sha256(array) != sha256:
-            raise ValueError(f"{name} is not what was written")
-        return array
-    except Exception as error:  # NumPy and zipfile raise many types
-        what = " ".join(str(error).split())
-        raise UserError(f"{path} is damaged ({what}): delete it and run the same command again") from None
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:

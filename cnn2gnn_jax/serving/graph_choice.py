@@ -1,6 +1,6 @@
-"""Which student of a run answers for new images: the one with the run's own graph, or the one trained without a graph.
+"""Chooses the student of a run that classifies new images: the student with the graph, or the one without a graph.
 
-A run trains both (`evaluate.graph_off`) and records how many images each has right, so that they can be compared.
+A run trains both (`evaluate.graph_off`) and records the accuracy of each.
 """
 
 from typing import NamedTuple
@@ -10,13 +10,14 @@ from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError
+from cnn2gnn_jax.training import bank as banks
 
 CHOICES = ("learned", "off", "best")
-"""`learned`: the student with the graph that the config names. `off`: the one that was trained without a graph (A = I).
-`best`: the one of these two that has more held-out training images right."""
+"""`learned`: the student with the graph that the config names. `off`: the student trained without a graph (A = I).
+`best`: the one of these two with the higher accuracy on held-out training images."""
 HELP = (
-    "which student: learned, the one with the run's own graph (the default); off, the one trained without a graph; "
-    "best, the one of these that has more held-out training images right (data.holdout)"
+    "which student: learned, the one with the graph of the config (the default); off, the one trained without a graph; "
+    "best, the one with the higher accuracy on held-out training images (data.holdout)"
 )
 HELD_OUT, TEST = "held-out training images", "test images"
 
@@ -25,7 +26,7 @@ def setting(recorded: runs.Recorded, choice: str) -> str:
     """The graph setting of the student that `choice` of CHOICES asks for.
 
     Raises:
-      UserError: the run has no such student, or nothing to choose it by.
+      UserError: the run has no such student, or no accuracies to choose it by.
     """
     settings = configs.graph_settings(recorded.config)
     if choice == "learned" or settings == ["off"]:
@@ -54,21 +55,30 @@ def setting(recorded: runs.Recorded, choice: str) -> str:
 
 
 class Comparison(NamedTuple):
-    """Accuracies in percent by graph setting of a run's first students, and the images they are of."""
+    """The accuracies of the first student of each graph setting.
+
+    images: HELD_OUT or TEST, the images on which they were measured.
+    accuracies: in percent, by graph setting.
+    """
 
     images: str
     accuracies: dict[str, float]
 
 
 def compare(recorded: runs.Recorded, with_training_set: bool = True) -> Comparison | None:
-    """The student with the config's own graph beside the one without a graph, as results.json has them.
+    """Compares the students with and without a graph by the accuracies in `results.json`.
 
-    On held-out training images where it has these accuracies, otherwise on test images. The accuracies are one by one;
-    on held-out images those of the training-set graph take their place where they are higher, if `with_training_set`.
-    None where there is but one student, or no results of this run.
+    Args:
+      recorded: the run.
+      with_training_set: whether an accuracy on held-out images is that of the training-set graph if this one is
+        higher. All other accuracies are one by one.
+
+    Returns:
+      The accuracies on held-out training images, or on test images if no images were held out. None if the run has one
+      student, or no results.
 
     Raises:
-      UserError: results.json is damaged.
+      UserError: `results.json` is damaged.
     """
     settings = configs.graph_settings(recorded.config)
     path = recorded.workdir / "results.json"
@@ -79,21 +89,22 @@ def compare(recorded: runs.Recorded, with_training_set: bool = True) -> Comparis
         return None
     one_by_one = [entry for entry in results["accuracies"] if entry["mechanism"] == "one_by_one"]
     for images, entries in ((HELD_OUT, results.get("holdout_accuracies", [])), (TEST, one_by_one)):
-        of_first = {entry["graph"]: entry["accuracy"] for entry in entries if entry["seed"] == recorded.config.seed}
+        accuracies = {entry["graph"]: entry["accuracy"] for entry in entries if entry["seed"] == recorded.config.seed}
         if images == HELD_OUT and with_training_set:
             for entry in results.get("training_set", []):
-                if entry["seed"] == recorded.config.seed and entry["graph"] in of_first:
-                    with_graph = entry.get("accuracy_two_fold")  # None where its settings were given
-                    of_first[entry["graph"]] = max(of_first[entry["graph"]], with_graph or 0)
-        if of_first.keys() >= set(settings):
-            return Comparison(images, {setting: of_first[setting] for setting in settings})
+                graph, accuracy = entry["graph"], entry.get("accuracy_two_fold")
+                is_first = entry["seed"] == recorded.config.seed and graph in accuracies
+                if is_first and banks.is_better(accuracy, accuracies[graph]):
+                    accuracies[graph] = accuracy
+        if accuracies.keys() >= set(settings):
+            return Comparison(images, {setting: accuracies[setting] for setting in settings})
     return None
 
 
 def warn_of_better(recorded: runs.Recorded, graph: str | None, with_training_set: bool = True) -> None:
-    """Says so in one line where the student with the setting `graph` is worse than the run's other one.
+    """Logs a warning if the student with the setting `graph` is less accurate than the other student of the run.
 
-    The accuracies are those of `compare`.
+    The arguments `recorded` and `with_training_set` are those of `compare`.
     """
     try:
         compared = compare(recorded, with_training_set)
@@ -103,15 +114,15 @@ def warn_of_better(recorded: runs.Recorded, graph: str | None, with_training_set
     if compared is None or graph is None:
         return
     [other] = [setting for setting in compared.accuracies if setting != graph]
-    served, better = compared.accuracies[graph], compared.accuracies[other]
-    if served < better:
+    accuracy, other_accuracy = compared.accuracies[graph], compared.accuracies[other]
+    if accuracy < other_accuracy:
         flag = "off" if other == "off" else "learned"
         where = "" if compared.images == HELD_OUT else " (by results.json; nothing was held out)"
         log(
-            f"warning: the {_named(graph)} has {served:.2f}% of the {compared.images} right, "
-            f"the {_named(other)} {better:.2f}%{where}: --graph={flag} serves the better one"
+            f"warning: the {_student_title(graph)} has {accuracy:.2f}% of the {compared.images} right, "
+            f"the {_student_title(other)} {other_accuracy:.2f}%{where}: --graph={flag} serves the better one"
         )
 
 
-def _named(graph: str) -> str:
+def _student_title(graph: str) -> str:
     return "student without a graph" if graph == "off" else f"student with the graph {graph}"

@@ -1,6 +1,6 @@
-"""Which mechanism answers for new images: one of the paper's, or the graph over the training set (see `neighbors`).
+"""Chooses the mechanism that classifies new images: one of the paper's, or the training-set graph (see `neighbors`).
 
-The training-set graph answers where the run's held-out images say that it is better than the student alone.
+By default the training-set graph is chosen if it is more accurate on held-out images than the student alone.
 """
 
 from typing import NamedTuple
@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from cnn2gnn_jax import run as runs
+from cnn2gnn_jax.inference import MECHANISMS, TRAINING_SET
 from cnn2gnn_jax.runtime import artifact
 from cnn2gnn_jax.runtime.errors import UserError
-from cnn2gnn_jax.serving.trained import MECHANISMS, TRAINING_SET, Trained
+from cnn2gnn_jax.serving.trained import Trained
 from cnn2gnn_jax.training import bank as banks
 from cnn2gnn_jax.training.tasks import named
 
@@ -19,17 +20,17 @@ AUTO = "auto"
 CHOICES = (AUTO, *MECHANISMS, TRAINING_SET)
 HELP = (
     "how new images are linked: one_by_one, to the anchors; batch_by_batch, to each other; training_set, to the "
-    "nearest of all training images; auto, training_set where it has more held-out training images right than the "
+    "nearest of all training images; auto, training_set if it is more accurate on held-out training images than the "
     "student alone, otherwise one_by_one"
 )
 
 
 class Served(NamedTuple):
-    """How a student answers.
+    """A student and the mechanism by which it classifies.
 
-    student: with its bank where the mechanism is the training set.
-    mechanism: one of CHOICES but auto.
-    reason: why this one, for a line of text.
+    student: the student, with its bank if the mechanism is the training-set graph.
+    mechanism: one of CHOICES except auto.
+    reason: why it was chosen, as text for the user.
     """
 
     student: Trained
@@ -38,10 +39,10 @@ class Served(NamedTuple):
 
 
 def choose(student: Trained, choice: str = AUTO) -> Served:
-    """The mechanism that `choice` of CHOICES asks for.
+    """Returns the mechanism for `choice`, one of CHOICES.
 
     Raises:
-      UserError: the run has no training-set graph and it is asked for, or its bank is damaged or of other settings.
+      UserError: the training-set graph is requested and the run has none; or its bank is damaged or outdated.
     """
     if choice in MECHANISMS:
         return Served(student, choice, "as asked")
@@ -72,6 +73,6 @@ def choose(student: Trained, choice: str = AUTO) -> Served:
         f"{stored.accuracy:.2f}% of {len(stored.held_out.labels)} held-out training images are right with the "
         f"training-set graph, {stored.accuracy_alone:.2f}% by the student alone"
     )
-    if choice == AUTO and not stored.accuracy > stored.accuracy_alone:
+    if choice == AUTO and not banks.is_better(stored.accuracy, stored.accuracy_alone):
         return Served(student, MECHANISMS[0], compared)
     return Served(with_bank, TRAINING_SET, compared if choice == AUTO else f"as asked; {compared}")

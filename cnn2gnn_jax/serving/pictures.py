@@ -1,4 +1,4 @@
-"""Image files, prepared as those of the data set were."""
+"""Reads image files, and prepares them as the images of the data set."""
 
 import pathlib
 from collections.abc import Sequence
@@ -10,11 +10,15 @@ from cnn2gnn_jax.data import images
 from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError
 
-_NAMED = 5  # unreadable images in an error
+_MAX_NAMED = 5  # in an error message
 
 
 class Pictures(NamedTuple):
-    """Images as the student takes them: their files, and (N, H, W, C) uint8."""
+    """N images for a student.
+
+    names: their files.
+    pixels: (N, H, W, C) uint8.
+    """
 
     names: list[str]
     pixels: np.ndarray
@@ -23,15 +27,15 @@ class Pictures(NamedTuple):
 def read_pictures(
     paths: Sequence[pathlib.Path], image_shape: tuple[int, int, int], skip_unreadable: bool = False
 ) -> Pictures:
-    """Image files, prepared as those of the data set were.
+    """Reads image files, and prepares them as the images of the data set.
 
     Args:
-      paths: files, and folders, of which all image files at any depth are taken in the order of their names.
+      paths: files and folders. Of a folder, all image files at any depth are read, sorted by name.
       image_shape: (H, W, C) of the data set.
-      skip_unreadable: whether to leave out, with a line each, what cannot be read.
+      skip_unreadable: whether to skip files that cannot be read, and log their names.
 
     Raises:
-      UserError: there is no image, or one cannot be read.
+      UserError: there is no image; or a file cannot be read and `skip_unreadable` is false.
     """
     height, width, channels = image_shape
     files = [file for path in paths for file in _files(path)]
@@ -44,15 +48,15 @@ def read_pictures(
             if isinstance(image, images.ImageError):
                 unreadable.append(str(image))
             elif image.shape != image_shape:
-                found = "x".join(map(str, image.shape[1::-1]))
-                unreadable.append(f"{file}: {found} pixels, and the student takes {width}x{height}")
+                size = "x".join(map(str, image.shape[1::-1]))
+                unreadable.append(f"{file}: found {size} pixels, expected {width}x{height}")
             else:
                 names.append(str(file))
                 pixels.append(image)
     if unreadable and not skip_unreadable:
-        more = f"; and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
+        more = f"; and {len(unreadable) - _MAX_NAMED} more" if len(unreadable) > _MAX_NAMED else ""
         raise UserError(
-            f"{len(unreadable)} of {len(files)} files cannot be read ({'; '.join(unreadable[:_NAMED])}{more}): "
+            f"{len(unreadable)} of {len(files)} files cannot be read ({'; '.join(unreadable[:_MAX_NAMED])}{more}): "
             "replace or remove them, or leave them out with --skip_unreadable"
         )
     for reason in unreadable:
@@ -71,8 +75,12 @@ def _content(file: pathlib.Path) -> bytes:
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
     if path.is_dir():
-        found = [file for file in path.rglob("*") if file.suffix.lower() in images.IMAGE_SUFFIXES and file.is_file()]
-        visible = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        image_files = [
+            file for file in path.rglob("*") if file.suffix.lower() in images.IMAGE_SUFFIXES and file.is_file()
+        ]
+        visible = [
+            file for file in image_files if not any(part.startswith(".") for part in file.relative_to(path).parts)
+        ]
         if not visible:
             raise UserError(f"{path} holds no image ({', '.join(images.IMAGE_SUFFIXES)}): give a folder that does")
         return sorted(visible)

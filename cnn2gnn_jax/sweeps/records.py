@@ -6,6 +6,7 @@ classified correctly is stored as packed bits, in `records/<cell>.npz` and, for 
 """
 
 import contextlib
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,8 +71,8 @@ def write(
     }
     if correct is not None:
         packed = np.packbits(correct, axis=1)
-        storage.write_arrays(_path(out, cell).with_suffix(".npz"), {cell: packed})
-        record["correct_sha256"] = storage.array_sha256(packed)
+        _write_packed(_path(out, cell).with_suffix(".npz"), {cell: packed})
+        record["correct_sha256"] = _sha256(packed)
     _write(out, cell, record)
 
 
@@ -123,10 +124,28 @@ def is_done(out: pathlib.Path, cell: str) -> bool:
         return False
 
 
+def _sha256(packed: np.ndarray) -> str:
+    return hashlib.sha256(f"{packed.dtype.str}{packed.shape}".encode() + packed.tobytes()).hexdigest()
+
+
+def _write_packed(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with storage.atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
 def _packed(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The packed bits of a record, by its cell; {} if it has none. Raises UserError if they are missing or damaged."""
-    sha256 = record.get("correct_sha256")
-    return {record["cell"]: storage.read_array(path, record["cell"], sha256)} if sha256 else {}
+    if not (sha256 := record.get("correct_sha256")):
+        return {}
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            packed = arrays[record["cell"]]
+        if _sha256(packed) != sha256:
+            raise ValueError(f"{record['cell']} is not what was written")
+    except Exception as error:  # NumPy and zipfile raise many types
+        what = " ".join(str(error).split())
+        raise UserError(f"{path} is damaged ({what}): delete it and run the same command again") from None
+    return {record["cell"]: packed}
 
 
 @contextlib.contextmanager
@@ -163,7 +182,7 @@ def collect(out: pathlib.Path) -> None:
             lines.append(json.dumps({**record, "places": places[cell]}, allow_nan=False))
     with _locked(out):
         if arrays:
-            storage.write_arrays(out / _CORRECT, arrays)
+            _write_packed(out / _CORRECT, arrays)
         storage.write_text(out / "results.jsonl", "".join(line + "\n" for line in lines))
 
 

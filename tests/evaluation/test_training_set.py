@@ -13,6 +13,7 @@ from cnn2gnn_jax.evaluation import training_set
 from cnn2gnn_jax.evaluation.choice import Embedded, Grid
 from cnn2gnn_jax.neighbors import Settings
 from cnn2gnn_jax.runtime.errors import UserError
+from tests.oracles import eq3
 
 COLUMNS, IMAGES, WIDTH, CLASSES = 60, 40, 6, 3
 GRID = Grid(("backbone", "hidden"), ("labels", "teacher"), (1, 3, 8), (0.3, 1.0), (0.01, 0.1))
@@ -48,10 +49,7 @@ def right(data, settings):
     mean, scale = keys.mean(0), keys.std(0)
     keys, queries = (keys - mean) / scale, (queries - mean) / scale
     cosine = queries @ keys.T / np.linalg.norm(queries, axis=-1)[:, None] / np.linalg.norm(keys, axis=-1)
-    d = 1 - cosine
-    cut = np.sort(d, axis=-1)[:, settings.sparsity, None]
-    weights = np.maximum(cut - d, 0)
-    votes = weights @ signals[settings.signal] / weights.sum(-1, keepdims=True)
+    votes = eq3(1 - cosine, settings.sparsity) @ signals[settings.signal]
     answers = np.argmax(images.logits + settings.weight * np.log(votes + settings.epsilon), -1)
     return int(np.sum(answers == test)), answers
 

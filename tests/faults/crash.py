@@ -1,11 +1,11 @@
-"""The crash campaign: runs killed by SIGKILL at random moments of every stage, and started again until they end.
+"""Crash tests: runs are killed by SIGKILL at random moments of every stage, and restarted until they end.
 
     python -m tests.faults.crash --out=DIR [--kills=100] [--seed=0]
 
-After each kill every file that is in its place must be whole. Between its kills a run is also stopped once by SIGTERM,
-which is not counted. At its end it must have the unbroken one's results and weights to the bit, must have left nothing
-unfinished behind, and must not have touched what was complete at a kill.
-Appends a JSON line for each kill to DIR/kills.jsonl and prints a table; ends with code 1 if a kill was not survived.
+After each kill, every file under its final name must be intact. Each run is also stopped once by SIGTERM, which is not
+counted. At its end, a run must have the results and weights of an uninterrupted run to the bit, no temporary files, and
+no rewritten files of stages that were complete at a kill. The program appends a JSON line for each kill to
+DIR/kills.jsonl and prints a table. Its exit code is 1 if a run did not survive a kill.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.training.metrics import read_records
 from tests.faults import runs
 
-# What is there once a stage is complete, and how many. Results and report are made anew by each command.
+# The files of a complete stage, and their number. Each command writes results and report again.
 DONE = {
     "cache": ("cache/datasets/*/manifest.json", 1),
     "teacher": ("cache/teachers/*/checkpoints/train/last/step_8", 1),
@@ -55,21 +55,21 @@ def stage(out: pathlib.Path, method: str) -> str:
 
 
 def complete(out: pathlib.Path, method: str) -> dict[str, tuple[int, ...]]:
-    """The files of the stages that are complete, with what would change if they were written again."""
-    found = {}
+    """The files of the complete stages, each with its inode, size and time, which change if it is written again."""
+    files = {}
     for name in METHODS[method][: [*METHODS[method], LAST].index(stage(out, method))]:
         for path in out.glob(DONE[name][0]):
             folder = path.parent if path.suffix == ".json" else path
             for file in folder.rglob("*"):
                 if file.is_file():
                     facts = file.stat()
-                    found[str(file)] = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
-    return found
+                    files[str(file)] = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    return files
 
 
 def broken_files(out: pathlib.Path) -> list[str]:
-    """What is not whole of the files that are in their place."""
-    found = []
+    """The damaged files under their final names, with the reason."""
+    problems = []
     for path in sorted(out.rglob("*")):
         if not path.is_file() or unfinished(path.relative_to(out)):
             continue
@@ -87,19 +87,19 @@ def broken_files(out: pathlib.Path) -> list[str]:
                     image.load()
             elif path.name == "metrics.jsonl":
                 lines = path.read_text().split("\n")
-                _ = [json.loads(line) for line in lines[:-1]]  # the last one may be cut, and is then not read
+                _ = [json.loads(line) for line in lines[:-1]]  # the last one may be incomplete; it is then ignored
         except Exception as error:
-            found.append(f"{path.relative_to(out)}: {error}")
-    return found
+            problems.append(f"{path.relative_to(out)}: {error}")
+    return problems
 
 
 def unfinished(path: pathlib.Path) -> bool:
-    """Whether a name says that what it names is not complete."""
+    """Whether a path is temporary, by its name."""
     return any(part.endswith(".partial") or "checkpoint-tmp" in part for part in path.parts)
 
 
 def weights(out: pathlib.Path, log: pathlib.Path) -> str:
-    """A hash of all that was trained, taken in a process of its own since it starts JAX."""
+    """A hash of all trained weights, computed in a separate process because it starts JAX."""
     target = out / "weights.txt"
 
     def restore() -> None:
@@ -123,10 +123,10 @@ def weights(out: pathlib.Path, log: pathlib.Path) -> str:
 
 
 def unbroken(out: pathlib.Path, method: str) -> dict[str, Any]:
-    """The results of a run that is left alone, the hash of its weights, and the seconds that each stage takes."""
+    """The results of an uninterrupted run, the hash of its weights, and the seconds of each stage."""
     out.mkdir(parents=True)
     seconds: dict[str, float] = collections.defaultdict(float)
-    runs.wait(runs.start(runs.command(out, method), out / "log.txt"))  # compiles what is then found compiled
+    runs.wait(runs.start(runs.command(out, method), out / "log.txt"))  # fills the compilation cache
     for folder in ("cache", "run"):
         shutil.rmtree(out / folder)
     process = runs.start(runs.command(out, method), out / "log.txt")
@@ -145,14 +145,14 @@ def unbroken(out: pathlib.Path, method: str) -> dict[str, Any]:
 
 
 def broken(out: pathlib.Path, method: str, whole: dict[str, Any], rng: random.Random, kills: int) -> list[dict]:
-    """Kills a run up to once in each stage, and says of each kill whether all was as it must be."""
+    """Kills a run at most once in each stage. Returns a record of each kill, with what was `wrong` after it."""
     out.mkdir(parents=True)
     log, records, before = out / "log.txt", [], {}
     aims = [*METHODS[method], LAST]
     moments = [(aims[3], signal.SIGTERM), *((aim, signal.SIGKILL) for aim in rng.sample(aims, min(kills, len(aims))))]
-    for aim, how in sorted(moments, key=lambda moment: aims.index(moment[0])):
+    for aim, signal_number in sorted(moments, key=lambda moment: aims.index(moment[0])):
         if aims.index(stage(out, method)) > aims.index(aim):
-            continue  # the last process got further than the moment drawn
+            continue  # the last process has passed this moment
         process = runs.start(runs.command(out, method), log)
         delay = rng.uniform(0, whole["seconds"][aim])
         while stage(out, method) != aim and not _ended(process):
@@ -161,15 +161,15 @@ def broken(out: pathlib.Path, method: str, whole: dict[str, Any], rng: random.Ra
         while time.monotonic() < until and not _ended(process):
             time.sleep(0.002)
         if not _ended(process):
-            os.kill(process, how)
+            os.kill(process, signal_number)
         code = runs.wait(process)
         if code != -signal.SIGKILL:
             if code not in (0, -signal.SIGTERM, STOPPED):
                 raise SystemExit(f"a run ended with code {code}:\n{log.read_text()}")
-            continue  # it was faster than the moment drawn
-        found = {"method": method, "stage": stage(out, method), "after_seconds": round(delay, 3)}
-        found["wrong"] = broken_files(out)
-        records.append(found)
+            continue  # it ended before this moment
+        kill = {"method": method, "stage": stage(out, method), "after_seconds": round(delay, 3)}
+        kill["wrong"] = broken_files(out)
+        records.append(kill)
         before |= complete(out, method)
     code = runs.wait(runs.start(runs.command(out, method), log))
     wrong = [] if code == 0 else [f"ended with code {code}"]
@@ -193,28 +193,28 @@ def _ended(process: int) -> bool:
 
 
 def main() -> None:
-    """Reads the command line and runs the campaign."""
+    """Reads the command line and runs the crash tests."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.crash", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    given = parser.parse_args()
-    runs.prepare(given.out)
-    rng, records = random.Random(given.seed), []
-    whole = {method: unbroken(given.out / f"whole-{method}", method) for method in given.methods}
+    args = parser.parse_args()
+    runs.prepare(args.out)
+    rng, records = random.Random(args.seed), []
+    whole = {method: unbroken(args.out / f"whole-{method}", method) for method in args.methods}
     trial = 0
-    while len(records) < given.kills:
-        method = given.methods[trial % len(given.methods)]
-        out = given.out / f"trial-{trial}"
-        found = broken(out, method, whole[method], rng, given.kills - len(records))
-        with open(given.out / "kills.jsonl", "a") as file:
-            file.writelines(json.dumps({"trial": trial, **record}) + "\n" for record in found)
-        if not any(record["wrong"] for record in found):
+    while len(records) < args.kills:
+        method = args.methods[trial % len(args.methods)]
+        out = args.out / f"trial-{trial}"
+        new_records = broken(out, method, whole[method], rng, args.kills - len(records))
+        with open(args.out / "kills.jsonl", "a") as file:
+            file.writelines(json.dumps({"trial": trial, **record}) + "\n" for record in new_records)
+        if not any(record["wrong"] for record in new_records):
             shutil.rmtree(out)
-        records += found
+        records += new_records
         trial += 1
-        print(f"{len(records)} of {given.kills} kills", file=sys.stderr, flush=True)
+        print(f"{len(records)} of {args.kills} kills", file=sys.stderr, flush=True)
     print(f"{'killed in':12} {'kills':>6} {'survived':>9}")
     for name in [*DONE, LAST, "all"]:
         of_stage = [record for record in records if name in (record["stage"], "all")]

@@ -1,11 +1,10 @@
-"""Damaged files: each kind that is read again, truncated, flipped, emptied, removed and swapped, at every byte range.
+"""Damage tests: each kind of file that is read again is truncated, changed, emptied, removed and swapped.
 
     python -m tests.faults.damage --out=DIR [--ranges=32] [--seed=0]
 
-Each damaged file is read as the program reads it. It must be refused by an error of our own, or give what the whole
-file gave (what was changed then holds nothing); never anything else. Then a run is started again on one damage of each
-kind: it ends with the results of the whole files, or says which file to delete. Appends a JSON line for each kind to
-DIR/damage.jsonl and prints a table.
+Each damaged file is read as the program reads it. It must be refused with a UserError, or give the same values as the
+intact file. Then one file of each kind is damaged and the run restarted: it must end with the same results, or name the
+file to delete. The program appends a JSON line for each kind to DIR/damage.jsonl and prints a table.
 """
 
 import argparse
@@ -39,7 +38,7 @@ TRUNCATIONS = (0.01, 0.25, 0.5, 0.75, 0.99)
 
 
 class Kind(NamedTuple):
-    """What is damaged: a folder, how it is read again, and the same of another run."""
+    """A folder to damage, the function that reads it, and the same folder of another run."""
 
     folder: pathlib.Path
     read: Callable[[pathlib.Path], Any]
@@ -47,19 +46,19 @@ class Kind(NamedTuple):
 
 
 def kinds(cache_dir: pathlib.Path, workdir: pathlib.Path, others: tuple[pathlib.Path, pathlib.Path] | None) -> dict:
-    """The kinds of a finished run with a bundle in its workdir; `others` are cache and workdir of another."""
+    """The kinds of a finished run with a bundle in its workdir; `others` are the cache and workdir of another run."""
 
     def kind(pattern: str, read: Callable[[pathlib.Path], Any], place: int = 1) -> Kind:
-        mine, *same = (next(both[place].glob(pattern)) if pattern else both[place] for both in pairs)
-        return Kind(mine, read, same[0] if same else None)
+        folder, *other_folders = (next(both[place].glob(pattern)) if pattern else both[place] for both in pairs)
+        return Kind(folder, read, other_folders[0] if other_folders else None)
 
     def logits(folder: pathlib.Path) -> Any:
         return teacher_logits.read(folder, of_logits["fingerprint"], rows)
 
     def checkpoint(owner: str) -> Callable[[pathlib.Path], Any]:
         def read(folder: pathlib.Path) -> Any:
-            with Checkpoints(folder, owner) as found:
-                return found.restore_as_saved()
+            with Checkpoints(folder, owner) as checkpoints:
+                return checkpoints.restore_as_saved()
 
         return read
 
@@ -84,7 +83,7 @@ def kinds(cache_dir: pathlib.Path, workdir: pathlib.Path, others: tuple[pathlib.
     }
 
 
-# Of a folder that holds more. Results are never read again but by people, so that those of another run are not told.
+# The files of a kind whose folder has other files, too. Only people read results again, so they are not swapped.
 FILES = {
     "run": tuple(f"run/{file}" for file in ("manifest.json", "index.npy", "labels.npy", "images.npy")),
     "results": ("results.json",),
@@ -92,7 +91,7 @@ FILES = {
 
 
 def damages(content: bytes, other: bytes | None, ranges: int, rng: random.Random) -> Iterator[tuple[str, bytes | None]]:
-    """Ways to damage a file: a name, and the new content or None for no file."""
+    """Yields ways to damage a file: a name, and the new content or None to remove it."""
     yield "removed", None
     yield "emptied", b""
     for part in TRUNCATIONS:
@@ -111,20 +110,20 @@ def damages(content: bytes, other: bytes | None, ranges: int, rng: random.Random
 
 
 def digest(value: Any) -> str:
-    """A hash of what was read, whatever it is made of."""
-    found = hashlib.sha256()
+    """A hash of a pytree of any values."""
+    result = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-        found.update(jax.tree_util.keystr(path).encode())
+        result.update(jax.tree_util.keystr(path).encode())
         array = np.asarray(leaf)
-        found.update(repr((array.shape, str(array.dtype))).encode())
-        found.update(array.tobytes() if array.dtype != object else repr(leaf).encode())
-    return found.hexdigest()
+        result.update(repr((array.shape, str(array.dtype))).encode())
+        result.update(array.tobytes() if array.dtype != object else repr(leaf).encode())
+    return result.hexdigest()
 
 
 def inject(
     name: str, kind: Kind, place: pathlib.Path, ranges: int, rng: random.Random
 ) -> tuple[collections.Counter, list]:
-    """Damages each file of a kind in a copy at `place`; counts by (damage, outcome), and what was wrong."""
+    """Damages each file of a kind in a copy at `place`. Returns counts by (damage, outcome), and the failures."""
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     wrong = []
     files = [kind.folder / file for file in FILES[name]] if name in FILES else sorted(kind.folder.rglob("*"))
@@ -137,15 +136,15 @@ def inject(
     if name in FILES:
         (place / "checkpoints").symlink_to(kind.folder / "checkpoints")
     steps = sorted(place.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
-    for step in steps[:-1]:  # so that none is left to fall back to
+    for step in steps[:-1]:  # so that no older checkpoint is used instead
         shutil.rmtree(step)
     whole = digest(kind.read(place))
     for file in files:
         target = place / file.relative_to(kind.folder)
         if not target.exists():
             continue
-        same = kind.other / file.relative_to(kind.folder) if kind.other else None
-        other = same.read_bytes() if same is not None and same.is_file() else None
+        other_file = kind.other / file.relative_to(kind.folder) if kind.other else None
+        other = other_file.read_bytes() if other_file is not None and other_file.is_file() else None
         content = target.read_bytes()
         for damage, changed in damages(content, other, ranges, rng):
             target.unlink(missing_ok=True)
@@ -167,7 +166,7 @@ def inject(
 
 
 def finished(out: pathlib.Path, teacher_seed: int) -> tuple[Any, dict[str, Any]]:
-    """A finished tiny run under `out`, with its bundle: its config and results."""
+    """Runs the tiny pipeline under `out` and exports a bundle. Returns its config and results."""
     config = tiny.get_config()
     config.cache_dir, config.teacher.seed, config.tensorboard = str(out / "cache"), teacher_seed, False
     results = pipeline.run(config, out / "run")
@@ -178,7 +177,7 @@ def finished(out: pathlib.Path, teacher_seed: int) -> tuple[Any, dict[str, Any]]
 
 
 def started_again(out: pathlib.Path, config: Any, results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Damages a file of each kind in place and runs again: the kind, what came of it, and what is wrong."""
+    """Damages a file of each kind in place and runs again. Yields the kind, the outcome, and what is wrong."""
     for name, kind in kinds(out / "cache", out / "run", None).items():
         if name == "bundle":
             continue  # which no run reads
@@ -196,26 +195,26 @@ def started_again(out: pathlib.Path, config: Any, results: dict[str, Any]) -> It
         except UserError as error:
             yield name, "refused", "" if "\n" not in str(error) else str(error)
             continue
-        same = without_times(again) == without_times(results)
-        yield name, "rebuilt", "" if same else "other results"
+        is_same = without_times(again) == without_times(results)
+        yield name, "rebuilt", "" if is_same else "other results"
 
 
 def main() -> None:
-    """Reads the command line and damages everything."""
+    """Reads the command line and runs the damage tests."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.damage", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--ranges", type=int, default=32, help="of the bytes of each file")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    out, rng, failed = given.out.absolute(), random.Random(given.seed), []
+    args = parser.parse_args()
+    out, rng, failed = args.out.absolute(), random.Random(args.seed), []
     config, results = finished(out, 0)
     finished(out / "other", 1)
     total: collections.Counter[str] = collections.Counter()
     print(f"{'damaged':20}{'faults':>8}" + "".join(f"{outcome:>11}" for outcome in OUTCOMES))
-    found = kinds(out / "cache", out / "run", (out / "other" / "cache", out / "other" / "run"))
+    all_kinds = kinds(out / "cache", out / "run", (out / "other" / "cache", out / "other" / "run"))
     with open(out / "damage.jsonl", "a") as file:
-        for name, kind in found.items():
-            counts, wrong = inject(name, kind, out / "damaged", given.ranges, rng)
+        for name, kind in all_kinds.items():
+            counts, wrong = inject(name, kind, out / "damaged", args.ranges, rng)
             failed += wrong
             by_outcome = collections.Counter[str]()
             for (_, outcome), count in counts.items():

@@ -1,8 +1,8 @@
-"""The fields of configs/base.py, each with values that make no sense.
+"""Tries invalid values for the fields of configs/base.py.
 
     python -m tests.faults.fields
 
-Tries the tables of tests/test_config.py and prints how many fields and values there were, and what was not refused.
+Tries the tables of tests/test_config.py, and prints the number of fields and values, and those that were accepted.
 """
 
 import sys
@@ -12,10 +12,10 @@ from tests import test_config as table
 
 
 def refused(field: str, value: object, dataset: object) -> bool:
-    """Whether a value is refused in one line when it is set, or when the config is checked."""
+    """Whether a value is refused with a one-line error when it is set, or when the config is checked."""
     try:
         config = table.config_of(field, value)
-    except (TypeError, ValueError):  # of ml_collections, where a flag is read: `main` makes one line of it
+    except (TypeError, ValueError):  # raised by ml_collections for a flag; `main` prints it in one line
         return True
     try:
         table.check(config, dataset)
@@ -30,7 +30,7 @@ def main() -> None:
     tried = [*table.BAD, *((field, value) for field, kind in table.FIELDS.items() for value in table.WRONG_TYPES[kind])]
     taken = [(field, value) for field, value in tried if not refused(field, value, dataset)]
     fields = len({field for field, _ in tried})
-    print(f"{fields} of {len(table.FIELDS)} fields, {len(tried)} values that make no sense, {len(taken)} not refused")
+    print(f"{fields} of {len(table.FIELDS)} fields, {len(tried)} invalid values, {len(taken)} accepted")
     for field, value in taken:
         print(f"{field} = {value!r}")
     sys.exit(bool(taken))

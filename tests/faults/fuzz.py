@@ -1,11 +1,11 @@
-"""A fuzzer of everything that reads files which others have made.
+"""Fuzz tests of all functions that read files of other origin.
 
     python -m tests.faults.fuzz --out=DIR [--inputs=120000] [--seed=0] [--only NAME ...]
 
-Good inputs are changed at random: bytes flipped, cut, doubled, spliced, words put in; values of JSON replaced by
-others, under a new seal, so that what is behind the seal is reached. A parser may take an input or refuse it by one
-line of our own; anything else is a crash, and so is a minute without an answer. Crashing inputs are kept in DIR.
-Appends a JSON line for each parser to DIR/fuzz.jsonl and prints a table.
+Valid inputs are changed at random: bytes are flipped, removed, repeated, spliced or inserted; values of JSON are
+replaced and the object is sealed again, so that the checks behind the seal are reached. Within a minute, a parser must
+accept an input or refuse it with a one-line UserError; anything else is a crash. Crashing inputs are kept in DIR. The
+program appends a JSON line for each parser to DIR/fuzz.jsonl and prints a table.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from cnn2gnn_jax.serving import bundle
 from cnn2gnn_jax.training import checkpoint
 from cnn2gnn_jax.training.metrics import read_records
 
-SECONDS = 60  # after which a parser hangs
+SECONDS = 60  # after which a parser counts as hanging
 WORDS = (
     *(
         b"",
@@ -91,40 +91,40 @@ VALUES = (
 
 
 class Parser(NamedTuple):
-    """What reads an input, and the good inputs that bad ones are made of."""
+    """A function that reads an input, and valid inputs from which others are made."""
 
     read: Callable[[Any], Any]
     good: list[Any]
 
 
 def changed(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
-    """Content with a few random changes."""
-    found = bytearray(content)
+    """Changes content at a few random places."""
+    result = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 3, 8))):
-        at = rng.randrange(len(found) + 1)
+        at = rng.randrange(len(result) + 1)
         length = rng.choice((1, 2, 4, 16, 256))
         match rng.randrange(8):
-            case 0 | 1 if found:
-                found[at % len(found)] ^= 1 << rng.randrange(8)
-            case 2 if found:
-                found[at % len(found)] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
+            case 0 | 1 if result:
+                result[at % len(result)] ^= 1 << rng.randrange(8)
+            case 2 if result:
+                result[at % len(result)] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
             case 3:
-                del found[at : at + length]
+                del result[at : at + length]
             case 4:
-                found[at:at] = found[at : at + length] * rng.choice((1, 2, 50))
+                result[at:at] = result[at : at + length] * rng.choice((1, 2, 50))
             case 5:
-                found[at : at + rng.choice((0, length))] = rng.choice(WORDS)
+                result[at : at + rng.choice((0, length))] = rng.choice(WORDS)
             case 6:
-                del found[at:]
+                del result[at:]
             case 7:
                 other = rng.choice(others)
                 cut = rng.randrange(len(other) + 1)
-                found[at:] = other[cut : cut + 100_000]
-    return bytes(found)
+                result[at:] = other[cut : cut + 100_000]
+    return bytes(result)
 
 
 def changed_json(value: Any, rng: random.Random) -> Any:
-    """A JSON object with a few of its values, or keys, replaced at random."""
+    """Replaces a few values or keys of a JSON object at random."""
     value = copy.deepcopy(value)
     for _ in range(rng.choice((1, 1, 2, 4))):
         place = value
@@ -172,7 +172,7 @@ def archive(compression: str) -> bytes:
 
 
 def parsers(place: pathlib.Path) -> dict[str, Parser]:
-    """All of them; `place` is a folder for what they read from files."""
+    """The parsers by name; `place` is a folder for the files that they read."""
 
     def in_file(name: str, read: Callable[[pathlib.Path], Any]) -> Callable[[bytes], Any]:
         path = place / name
@@ -321,7 +321,7 @@ def parsers(place: pathlib.Path) -> dict[str, Parser]:
 def fuzz(
     name: str, parser: Parser, count: int, seed: int, out: pathlib.Path
 ) -> tuple[collections.Counter[str], list[str]]:
-    """Feeds a parser `count` inputs; how often it took, refused and crashed, and its different crashes."""
+    """Feeds a parser `count` inputs. Returns the counts of accepted, refused and crashing ones, and the crashes."""
     rng, counts, crashes = random.Random(f"{name} {seed}"), collections.Counter[str](), {}
     taken = 0
     for value in parser.good:
@@ -336,7 +336,7 @@ def fuzz(
         try:
             parser.read(value)
             counts["taken"] += 1
-        except (UserError, OSError) as error:  # of the last `main` makes one line
+        except (UserError, OSError) as error:  # `main` prints an OSError in one line
             if "\n" in str(error) or not str(error):
                 counts["crashed"] += 1
                 crashes.setdefault(f"refused in several lines: {error}"[:200], value)
@@ -358,7 +358,7 @@ def fuzz(
 
 
 class _Hang(BaseException):
-    """A parser took too long; no `except Exception` of a parser may take it for a refusal."""
+    """A parser took too long. It is a BaseException, so that no parser catches it."""
 
 
 def _hangs(*_: object) -> None:
@@ -368,11 +368,11 @@ def _hangs(*_: object) -> None:
 def run(
     out: pathlib.Path, inputs: int, seed: int, only: list[str] | None = None
 ) -> tuple[dict[str, collections.Counter[str]], list[str]]:
-    """Fuzzes all parsers, or some, with so many inputs in all; the counts of each, and the crashes."""
+    """Fuzzes all parsers, or those named in `only`, with `inputs` inputs in all. Returns counts and crashes."""
     out.mkdir(parents=True, exist_ok=True)
     logging.set_verbosity(logging.ERROR)
     before = signal.signal(signal.SIGALRM, _hangs)
-    found, crashes = {}, []
+    counts, crashes = {}, []
     try:
         memory = "/dev/shm" if pathlib.Path("/dev/shm").is_dir() else None
         with tempfile.TemporaryDirectory(dir=memory) as place, warnings.catch_warnings():
@@ -380,28 +380,28 @@ def run(
             chosen = parsers(pathlib.Path(place))
             names = only or list(chosen)
             for name in names:
-                found[name], new = fuzz(name, chosen[name], -(-inputs // len(names)), seed, out)
+                counts[name], new = fuzz(name, chosen[name], -(-inputs // len(names)), seed, out)
                 crashes += new
     finally:
         signal.signal(signal.SIGALRM, before)
-    return found, crashes
+    return counts, crashes
 
 
 def main() -> None:
-    """Reads the command line and fuzzes."""
+    """Reads the command line and runs the fuzz tests."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.fuzz", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--inputs", type=int, default=120_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+")
-    given = parser.parse_args()
-    found, crashes = run(given.out, given.inputs, given.seed, given.only)
+    args = parser.parse_args()
+    counts_by_parser, crashes = run(args.out, args.inputs, args.seed, args.only)
     outcomes = ("taken", "refused", "crashed")
     print(f"{'parser':20}{'inputs':>9}" + "".join(f"{outcome:>10}" for outcome in outcomes))
-    for name, counts in [*found.items(), ("all", sum(found.values(), collections.Counter()))]:
+    for name, counts in [*counts_by_parser.items(), ("all", sum(counts_by_parser.values(), collections.Counter()))]:
         print(f"{name:20}{counts.total():9}" + "".join(f"{counts[outcome]:10}" for outcome in outcomes))
-    with open(given.out / "fuzz.jsonl", "a") as file:
-        for name, counts in found.items():
+    with open(args.out / "fuzz.jsonl", "a") as file:
+        for name, counts in counts_by_parser.items():
             row = {"parser": name, "inputs": counts.total(), **{outcome: counts[outcome] for outcome in outcomes}}
             file.write(json.dumps(row) + "\n")
     print("\n".join(crashes))

@@ -1,4 +1,4 @@
-"""Runs of the tiny pipeline, by its usual flags, in forked processes, which need not import JAX again."""
+"""Starts runs of the tiny pipeline in forked processes, which need not import JAX again."""
 
 import json
 import os
@@ -18,13 +18,13 @@ from cnn2gnn_jax.data import digits
 from cnn2gnn_jax.runtime import command_line, storage
 
 CONFIG = pathlib.Path(__file__).with_name("tiny.py")
-# Of a resumed run's results these alone may differ.
+# The only results that may differ in a resumed run.
 _TIMES = ("seconds", "inference_seconds")
-_WRITERS: dict[int, subprocess.Popen] = {}  # of what a process prints
+_WRITERS: dict[int, subprocess.Popen] = {}  # of the output of each process
 
 
 def prepare(out: pathlib.Path) -> None:
-    """Prepares this process to start runs on one CPU. Compiled programs are kept where JAX is told to, or in `out`."""
+    """Prepares this process to start runs on one CPU. Compiled programs are kept in JAX's cache folder, or in `out`."""
     out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_platforms", "cpu")
     if not jax.config.jax_compilation_cache_dir:
@@ -43,9 +43,10 @@ def command(out: pathlib.Path, method: str, *flags: str) -> list[str]:
 
 
 def start(flags: Sequence[str], log: pathlib.Path, prepare: Callable[[], None] = lambda: None) -> int:
-    """Starts `python -m cnn2gnn_jax.main`, or `.sweep`, with these flags in a process of its own; its id.
+    """Starts `python -m cnn2gnn_jax.main` or `.sweep` with these flags in a new process, and returns its id.
 
-    `prepare` is called in it first. What it prints is added to `log`, through a pipe, as no limit holds for one.
+    The process calls `prepare` first. Its output is appended to `log` through a pipe, to which limits on the size of
+    files do not apply.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -82,7 +83,7 @@ def start(flags: Sequence[str], log: pathlib.Path, prepare: Callable[[], None] =
 
 
 def wait(process: int, seconds: float = 900) -> int:
-    """The exit code of a started process, negative for a signal; one that takes too long is killed."""
+    """Waits for a process and returns its exit code, negative for a signal. A process that takes too long is killed."""
     until = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(process, os.WNOHANG)
@@ -106,6 +107,6 @@ def outcome(workdir: pathlib.Path) -> dict:
 
 
 def without_times(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of a run, or a record of a sweep, whose accuracies have their times beside them, without times."""
+    """The results of a run, or the record of a cell of a sweep, without times."""
     plain = {name: value for name, value in results.items() if name not in _TIMES}
     return plain | {"accuracies": [{**entry, "seconds": None} for entry in results["accuracies"]]}

@@ -1,7 +1,7 @@
-"""The pipeline of the faults: 200 digits, eight steps a stage, a checkpoint after every second one.
+"""The config of the fault tests: 200 digits, eight steps a stage, and a checkpoint after every second step.
 
-After the colon a method: `cnn2gnn`, or `ab`, which trains in two stages; or `training_set`, which is `cnn2gnn` with the
-training-set graph, whose bank is kept.
+The argument after the colon is `cnn2gnn`; `ab`, which trains in two stages; or `training_set`, which is `cnn2gnn` with
+the training-set graph.
 """
 
 from cnn2gnn_jax.configs import digits

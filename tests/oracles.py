@@ -1,0 +1,25 @@
+"""The formulas of the paper in NumPy, to which the tests compare the program."""
+
+import numpy as np
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def eq3(distances, sparsity):
+    """Eq. 3 for each row of distances (..., N); infinite distances take no part.
+
+    If the s + 1 smallest distances of a row are equal, all columns at that distance share the row.
+    """
+    cut = np.sort(distances, axis=-1)[..., [sparsity]]
+    is_tied = distances.min(axis=-1, keepdims=True) == cut
+    slack = np.where(is_tied, distances == cut, relu(cut - distances))
+    return slack / slack.sum(axis=-1, keepdims=True)
+
+
+def normalized_adjacency(adjacency, self_loops):
+    """D^(-1/2) A D^(-1/2), with A + I in place of A if there are self-loops."""
+    looped = adjacency + self_loops * np.eye(len(adjacency))
+    root = np.diag(looped.sum(-1) ** -0.5)
+    return root @ looped @ root
