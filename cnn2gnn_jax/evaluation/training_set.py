@@ -53,9 +53,7 @@ def entry(
 
     Args:
       run: the run, with the candidate settings.
-      task: the task of the student.
-      state: its trained state.
-      model: its trained model.
+      task, state, model: the task of the student, its trained state, and its trained model.
       inputs: its raw inputs by split, (N, ...) each.
       teacher_logits: the teacher's logits for the training images, (N, C); None without a teacher.
 
@@ -83,17 +81,13 @@ def entry(
     bank = banks[settings.space, settings.signal].replace(settings=settings)
     if keeps_bank(run, task):
         folder = run.workdir / stored_banks.BANK / student_name(task)
-        files = run.dataset.train.files
-        stored = StoredBank(bank, files, held_out, choice.accuracy_two_fold, choice.accuracy_alone)
+        accuracies = choice.accuracy_two_fold, choice.accuracy_alone
+        stored = StoredBank(bank, run.dataset.train.files, held_out, *accuracies)
         processes.on_first(lambda: stored_banks.save(folder, stored, runs.evaluation_fingerprint(run)))
     result = evaluate(bank, embed(model, inputs[run.config.evaluate.split], run.devices), run.evaluated.labels)
     facts = {"mechanism": TRAINING_SET, "batch_order": None, "graph": model.graph}
-    return {**facts, **result}, {
-        "graph": model.graph,
-        "seed": task.seed,
-        **choice._asdict(),
-        "settings": settings._asdict(),
-    }
+    chosen = {**choice._asdict(), "settings": settings._asdict()}
+    return {**facts, **result}, {"graph": model.graph, "seed": task.seed, **chosen}
 
 
 def _grid(section: Any, train: Mapping[str, np.ndarray], teacher_logits: np.ndarray | None) -> Grid:
