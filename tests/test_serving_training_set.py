@@ -376,6 +376,15 @@ def test_a_small_class_gives_all_it_has(students):
         assert np.bincount(labels[thinning.select(bank, size)]).tolist() == counts
 
 
+def test_a_smaller_bank_has_the_files_of_its_own_images(students):
+    stored = students["off"].bank
+    files = tuple(map(str, range(len(stored.bank.labels))))
+    smaller = thinning.thin(stored._replace(files=files, held_out=None), None, 50)
+    kept = [int(name) for name in smaller.files]
+    assert len(kept) == 50
+    np.testing.assert_array_equal(smaller.bank.labels, np.asarray(stored.bank.labels)[kept])
+
+
 def test_a_bank_that_cannot_be_made_is_refused(bank_run, students, copy, tmp_path):
     count = len(students["off"].bank.bank.labels)
     for size in (9, count + 1):

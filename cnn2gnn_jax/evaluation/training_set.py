@@ -53,9 +53,7 @@ def entry(
 
     Args:
       run: the run.
-      task: the student's task.
-      state: the state at the end of the student's training.
-      model: the student.
+      task, state, model: the student's task, its trained state, and its trained model.
       inputs: the student's raw inputs by split.
       teacher_logits: the teacher's logits for the training images, (N, C); None without a teacher.
 
