@@ -16,6 +16,7 @@ from cnn2gnn_jax import graph, neighbors
 from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.evaluation.choice import BATCH, Choice, Embedded, Grid, choose, sparsities
 from cnn2gnn_jax.evaluation.outputs import by_batches, concatenated
+from cnn2gnn_jax.inference import TRAINING_SET
 from cnn2gnn_jax.neighbors import Bank, Settings
 from cnn2gnn_jax.run import Run
 from cnn2gnn_jax.runtime import processes
@@ -83,7 +84,7 @@ def entry(
         stored = StoredBank(bank, files, held_out, choice.accuracy_two_fold, choice.accuracy_alone)
         processes.on_first(lambda: stored_banks.save(folder, stored, runs.evaluation_fingerprint(run)))
     result = evaluate(bank, embed(model, inputs[run.config.evaluate.split], run.devices), run.evaluated.labels)
-    facts = {"mechanism": "training_set", "batch_order": None, "graph": model.graph}
+    facts = {"mechanism": TRAINING_SET, "batch_order": None, "graph": model.graph}
     return {**facts, **result}, {
         "graph": model.graph,
         "seed": task.seed,

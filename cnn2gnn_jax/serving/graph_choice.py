@@ -1,31 +1,32 @@
-"""Which student of a run answers for new images: the one with the run's own graph, or the one trained without a graph.
+"""Chooses the student of a run that predicts for new images: the one with the run's graph, or the one without a graph.
 
-A run trains both (`evaluate.graph_off`) and records how many images each has right, so that they can be compared.
+A run trains both if `evaluate.graph_off` is True, and records the accuracies of both, so that they can be compared.
 """
 
 from typing import NamedTuple
 
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import run as runs
+from cnn2gnn_jax.inference import ONE_BY_ONE
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError
 
 CHOICES = ("learned", "off", "best")
-"""`learned`: the student with the graph that the config names. `off`: the one that was trained without a graph (A = I).
-`best`: the one of these two that has more held-out training images right."""
+"""`learned`: the student with the graph that the config names. `off`: the student that was trained without a graph
+(A = I). `best`: the one of the two that classifies more held-out training images correctly."""
 HELP = (
-    "which student: learned, the one with the run's own graph (the default); off, the one trained without a graph; "
-    "best, the one of these that has more held-out training images right (data.holdout)"
+    "which student to use: learned, the one with the run's graph (the default); off, the one trained without a graph; "
+    "best, the one of the two that classifies more held-out training images correctly (data.holdout)"
 )
 HELD_OUT, TEST = "held-out training images", "test images"
 
 
 def setting(recorded: runs.Recorded, choice: str) -> str:
-    """The graph setting of the student that `choice` of CHOICES asks for.
+    """The graph setting of the student that `choice`, one of CHOICES, selects.
 
     Raises:
-      UserError: the run has no such student, or nothing to choose it by.
+      UserError: the run has no such student, or no accuracies to choose it by.
     """
     settings = configs.graph_settings(recorded.config)
     if choice == "learned" or settings == ["off"]:
@@ -39,9 +40,9 @@ def setting(recorded: runs.Recorded, choice: str) -> str:
         )
     if choice == "off":
         return "off"
-    compared = compare(recorded)
-    if compared is not None and compared.images == HELD_OUT:
-        return max(settings, key=lambda setting: compared.accuracies[setting])
+    comparison = compare(recorded)
+    if comparison is not None and comparison.images == HELD_OUT:
+        return max(settings, key=lambda setting: comparison.accuracies[setting])
     if recorded.config.data.holdout:
         raise UserError(
             f"--graph=best: {recorded.workdir / 'results.json'} has no accuracies on held-out training images: "
@@ -53,19 +54,35 @@ def setting(recorded: runs.Recorded, choice: str) -> str:
     )
 
 
+def is_training_set_better(accuracy: float | None, accuracy_alone: float | None) -> bool:
+    """Whether the training-set graph is used by default.
+
+    Args:
+      accuracy: the two-fold accuracy on held-out images with the training-set graph; None if it was not measured.
+      accuracy_alone: the accuracy of the student alone on the same images; None if it was not measured.
+    """
+    return accuracy is not None and accuracy_alone is not None and accuracy > accuracy_alone
+
+
 class Comparison(NamedTuple):
-    """Accuracies in percent by graph setting of a run's first students, and the images they are of."""
+    """The accuracies of a run's first students.
+
+    images: the images they are measured on, HELD_OUT or TEST.
+    accuracies: in percent, by graph setting.
+    """
 
     images: str
     accuracies: dict[str, float]
 
 
 def compare(recorded: runs.Recorded, with_training_set: bool = True) -> Comparison | None:
-    """The student with the config's own graph beside the one without a graph, as results.json has them.
+    """Compares the student with the config's graph and the student without a graph, as recorded in results.json.
 
-    On held-out training images where it has these accuracies, otherwise on test images. The accuracies are one by one;
-    on held-out images those of the training-set graph take their place where they are higher, if `with_training_set`.
-    None where there is but one student, or no results of this run.
+    The accuracies are measured on held-out training images if these are recorded, otherwise on test images. They are
+    one by one. If `with_training_set`, that of the training-set graph is taken on held-out images where it is higher.
+
+    Returns:
+      None if there is only one student, or there are no results of this run.
 
     Raises:
       UserError: results.json is damaged.
@@ -77,41 +94,42 @@ def compare(recorded: runs.Recorded, with_training_set: bool = True) -> Comparis
     results = storage.read_json(path)
     if results.get("fingerprint") != recorded.fingerprint:
         return None
-    one_by_one = [entry for entry in results["accuracies"] if entry["mechanism"] == "one_by_one"]
-    for images, entries in ((HELD_OUT, results.get("holdout_accuracies", [])), (TEST, one_by_one)):
-        of_first = {entry["graph"]: entry["accuracy"] for entry in entries if entry["seed"] == recorded.config.seed}
-        if images == HELD_OUT and with_training_set:
-            for entry in results.get("training_set", []):
-                if entry["seed"] == recorded.config.seed and entry["graph"] in of_first:
-                    with_graph = entry.get("accuracy_two_fold")  # None where its settings were given
-                    of_first[entry["graph"]] = max(of_first[entry["graph"]], with_graph or 0)
-        if of_first.keys() >= set(settings):
-            return Comparison(images, {setting: of_first[setting] for setting in settings})
+
+    def first_students(entries: list[dict]) -> list[dict]:
+        return [entry for entry in entries if entry["seed"] == recorded.config.seed]
+
+    held_out = {entry["graph"]: entry["accuracy"] for entry in first_students(results.get("holdout_accuracies", []))}
+    for entry in first_students(results.get("training_set", [])) if with_training_set else []:
+        accuracy = entry.get("accuracy_two_fold")  # None if there was a single setting to choose from
+        if is_training_set_better(accuracy, held_out.get(entry["graph"])):
+            held_out[entry["graph"]] = accuracy
+    one_by_one = [entry for entry in first_students(results["accuracies"]) if entry["mechanism"] == ONE_BY_ONE]
+    test = {entry["graph"]: entry["accuracy"] for entry in one_by_one}
+    for images, accuracies in ((HELD_OUT, held_out), (TEST, test)):
+        if accuracies.keys() >= set(settings):
+            return Comparison(images, {setting: accuracies[setting] for setting in settings})
     return None
 
 
 def warn_of_better(recorded: runs.Recorded, graph: str | None, with_training_set: bool = True) -> None:
-    """Says so in one line where the student with the setting `graph` is worse than the run's other one.
-
-    The accuracies are those of `compare`.
-    """
+    """Prints a warning if the run's other student is more accurate than the one with the setting `graph`; see `compare`."""
     try:
-        compared = compare(recorded, with_training_set)
+        comparison = compare(recorded, with_training_set)
     except UserError as error:
         log(f"warning: the students with and without a graph are not compared: {error}")
         return
-    if compared is None or graph is None:
+    if comparison is None or graph is None:
         return
-    [other] = [setting for setting in compared.accuracies if setting != graph]
-    served, better = compared.accuracies[graph], compared.accuracies[other]
-    if served < better:
+    [other] = [setting for setting in comparison.accuracies if setting != graph]
+    accuracy, other_accuracy = comparison.accuracies[graph], comparison.accuracies[other]
+    if accuracy < other_accuracy:
         flag = "off" if other == "off" else "learned"
-        where = "" if compared.images == HELD_OUT else " (by results.json; nothing was held out)"
+        source = "" if comparison.images == HELD_OUT else " (according to results.json; no images were held out)"
         log(
-            f"warning: the {_named(graph)} has {served:.2f}% of the {compared.images} right, "
-            f"the {_named(other)} {better:.2f}%{where}: --graph={flag} serves the better one"
+            f"warning: the {_description(graph)} classifies {accuracy:.2f}% of the {comparison.images} correctly, "
+            f"the {_description(other)} {other_accuracy:.2f}%{source}: --graph={flag} uses the better one"
         )
 
 
-def _named(graph: str) -> str:
+def _description(graph: str) -> str:
     return "student without a graph" if graph == "off" else f"student with the graph {graph}"

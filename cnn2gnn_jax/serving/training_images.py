@@ -1,4 +1,4 @@
-"""The training images that a new image is linked to by the training-set graph."""
+"""Describes the training images that the training-set graph links a new image to."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,20 +11,20 @@ from cnn2gnn_jax.neighbors import Neighbors
 from cnn2gnn_jax.serving.trained import Trained
 
 
-def links(student: Trained, image: np.ndarray, row: Neighbors) -> Iterator[dict[str, Any]]:
-    """The training images that Eq. 3 gives weight to, nearest first.
+def describe_neighbors(student: Trained, image: np.ndarray, nearest: Neighbors) -> Iterator[dict[str, Any]]:
+    """Describes the training images whose weight in Eq. 3 is positive, nearest first.
 
     Args:
-      student: with its bank.
+      student: the student with its bank.
       image: (H, W, C) uint8.
-      row: what the search found for it, arrays (s + 1,).
+      nearest: the nearest columns of this image, arrays (s + 1,).
 
     Yields:
-      Of each, its `class`, its `index`, its `weight`, and of an image folder its file as `image`.
+      For each training image its `class`, `index` and `weight`, and its file as `image` if the data set has files.
     """
     assert student.bank is not None
     labels, files = student.bank.bank.labels, student.bank.files
-    for column, weight in zip(*_weighted(student, image, row), strict=True):
+    for column, weight in zip(*_weighted_columns(student, image, nearest), strict=True):
         yield {
             **({} if files is None else {"image": files[column]}),
             "class": student.recorded.classes[int(labels[column])],
@@ -33,17 +33,17 @@ def links(student: Trained, image: np.ndarray, row: Neighbors) -> Iterator[dict[
         }
 
 
-def _weighted(student: Trained, image: np.ndarray, row: Neighbors) -> tuple[np.ndarray, np.ndarray]:
-    """The columns with weight, and their weights."""
+def _weighted_columns(student: Trained, image: np.ndarray, nearest: Neighbors) -> tuple[np.ndarray, np.ndarray]:
+    """The columns with positive weight, and their weights."""
     assert student.bank is not None
-    weights, nearest, distances = map(np.asarray, row)
+    weights, columns, distances = map(np.asarray, nearest)
     if distances[-1] > distances[0]:
-        return nearest[weights > 0], weights[weights > 0]
-    # All columns at the smallest distance share the row, more of them perhaps than the search lists.
+        return columns[weights > 0], weights[weights > 0]
+    # All columns at the smallest distance have the same weight. There may be more of them than the search returns.
     bank = student.bank.bank
     queries = neighbors.queries(bank, student.model.feature_spaces(jnp.asarray(image[None]))[bank.settings.space])
     d = np.asarray(neighbors.distances(queries, bank.keys))[0]
-    columns = np.flatnonzero(d == d.min())
-    if len(columns) < len(nearest):  # their distances are rounded otherwise here
-        columns = nearest
-    return columns, np.full(len(columns), 1 / len(columns))
+    tied = np.flatnonzero(d == d.min())
+    # Distances may be rounded differently here than in the search. If ties are missing, its result is kept.
+    tied = tied if len(tied) >= len(columns) else columns
+    return tied, np.full(len(tied), 1 / len(tied))
