@@ -12,9 +12,9 @@ from tests.package import modules, parsed
 # From the top down. A name stands for its whole folder too, unless a longer one names the module itself.
 LAYERS = (
     ("main", "sweep", "predict", "export", "report.__main__"),  # the commands
-    ("sweeps",),  # many runs
+    ("sweeps", "serving"),  # many runs; predictions by a finished run
     ("pipeline",),  # one run, stage after stage
-    ("evaluation", "serving", "report"),  # what is done with what was trained
+    ("evaluation", "report"),  # what is done with what was trained
     ("training",),
     ("run",),  # a config with its data and its places on disk
     ("config",),

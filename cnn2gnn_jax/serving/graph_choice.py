@@ -100,7 +100,7 @@ def compare(recorded: runs.Recorded, with_training_set: bool = True) -> Comparis
 
     held_out = {entry["graph"]: entry["accuracy"] for entry in first_students(results.get("holdout_accuracies", []))}
     for entry in first_students(results.get("training_set", [])) if with_training_set else []:
-        accuracy = entry.get("accuracy_two_fold")  # None if there was a single setting to choose from
+        accuracy = entry.get("accuracy_two_fold")  # None if no images were held out
         if is_training_set_better(accuracy, held_out.get(entry["graph"])):
             held_out[entry["graph"]] = accuracy
     one_by_one = [entry for entry in first_students(results["accuracies"]) if entry["mechanism"] == ONE_BY_ONE]
@@ -112,7 +112,7 @@ def compare(recorded: runs.Recorded, with_training_set: bool = True) -> Comparis
 
 
 def warn_of_better(recorded: runs.Recorded, graph: str | None, with_training_set: bool = True) -> None:
-    """Prints a warning if the run's other student is more accurate than the one with the setting `graph`; see `compare`."""
+    """Warns if `compare` finds the run's other student more accurate than the one with the graph setting `graph`."""
     try:
         comparison = compare(recorded, with_training_set)
     except UserError as error:

@@ -62,7 +62,7 @@ def choose(student: Trained, choice: str = AUTO) -> Served:
         if is_auto:
             return Served(student, ONE_BY_ONE, f"the run is not evaluated yet: {error.reason}")
         raise
-    if stored.held_out is None:
+    if stored.held_out is None or stored.accuracy is None or stored.accuracy_alone is None:
         is_better, comparison = False, "no images were held out to compare the training-set graph with the student"
     else:
         is_better = graph_choice.is_training_set_better(stored.accuracy, stored.accuracy_alone)

@@ -1,4 +1,4 @@
-"""Image files, prepared as those of the data set were."""
+"""Reads image files and prepares them in the same way as the images of a data set."""
 
 import pathlib
 from collections.abc import Sequence
@@ -10,11 +10,15 @@ from cnn2gnn_jax.data import images
 from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError
 
-_NAMED = 5  # unreadable images in an error
+_MAX_NAMED_FILES = 5  # in an error message
 
 
 class Pictures(NamedTuple):
-    """Images as the student takes them: their files, and (N, H, W, C) uint8."""
+    """Images as a student takes them.
+
+    names: their N files.
+    pixels: (N, H, W, C) uint8.
+    """
 
     names: list[str]
     pixels: np.ndarray
@@ -23,46 +27,46 @@ class Pictures(NamedTuple):
 def read_pictures(
     paths: Sequence[pathlib.Path], image_shape: tuple[int, int, int], skip_unreadable: bool = False
 ) -> Pictures:
-    """Image files, prepared as those of the data set were.
+    """Reads image files and prepares them in the same way as the images of a data set.
 
     Args:
-      paths: files, and folders, of which all image files at any depth are taken in the order of their names.
-      image_shape: (H, W, C) of the data set.
-      skip_unreadable: whether to leave out, with a line each, what cannot be read.
+      paths: files and folders. All image files of a folder and its subfolders are read, sorted by path.
+      image_shape: (H, W, C), the shape of the images of the data set.
+      skip_unreadable: whether to skip files that cannot be read; a message names each of them.
 
     Raises:
-      UserError: there is no image, or one cannot be read.
+      UserError: there is no image, or a file cannot be read and `skip_unreadable` is False.
     """
     height, width, channels = image_shape
     files = [file for path in paths for file in _files(path)]
     names, pixels, unreadable = [], [], []
     for start in range(0, len(files), 100):
-        part = files[start : start + 100]
-        content = [_content(file) for file in part]
-        decoded = images.decode_all(content, [str(file) for file in part], channels, height if height == width else 0)
-        for file, image in zip(part, decoded, strict=True):
+        batch = files[start : start + 100]
+        encoded = [_read_bytes(file) for file in batch]
+        decoded = images.decode_all(encoded, [str(file) for file in batch], channels, height if height == width else 0)
+        for file, image in zip(batch, decoded, strict=True):
             if isinstance(image, images.ImageError):
                 unreadable.append(str(image))
             elif image.shape != image_shape:
-                found = "x".join(map(str, image.shape[1::-1]))
-                unreadable.append(f"{file}: {found} pixels, and the student takes {width}x{height}")
+                size = "x".join(map(str, image.shape[1::-1]))
+                unreadable.append(f"{file}: found {size} pixels, expected {width}x{height}")
             else:
                 names.append(str(file))
                 pixels.append(image)
     if unreadable and not skip_unreadable:
-        more = f"; and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
+        more = f"; and {len(unreadable) - _MAX_NAMED_FILES} more" if len(unreadable) > _MAX_NAMED_FILES else ""
         raise UserError(
-            f"{len(unreadable)} of {len(files)} files cannot be read ({'; '.join(unreadable[:_NAMED])}{more}): "
-            "replace or remove them, or leave them out with --skip_unreadable"
+            f"{len(unreadable)} of {len(files)} files cannot be read ({'; '.join(unreadable[:_MAX_NAMED_FILES])}{more}): "
+            "replace or remove them, or skip them with --skip_unreadable"
         )
     for reason in unreadable:
-        log(f"left out: {reason}")
+        log(f"skipped: {reason}")
     if not pixels:
-        raise UserError(f"no image to classify: none of {len(files)} files can be read")
+        raise UserError(f"there is no image to classify: none of the {len(files)} files can be read")
     return Pictures(names, np.stack(pixels))
 
 
-def _content(file: pathlib.Path) -> bytes:
+def _read_bytes(file: pathlib.Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
@@ -71,11 +75,13 @@ def _content(file: pathlib.Path) -> bytes:
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
     if path.is_dir():
-        found = [file for file in path.rglob("*") if file.suffix.lower() in images.IMAGE_SUFFIXES and file.is_file()]
-        visible = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        files = [file for file in path.rglob("*") if file.suffix.lower() in images.IMAGE_SUFFIXES and file.is_file()]
+        visible = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
         if not visible:
-            raise UserError(f"{path} holds no image ({', '.join(images.IMAGE_SUFFIXES)}): give a folder that does")
+            raise UserError(
+                f"{path} holds no image ({', '.join(images.IMAGE_SUFFIXES)}): give a folder that holds images"
+            )
         return sorted(visible)
     if not path.exists():
-        raise UserError(f"{path} does not exist: give an image, or a folder of images")
+        raise UserError(f"{path} does not exist: give an image or a folder of images")
     return [path]
