@@ -30,7 +30,7 @@ from cnn2gnn_jax.runtime.console import log, right_aligned
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import bundle, graph_choice, trained
 from cnn2gnn_jax.serving import mechanism as mechanisms
-from cnn2gnn_jax.serving.bank_choice import BankChoice, sizes_table, with_bank
+from cnn2gnn_jax.serving.bank_choice import WHOLE_BANK, BankChoice, sizes_table, with_bank
 from cnn2gnn_jax.serving.trained import Trained
 
 SIZES = (1, 100)  # the numbers of images in a call for which the latency is measured
@@ -97,7 +97,7 @@ def _choose(student: Trained, mechanism: str, bank_choice: BankChoice) -> tuple[
     served = mechanisms.choose(student, mechanism)
     log(f"mechanism {served.mechanism}: {served.reason}")
     if served.student.bank is None:
-        if bank_choice != BankChoice():
+        if bank_choice != WHOLE_BANK:
             raise UserError(
                 f"--bank chooses the training images of the training-set graph, but the mechanism is {served.mechanism}"
                 f" ({served.reason}): leave --bank out, or give --mechanism={TRAINING_SET}"
@@ -118,7 +118,7 @@ def write(
     out: pathlib.Path,
     graph: str = graph_choice.CHOICES[0],
     mechanism: str = mechanisms.AUTO,
-    bank_choice: BankChoice = BankChoice(),
+    bank_choice: BankChoice = WHOLE_BANK,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Exports a student of a finished run as a bundle.
 

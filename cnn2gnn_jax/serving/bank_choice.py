@@ -21,6 +21,9 @@ class BankChoice(NamedTuple):
     selection: str = thinning.SELECTIONS[0]
 
 
+WHOLE_BANK = BankChoice()
+
+
 def with_bank(student: Trained, choice: BankChoice) -> tuple[Trained, dict[str, Any]]:
     """Replaces the student's bank by the chosen part of it.
 

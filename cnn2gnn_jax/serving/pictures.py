@@ -10,7 +10,7 @@ from cnn2gnn_jax.data import images
 from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError
 
-_MAX_NAMED_FILES = 5  # in an error message
+_MAX_NAMED = 5  # in an error message
 
 
 class Pictures(NamedTuple):
@@ -54,9 +54,9 @@ def read_pictures(
                 names.append(str(file))
                 pixels.append(image)
     if unreadable and not skip_unreadable:
-        more = f"; and {len(unreadable) - _MAX_NAMED_FILES} more" if len(unreadable) > _MAX_NAMED_FILES else ""
+        more = f"; and {len(unreadable) - _MAX_NAMED} more" if len(unreadable) > _MAX_NAMED else ""
         raise UserError(
-            f"{len(unreadable)} of {len(files)} files cannot be read ({'; '.join(unreadable[:_MAX_NAMED_FILES])}{more}): "
+            f"{len(unreadable)} of {len(files)} files cannot be read ({'; '.join(unreadable[:_MAX_NAMED])}{more}): "
             "replace or remove them, or skip them with --skip_unreadable"
         )
     for reason in unreadable:
