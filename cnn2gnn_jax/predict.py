@@ -14,11 +14,10 @@ Examples:
 import csv
 import functools
 import io
-import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +30,7 @@ from cnn2gnn_jax.inference import BATCH_BY_BATCH, ONE_BY_ONE, TRAINING_SET
 from cnn2gnn_jax.runtime import command_line
 from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError, printable
-from cnn2gnn_jax.serving import bundle, graph_choice, trained, training_images
+from cnn2gnn_jax.serving import bundle, graph_choice, links, trained
 from cnn2gnn_jax.serving import mechanism as mechanisms
 from cnn2gnn_jax.serving.pictures import Pictures, read_pictures
 from cnn2gnn_jax.serving.trained import Trained
@@ -55,14 +54,7 @@ def student_predictions(
 
     Returns:
       For each image a dict with its file (`image`), the predicted `class` and its `probability`. If neighbors are
-      requested, there are also `self_weight`, the weight of the image itself, except for training_set, and `neighbors`,
-      a list in descending order of `weight`. A neighbor is:
-        one_by_one: an anchor, with its `class`, its `index` in the training set, and its file as `image` if the data
-          set has files.
-        training_set: a training image, with the same entries. The weights are those of Eq. 3.
-        batch_by_batch: another `image` of the batch. If the graph has a head, `class` and `index` are those of the
-          anchor nearest to it, and `nearest_image` is the file of this anchor.
-      Except for training_set, the weights are the image's row of A, with the self-loop, scaled to sum to 1.
+      requested, it also has the entries of `links.describe_neighbors`.
 
     Raises:
       UserError: there are too few images, or neighbors are requested of a student without a graph.
@@ -81,7 +73,7 @@ def student_predictions(
         for k, position in enumerate(index[mask]):
             rows[position] = _row(batch.names[k], prediction.probabilities[k], recorded.classes)
             if neighbors:
-                rows[position] |= _neighbors(student, batch, prediction, k, mechanism, neighbors)
+                rows[position] |= links.describe_neighbors(student, batch, prediction, k, mechanism, neighbors)
     return rows
 
 
@@ -124,63 +116,6 @@ def _row(name: str, probabilities: np.ndarray, classes: Sequence[str]) -> dict[s
     return {"image": name, "class": classes[best], "probability": float(probabilities[best])}
 
 
-def _neighbors(
-    student: Trained, batch: Pictures, prediction: trained.Prediction, k: int, mechanism: str, count: int
-) -> dict[str, Any]:
-    """The `neighbors` of image k of a batch, `count` at most, and its `self_weight`."""
-    if mechanism == TRAINING_SET:
-        nearest = jax.tree.map(lambda array: array[k], prediction.neighbors)
-        described = training_images.describe_neighbors(student, batch.pixels[k], nearest)
-        return {"neighbors": list(itertools.islice(described, count))}
-    if mechanism == ONE_BY_ONE:
-        links, self_column = _links_to_anchors(student, prediction, k), -1
-    else:
-        links, self_column = _links_to_batch(student, batch.names, prediction, k), k
-    return {
-        "self_weight": float(np.mean([weights[k, self_column] for weights in prediction.links])),
-        "neighbors": sorted(links, key=lambda link: -link["weight"])[:count],
-    }
-
-
-def _links_to_anchors(student: Trained, prediction: trained.Prediction, k: int) -> Iterator[dict[str, Any]]:
-    """The anchors that image k of a batch is linked to."""
-    anchors = student.recorded.anchors
-    assert anchors is not None
-    for batch, weights in enumerate(prediction.links):
-        for column in np.flatnonzero(np.asarray(weights[k, :-1]) > 0):
-            file = _anchor_file(anchors, batch, int(column))
-            yield {
-                **({} if file is None else {"image": file}),
-                "class": student.recorded.classes[int(anchors["labels"][batch, column])],
-                "index": int(anchors["index"][batch, column]),
-                "weight": float(weights[k, column]) / len(prediction.links),
-            }
-
-
-def _anchor_file(anchors: dict[str, np.ndarray], batch: int, column: int) -> str | None:
-    """The file of an anchor; None if the data set has no files."""
-    return str(anchors["files"][batch, column]) if "files" in anchors else None
-
-
-def _links_to_batch(
-    student: Trained, names: Sequence[str], prediction: trained.Prediction, k: int
-) -> Iterator[dict[str, Any]]:
-    """The other images of a batch that image k is linked to; `names` are the files of the batch."""
-    anchors = student.recorded.anchors
-    assert anchors is not None
-    for column, name in enumerate(names):
-        weight = float(np.mean([weights[k, column] for weights in prediction.links]))
-        if column != k and weight > 0:
-            link: dict[str, Any] = {"image": name, "weight": weight}
-            if (nearest := int(prediction.nearest[0][column])) >= 0:
-                link |= {
-                    "class": student.recorded.classes[int(anchors["labels"][0, nearest])],
-                    "index": int(anchors["index"][0, nearest]),
-                    "nearest_image": _anchor_file(anchors, 0, nearest),
-                }
-            yield link
-
-
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """Formats predictions for a terminal, a line for each image, followed by a line for each of its neighbors."""
     width = max(len(printable(row["image"])) for row in rows)
@@ -213,9 +148,8 @@ def format_csv(rows: Sequence[dict[str, Any]]) -> str:
     Text that a spreadsheet would take for a formula is preceded by a single quote.
     """
     max_neighbors = max(len(row.get("neighbors", ())) for row in rows)
-    links = [link for row in rows for link in row.get("neighbors", ())]
-    nearest = ("nearest_image",) if any("nearest_image" in link for link in links) else ()
-    fields = ("image", *nearest, "class", "index", "weight")
+    has_nearest = any("nearest_image" in link for row in rows for link in row.get("neighbors", ()))
+    fields = ("image", *(["nearest_image"] if has_nearest else []), "class", "index", "weight")
     header = ["image", "class", "probability", *(["self_weight"] if "self_weight" in rows[0] else [])]
     header += [f"neighbor_{k}_{field}" for k in range(1, max_neighbors + 1) for field in fields]
     text = io.StringIO()
