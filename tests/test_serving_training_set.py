@@ -392,6 +392,12 @@ def test_a_bank_that_cannot_be_made_is_refused(bank_run, students, copy, tmp_pat
     assert facts["accuracy"] is None and [row["images"] for row in facts["sizes"]] == [50]
 
 
+def test_a_selection_of_all_images_is_refused(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["export", "--workdir=run", "--out=bundle", "--bank_selection=useful"])
+    with pytest.raises(UserError, match="--bank_selection is useful, but --bank keeps all images: give --bank=N"):
+        export.main()
+
+
 def test_a_bank_too_large_for_a_module_is_refused(students, monkeypatch):
     monkeypatch.setattr(bundle, "MAX_BANK_BYTES", 1000)
     with pytest.raises(

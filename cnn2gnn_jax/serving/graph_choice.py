@@ -78,8 +78,9 @@ class Comparison(NamedTuple):
 def compare(recorded: runs.Recorded, with_training_set: bool = True) -> Comparison | None:
     """Compares the student with the config's graph and the student without a graph, as recorded in results.json.
 
-    The accuracies are measured on held-out training images if these are recorded, otherwise on test images. They are
-    one by one. If `with_training_set`, that of the training-set graph is taken on held-out images where it is higher.
+    The accuracies are those on held-out training images if they are recorded, otherwise those on test images. All are
+    measured one by one. If `with_training_set`, an accuracy on held-out images is replaced by that of the training-set
+    graph where this is better.
 
     Returns:
       None if there is only one student, or there are no results of this run.

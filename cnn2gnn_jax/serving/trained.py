@@ -105,8 +105,8 @@ def _restore(checkpoints: pathlib.Path, owner: str, task: Task, description: str
         raise UserError(
             f"{description} is trained for {steps} of {task.total_steps} steps: run the run's own command to the end"
         )
-    with Checkpoints(folder / ("best" if task.recipe.epoch == "best" else "last"), owner) as checkpoints_of_epoch:
-        saved = checkpoints_of_epoch.restore_as_saved()
+    with Checkpoints(folder / ("best" if task.recipe.epoch == "best" else "last"), owner) as epoch_checkpoints:
+        saved = epoch_checkpoints.restore_as_saved()
     table = None
     if saved.get("table") is not None:
         rows = {name: HeadRows(**saved["table"][name]) for name in ("values", "momenta")}
