@@ -27,10 +27,8 @@ import jax.numpy as jnp
 from cnn2gnn_jax import graph
 from cnn2gnn_jax.gnn import SPARSE_GRAPHS, Columns, GraphStudent, HeadRows
 
-MECHANISMS = ("one_by_one", "batch_by_batch")
-"""The names of Mechanisms 1 and 2 in configs, flags and results."""
-TRAINING_SET = "training_set"
-"""The name of the third mechanism, the graph over all training images; see `neighbors`."""
+# The names of the mechanisms in results and flags. TRAINING_SET is the graph over the training set, see `neighbors`.
+ONE_BY_ONE, BATCH_BY_BATCH, TRAINING_SET = "one_by_one", "batch_by_batch", "training_set"
 MECHANISM2_GRAPHS = ("similar", "test_rows")
 _MAX_PARALLEL_WEIGHTS = 2**25  # the largest number of edge weights in memory at a time: 128 MiB in float32
 

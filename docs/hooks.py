@@ -23,7 +23,7 @@ ROOMS = {
     "data": "Data sets, the verified cache, augmentation, and the order of an epoch.",
     "training": "Task, state, step and loop; the head's table; checkpoints and metrics.",
     "evaluation": "Accuracy under each protocol, and what a run reports.",
-    "serving": "A trained model, opened; the bundle.",
+    "serving": "Prediction with a trained student, and the bundle.",
     "sweeps": "Grids of configs: their plan, their division into shards, and their execution.",
     "report": "Tables, figures and the page of results.",
     "runtime": "Devices, collectives, processes, files, errors and command lines.",

@@ -1,4 +1,4 @@
-"""A bundle gives the student's answers, without this package, and is refused unless it is whole."""
+"""A bundle gives the student's predictions without this package, and is refused if it is damaged."""
 
 import json
 import pathlib
@@ -30,10 +30,10 @@ def made(finished_run, tmp_path_factory):
 
 
 @pytest.mark.parametrize("count", [1, 3, 100])
-def test_any_number_of_images_is_answered_as_by_the_student(made, count):
+def test_the_predictions_for_any_number_of_images_are_those_of_the_student(made, count):
     student, folder, _ = made
     images = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 1), np.uint8)
-    expected = jax.jit(lambda images: trained.answer(student, images).probabilities)(images)
+    expected = jax.jit(lambda images: trained.predict(student, images).probabilities)(images)
     found = bundle.read(folder).call(images)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -57,7 +57,7 @@ def test_size_and_latency_stand_beside_the_teachers(made):
     manifest = storage.read_json(folder / artifact.MANIFEST)
     assert manifest["facts"]["measured"]["student"] == measured["student"]
     assert measured["student"]["bytes"] == (folder / bundle.MODEL).stat().st_size
-    assert len(export.table(measured).splitlines()) == 3
+    assert len(export.measurements_table(measured).splitlines()) == 3
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +75,11 @@ def made_of_colour(made, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["grey", "colour"])
-def test_the_documentations_ten_lines_answer_without_this_package(made, made_of_colour, tmp_path, kind):
+def test_the_documentations_ten_lines_predict_without_this_package(made, made_of_colour, tmp_path, kind):
     student, folder, _ = made
-    recorded, answer = student.recorded, lambda images: trained.answer(student, images).probabilities
+    recorded, predict = student.recorded, lambda images: trained.predict(student, images).probabilities
     if kind == "colour":
-        recorded, folder, answer = made_of_colour
+        recorded, folder, predict = made_of_colour
     [block] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serve_a_bundle.md").read_text(), re.S)
     assert len([line for line in block.splitlines() if line.strip()]) <= 10
     pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 13, 4), np.uint8)  # with alpha
@@ -94,7 +94,7 @@ def test_the_documentations_ten_lines_answer_without_this_package(made, made_of_
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     pictures = read_pictures(sorted(tmp_path.glob("*.png")), recorded.image_shape)
-    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), answer(pictures.pixels), atol=1e-5)
+    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), predict(pictures.pixels), atol=1e-5)
 
 
 def test_what_is_no_whole_bundle_of_this_version_is_refused(made, tmp_path):

@@ -17,6 +17,7 @@ from PIL import Image
 from cnn2gnn_jax import data, export, pipeline, predict
 from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.configs import digits
+from cnn2gnn_jax.inference import BATCH_BY_BATCH, ONE_BY_ONE
 from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import bundle, graph_choice, trained
@@ -73,10 +74,10 @@ def config_of(workdir):
     return storage.read_json(workdir / runs.RECORD / artifact.MANIFEST)["facts"]["config"]
 
 
-def test_every_test_image_is_answered_as_the_evaluation_did(done, student, dataset):
+def test_the_predictions_for_test_images_are_those_of_the_evaluation(done, student, dataset):
     pictures = Pictures([str(i) for i in range(len(dataset.test))], dataset.test.images)
-    for mechanism in trained.MECHANISMS:
-        rows = predict.by_student(student, pictures, mechanism)
+    for mechanism in (ONE_BY_ONE, BATCH_BY_BATCH):
+        rows = predict.student_predictions(student, pictures, mechanism)
         right = [row["class"] == dataset.classes[label] for row, label in zip(rows, dataset.test.labels, strict=True)]
         expected = [
             entry["accuracy"]
@@ -94,21 +95,23 @@ def test_files_are_prepared_as_the_cache_was(folder, student, dataset):
         np.testing.assert_array_equal(pixels, dataset.test.images[int(pathlib.Path(name).stem)])
 
 
-def test_one_by_one_an_answer_does_not_depend_on_the_images_beside_it(folder, student):
+def test_one_by_one_a_prediction_does_not_depend_on_the_other_images(folder, student):
     pictures = read_pictures([folder], student.recorded.image_shape)
-    together = predict.by_student(student, pictures, neighbors=4)
+    together = predict.student_predictions(student, pictures, neighbors=4)
     for position in (0, 57, 119):
         alone = Pictures([pictures.names[position]], pictures.pixels[position : position + 1])
-        [row] = predict.by_student(student, alone, neighbors=4)
+        [row] = predict.student_predictions(student, alone, neighbors=4)
         assert row["class"] == together[position]["class"]
         assert row["probability"] == pytest.approx(together[position]["probability"], abs=1e-6)
         assert [n["index"] for n in row["neighbors"]] == [n["index"] for n in together[position]["neighbors"]]
 
 
-def test_neighbours_are_the_anchors_that_the_report_shows(done, student, dataset):
+def test_neighbors_are_the_anchors_that_the_report_shows(done, student, dataset):
     examples = done[1]["examples"]
     index = [example["test_index"] for example in examples]
-    rows = predict.by_student(student, Pictures([str(i) for i in index], dataset.test.images[index]), neighbors=8)
+    rows = predict.student_predictions(
+        student, Pictures([str(i) for i in index], dataset.test.images[index]), neighbors=8
+    )
     for row, example in zip(rows, examples, strict=True):
         assert row["class"] == dataset.classes[example["predicted"]]
         assert row["self_weight"] == pytest.approx(example["self_weight"], abs=1e-5)
@@ -118,15 +121,15 @@ def test_neighbours_are_the_anchors_that_the_report_shows(done, student, dataset
             assert neighbor["class"] == dataset.classes[dataset.train.labels[neighbor["index"]]]
 
 
-def test_under_batch_by_batch_neighbours_are_images_of_the_batch(folder, student):
+def test_under_batch_by_batch_neighbors_are_images_of_the_batch(folder, student):
     pictures = read_pictures([folder], student.recorded.image_shape)
-    rows = predict.by_student(student, pictures, "batch_by_batch", neighbors=200)
+    rows = predict.student_predictions(student, pictures, "batch_by_batch", neighbors=200)
     for row in rows:
         assert {n["image"] for n in row["neighbors"]} < set(pictures.names) - {row["image"]}
         assert row["self_weight"] + sum(n["weight"] for n in row["neighbors"]) == pytest.approx(1, abs=1e-4)
     few = Pictures(pictures.names[:20], pictures.pixels[:20])
     with pytest.raises(UserError, match="found 20 images, expected at least 21"):
-        predict.by_student(student, few, "batch_by_batch")
+        predict.student_predictions(student, few, "batch_by_batch")
 
 
 def test_formats_hold_the_same_and_a_formula_is_text():
@@ -140,12 +143,12 @@ def test_formats_hold_the_same_and_a_formula_is_text():
             "neighbors": [{"class": "+k", "index": 3, "weight": 0.5}],
         },
     ]
-    found = list(csv.DictReader(io.StringIO(predict.as_csv(rows))))
+    found = list(csv.DictReader(io.StringIO(predict.format_csv(rows))))
     assert [row["image"] for row in found] == ["'=1+1.png", "b\x1b[2J.png"]
     assert [row["class"] for row in found] == ["'@x", "'-y, z"]
     assert found[1]["neighbor_1_class"] == "'+k" and found[1]["neighbor_1_index"] == "3"
     assert found[0]["neighbor_1_weight"] == ""
-    table = predict.as_table(rows)
+    table = predict.format_table(rows)
     assert "\x1b" not in table and "0.2500" in table and "training image 3, +k" in table
 
 
@@ -162,21 +165,21 @@ def test_formats_hold_the_same_and_a_formula_is_text():
         },
     ],
 )
-def test_every_kind_of_student_answers_and_exports(cache, tmp_path, fields):
+def test_every_kind_of_student_predicts_and_is_exported(cache, tmp_path, fields):
     workdir, results = finished(cache, tmp_path / "run", **fields)
     opened = trained.open_student(workdir)
     test = data.load(opened.recorded.config.data, cache).test
     pictures = Pictures([str(i) for i in range(len(test))], test.images)
-    rows = predict.by_student(opened, pictures)
+    rows = predict.student_predictions(opened, pictures)
     right = [row["class"] == opened.recorded.classes[label] for row, label in zip(rows, test.labels, strict=True)]
     assert 100 * np.mean(right) == pytest.approx(results["accuracies"][0]["accuracy"], abs=0.3)
-    bundle.write(tmp_path / "bundle", opened, bundle.of_student(opened), {})
-    of_bundle = predict.by_bundle(bundle.read(tmp_path / "bundle"), pictures)
+    bundle.write(tmp_path / "bundle", opened, bundle.serialize_student(opened), {})
+    of_bundle = predict.bundle_predictions(bundle.read(tmp_path / "bundle"), pictures)
     for one, other in zip(rows, of_bundle, strict=True):
         assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
     if not opened.model.is_graph:
         with pytest.raises(UserError, match="without a graph"):
-            predict.by_student(opened, pictures, neighbors=1)
+            predict.student_predictions(opened, pictures, neighbors=1)
         with pytest.raises(UserError, match="holds a CNN, which has no graph: leave --graph=off out"):
             trained.open_student(workdir, "off")
     change_record(workdir, teacher_folder="/nowhere")
@@ -203,13 +206,13 @@ def copied(run, tmp_path, **accuracies):
     return workdir
 
 
-def test_both_students_answer_as_they_were_evaluated(both, cache, tmp_path):
+def test_both_students_predict_as_they_were_evaluated(both, cache, tmp_path):
     workdir, results = both
     recorded = trained.open_student(workdir).recorded
     dataset = data.load(recorded.config.data, cache)
     held_out = {entry["graph"]: entry["accuracy"] for entry in results["holdout_accuracies"]}
     assert set(held_out) == {"learned", "off"}
-    answers = {}
+    predictions = {}
     for choice, graph in (("learned", "learned"), ("off", "off")):
         student = trained.open_student(workdir, choice)
         assert student.model.graph == graph
@@ -220,16 +223,16 @@ def test_both_students_answer_as_they_were_evaluated(both, cache, tmp_path):
         ]
         for split, accuracy in ((dataset.test, expected), (dataset.holdout, held_out[graph])):
             pictures = Pictures([str(i) for i in range(len(split))], split.images)
-            rows = answers[graph] = predict.by_student(student, pictures)
+            rows = predictions[graph] = predict.student_predictions(student, pictures)
             right = [row["class"] == dataset.classes[label] for row, label in zip(rows, split.labels, strict=True)]
             assert 100 * np.mean(right) == pytest.approx(accuracy, abs=0.4)
-    # The student without a graph needs no anchors, and has no neighbours.
+    # The student without a graph needs no anchors, and has no neighbors.
     assert student.model.anchors[0].columns.nodes.shape[0] == 0
-    for mechanism in trained.MECHANISMS:
-        alone = predict.by_student(student, Pictures(["0"], dataset.holdout.images[:1]), mechanism)
-        assert alone[0]["probability"] == pytest.approx(answers["off"][0]["probability"], abs=1e-6)
-    with pytest.raises(UserError, match="without a graph: ask for no neighbours"):
-        predict.by_student(student, pictures, neighbors=1)
+    for mechanism in (ONE_BY_ONE, BATCH_BY_BATCH):
+        alone = predict.student_predictions(student, Pictures(["0"], dataset.holdout.images[:1]), mechanism)
+        assert alone[0]["probability"] == pytest.approx(predictions["off"][0]["probability"], abs=1e-6)
+    with pytest.raises(UserError, match="without a graph, which has no neighbors: leave --neighbors out"):
+        predict.student_predictions(student, pictures, neighbors=1)
 
 
 def test_the_bundle_says_which_student_it_holds(both, tmp_path):
@@ -239,7 +242,7 @@ def test_the_bundle_says_which_student_it_holds(both, tmp_path):
         assert storage.read_json(tmp_path / choice / artifact.MANIFEST)["facts"]["graph"] == graph
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
     found = bundle.read(tmp_path / "off").call(images)
-    np.testing.assert_allclose(found, trained.answer(trained.open_student(workdir, "off"), images)[0], atol=1e-5)
+    np.testing.assert_allclose(found, trained.predict(trained.open_student(workdir, "off"), images)[0], atol=1e-5)
 
 
 def test_the_best_student_is_that_with_more_held_out_images_right(both, tmp_path):
@@ -267,8 +270,8 @@ def test_a_line_says_that_the_other_student_is_better(both, tmp_path, capsys):
     assert capsys.readouterr().err == ""
     graph_choice.warn_of_better(recorded, "learned")
     assert capsys.readouterr().err == (
-        "warning: the student with the graph learned has 14.00% of the held-out training images right, the student "
-        "without a graph 26.30%: --graph=off serves the better one\n"
+        "warning: the student with the graph learned classifies 14.00% of the held-out training images correctly, "
+        "the student without a graph 26.30%: --graph=off uses the better one\n"
     )
     results = storage.read_json(recorded.workdir / "results.json")
     for entry in results["accuracies"]:
@@ -278,19 +281,21 @@ def test_a_line_says_that_the_other_student_is_better(both, tmp_path, capsys):
     assert capsys.readouterr().err == ""
     graph_choice.warn_of_better(recorded, "off")
     said = capsys.readouterr().err
-    assert "has 50.00% of the test images right, the student with the graph learned 60.00% (by results.json" in said
-    assert said.endswith(": --graph=learned serves the better one\n") and said.count("\n") == 1
+    assert (
+        "50.00% of the test images correctly, the student with the graph learned 60.00% (according to results" in said
+    )
+    assert said.endswith(": --graph=learned uses the better one\n") and said.count("\n") == 1
 
 
 def test_the_command_warns_and_serves_the_student_that_is_asked_for(both, folder, tmp_path):
     workdir = copied(both, tmp_path, learned=14, off=26.3)
-    answered = {}
+    predicted = {}
     for choice in ("learned", "off", "best"):
         ran = command(f"--workdir={workdir}", folder / "3", "--format=json", f"--graph={choice}")
         assert ran.returncode == 0, ran.stderr
-        assert ("--graph=off serves the better one" in ran.stderr) == (choice == "learned")
-        answered[choice] = json.loads(ran.stdout)
-    assert answered["best"] == answered["off"] != answered["learned"]
+        assert ("--graph=off uses the better one" in ran.stderr) == (choice == "learned")
+        predicted[choice] = json.loads(ran.stdout)
+    assert predicted["best"] == predicted["off"] != predicted["learned"]
 
 
 def test_a_workdir_needs_no_data_set(done, tmp_path):
@@ -351,9 +356,9 @@ def command(*arguments, module="predict"):
 
 
 def test_the_command_prints_json(done, folder):
-    answered = command(f"--workdir={done[0]}", folder / "3", "--format=json", "--neighbors=2")
-    assert answered.returncode == 0, answered.stderr
-    rows = json.loads(answered.stdout)
+    ran = command(f"--workdir={done[0]}", folder / "3", "--format=json", "--neighbors=2")
+    assert ran.returncode == 0, ran.stderr
+    rows = json.loads(ran.stdout)
     assert len(rows) == len(list((folder / "3").iterdir()))
     assert all(len(row["neighbors"]) <= 2 and 0 < row["probability"] <= 1 for row in rows)
 
@@ -388,7 +393,7 @@ def test_a_mistake_is_one_line(done, capsys, monkeypatch, wrong):
     assert line.startswith("error: ") and message in line
 
 
-def test_neighbours_are_named_by_their_files_where_the_data_set_has_files(done, cache, folder, tmp_path):
+def test_neighbors_are_named_by_their_files_where_the_data_set_has_files(done, cache, folder, tmp_path):
     opened = trained.open_student(done[0])
     run = runs.begin(ConfigDict(opened.recorded.config.to_dict()), tmp_path / "run")
     files = tuple(f"class {label}/{i}.png" for i, label in enumerate(run.dataset.train.labels))
@@ -397,16 +402,16 @@ def test_neighbours_are_named_by_their_files_where_the_data_set_has_files(done, 
     with_files = opened._replace(recorded=runs.read(tmp_path / "run"))
     pictures = read_pictures([folder], opened.recorded.image_shape)
     for mechanism, field in (("one_by_one", "image"), ("batch_by_batch", "nearest_image")):
-        rows = predict.by_student(with_files, pictures, mechanism, neighbors=2)
+        rows = predict.student_predictions(with_files, pictures, mechanism, neighbors=2)
         links = [link for row in rows for link in row["neighbors"]]
         assert {link[field] for link in links} == {files[link["index"]] for link in links}
-        [first] = list(csv.DictReader(io.StringIO(predict.as_csv(rows[:1]))))
+        [first] = list(csv.DictReader(io.StringIO(predict.format_csv(rows[:1]))))
         assert first[f"neighbor_1_{field}"] == rows[0]["neighbors"][0][field]
-        table = predict.as_table(rows[:1])
+        table = predict.format_table(rows[:1])
         assert rows[0]["neighbors"][0][field] in table and "training image" not in table
-        without = predict.by_student(opened, pictures, mechanism, neighbors=2)
+        without = predict.student_predictions(opened, pictures, mechanism, neighbors=2)
         assert not any(link.get(field) for row in without for link in row["neighbors"])
-        assert f"training image {without[0]['neighbors'][0]['index']}, " in predict.as_table(without[:1])
+        assert f"training image {without[0]['neighbors'][0]['index']}, " in predict.format_table(without[:1])
 
 
 def test_unreadable_images_are_left_out_only_if_asked(student, folder, tmp_path):

@@ -1,4 +1,4 @@
-"""Serving by the training-set graph: predictions and neighbours, the mechanism chosen, bundles with their bank."""
+"""Serving by the training-set graph: predictions and neighbors, the mechanism chosen, bundles with their bank."""
 
 import csv
 import io
@@ -42,7 +42,7 @@ def pictures_of(images):
 
 
 def by_bank(student, images, count=0):
-    return predict.by_student(student, pictures_of(images), "training_set", count)
+    return predict.student_predictions(student, pictures_of(images), "training_set", count)
 
 
 def stored_of(workdir, name):
@@ -68,7 +68,7 @@ def copy(bank_run, tmp_path):
 
 
 @pytest.mark.parametrize("graph", ["learned", "off"])
-def test_every_test_image_is_answered_as_the_evaluation_did(bank_run, students, dataset, graph):
+def test_the_predictions_for_test_images_are_those_of_the_evaluation(bank_run, students, dataset, graph):
     rows = by_bank(students[graph], dataset.test.images)
     right = [row["class"] == dataset.classes[label] for row, label in zip(rows, dataset.test.labels, strict=True)]
     [expected] = [
@@ -80,7 +80,7 @@ def test_every_test_image_is_answered_as_the_evaluation_did(bank_run, students, 
 
 
 @pytest.mark.parametrize("graph", ["learned", "off"])
-def test_neighbours_are_the_nearest_of_all_training_images(students, dataset, graph):
+def test_neighbors_are_the_nearest_of_all_training_images(students, dataset, graph):
     student, images = students[graph], dataset.test.images[:20]
     bank = student.bank.bank
     s = bank.settings.sparsity
@@ -102,7 +102,7 @@ def test_neighbours_are_the_nearest_of_all_training_images(students, dataset, gr
     assert by_bank(student, images, 1)[3]["neighbors"] == rows[3]["neighbors"][:1]
 
 
-def test_an_answer_does_not_depend_on_the_other_images(students, dataset):
+def test_a_prediction_does_not_depend_on_the_other_images(students, dataset):
     images = dataset.test.images[:120]
     together = by_bank(students["learned"], images, 3)
     for position in (0, 57, 119):
@@ -118,7 +118,7 @@ def test_a_training_image_is_a_new_picture_and_finds_itself(students, dataset):
 
 
 def test_all_training_images_at_the_same_distance_share_the_row(students, dataset):
-    """More of them than the search lists: each has the weight that its label has in the answer."""
+    """More of them than the search lists: each has the weight that its label has in the prediction."""
     student, image = students["off"], dataset.test.images[0]
     bank = student.bank.bank
     nearest = by_bank(student, image[None], 1)[0]["neighbors"][0]["index"]
@@ -130,7 +130,7 @@ def test_all_training_images_at_the_same_distance_share_the_row(students, datase
     assert {link["weight"] for link in row["neighbors"]} == {1 / len(set(same))}
 
 
-def test_files_name_the_neighbours_and_every_format_shows_them(students, dataset, copy):
+def test_files_name_the_neighbors_and_every_format_shows_them(students, dataset, copy):
     files = tuple(f"class {label}/\udcff ü {i}.png" for i, label in enumerate(dataset.train.labels))
     workdir = copy(files=files)
     assert stored_of(workdir, OFF).files == files
@@ -138,12 +138,12 @@ def test_files_name_the_neighbours_and_every_format_shows_them(students, dataset
     rows = by_bank(student, dataset.test.images[:3], 2)
     for row in rows:
         assert [link["image"] for link in row["neighbors"]] == [files[link["index"]] for link in row["neighbors"]]
-    table = predict.as_table(rows)
+    table = predict.format_table(rows)
     assert "itself" not in table and f"class {rows[0]['neighbors'][0]['class']}/" in table
-    [first, *_] = csv.DictReader(io.StringIO(predict.as_csv(rows)))
+    [first, *_] = csv.DictReader(io.StringIO(predict.format_csv(rows)))
     assert "self_weight" not in first and first["neighbor_1_image"] == rows[0]["neighbors"][0]["image"]
     assert f"training image {by_bank(students['off'], dataset.test.images[:1], 1)[0]['neighbors'][0]['index']}, " in (
-        predict.as_table(by_bank(students["off"], dataset.test.images[:1], 1))
+        predict.format_table(by_bank(students["off"], dataset.test.images[:1], 1))
     )
 
 
@@ -157,7 +157,7 @@ def cnn(bank_config, tmp_path_factory):
     return workdir, pipeline.run(config, workdir)
 
 
-def test_a_cnn_answers_and_shows_neighbours_by_its_bank(cnn, dataset, tmp_path):
+def test_a_cnn_predicts_and_shows_neighbors_with_its_bank(cnn, dataset, tmp_path):
     workdir, results = cnn
     student = mechanism.choose(trained.open_student(workdir), "training_set").student
     rows = by_bank(student, dataset.test.images, 2)
@@ -165,8 +165,8 @@ def test_a_cnn_answers_and_shows_neighbours_by_its_bank(cnn, dataset, tmp_path):
     [expected] = [e["accuracy"] for e in results["accuracies"] if e["mechanism"] == "training_set"]
     assert 100 * np.mean(right) == pytest.approx(expected, abs=0.3)
     assert all(row["neighbors"] for row in rows)
-    with pytest.raises(UserError, match="without a graph: ask for no neighbours, or give --mechanism=training_set"):
-        predict.by_student(student, pictures_of(dataset.test.images[:1]), neighbors=1)
+    with pytest.raises(UserError, match="has no neighbors: leave --neighbors out, or give --mechanism=training_set"):
+        predict.student_predictions(student, pictures_of(dataset.test.images[:1]), neighbors=1)
     export.write(workdir, tmp_path / "bundle", mechanism="training_set")
     found = bundle.read(tmp_path / "bundle").call(dataset.test.images[:3])
     np.testing.assert_allclose(found.max(-1), [row["probability"] for row in rows[:3]], atol=1e-5)
@@ -176,7 +176,7 @@ def test_a_cnn_answers_and_shows_neighbours_by_its_bank(cnn, dataset, tmp_path):
 
 
 @pytest.mark.parametrize(("accuracy", "chosen"), [(90.5, "training_set"), (80.25, "one_by_one"), (70, "one_by_one")])
-def test_the_training_set_answers_where_it_is_better_on_held_out_images(copy, accuracy, chosen):
+def test_the_training_set_graph_predicts_if_it_is_better_on_held_out_images(copy, accuracy, chosen):
     student = trained.open_student(copy(accuracy=accuracy, accuracy_alone=80.25), "off")
     served = mechanism.choose(student)
     count = len(stored_of(student.recorded.workdir, OFF).held_out.labels)
@@ -186,9 +186,9 @@ def test_the_training_set_answers_where_it_is_better_on_held_out_images(copy, ac
         f"{accuracy:.2f}% of {count} held-out training images are right with the training-set graph, 80.25% by the "
         "student alone"
     )
-    for asked in ("one_by_one", "training_set"):
-        told = mechanism.choose(student, asked)
-        assert told.mechanism == asked and told.reason.startswith("as asked")
+    for requested in ("one_by_one", "training_set"):
+        served = mechanism.choose(student, requested)
+        assert served.mechanism == requested and served.reason.startswith("as requested")
 
 
 def test_without_held_out_images_nothing_says_that_it_is_better(copy):
@@ -198,7 +198,7 @@ def test_without_held_out_images_nothing_says_that_it_is_better(copy):
     assert mechanism.choose(student, "training_set").student.bank is not None
 
 
-def test_a_run_without_a_bank_answers_one_by_one(finished_run, copy):
+def test_a_run_without_a_bank_predicts_one_by_one(finished_run, copy):
     student = trained.open_student(finished_run[0])
     assert mechanism.choose(student)[1:] == ("one_by_one", "the run has no training-set graph")
     with pytest.raises(
@@ -256,12 +256,12 @@ def test_students_are_compared_with_their_training_set_graph(copy):
     assert trained.open_student(workdir, "best").model.graph == "learned"
 
 
-def test_the_command_says_which_mechanism_answered(copy, dataset, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_the_mechanism(copy, dataset, tmp_path, monkeypatch, capsys):
     Image.fromarray(dataset.test.images[0, ..., 0]).save(tmp_path / "a.png")
     flags = ["predict", f"--workdir={copy(accuracy=99.0, accuracy_alone=50.0)}", "--graph=off", str(tmp_path / "a.png")]
     for more, line in (
         (["--neighbors=2"], "mechanism training_set: 99.00% of "),
-        (["--mechanism=one_by_one"], "mechanism one_by_one: as asked"),
+        (["--mechanism=one_by_one"], "mechanism one_by_one: as requested"),
     ):
         monkeypatch.setattr("sys.argv", [*flags, *more])
         predict.main()
@@ -283,27 +283,27 @@ def made(bank_run, tmp_path_factory):
 
 
 @pytest.mark.parametrize("count", [1, 3, 100])
-def test_a_bundle_answers_as_predict_does(made, students, dataset, count):
+def test_a_bundle_predicts_as_its_student(made, students, dataset, count):
     opened = bundle.read(made / "whole")
     assert opened.facts["mechanism"] == "training_set"
     pictures = pictures_of(dataset.test.images[:count])
-    expected = predict.by_student(students["learned"], pictures, "training_set")
-    for row, other in zip(predict.by_bundle(opened, pictures), expected, strict=True):
+    expected = predict.student_predictions(students["learned"], pictures, "training_set")
+    for row, other in zip(predict.bundle_predictions(opened, pictures), expected, strict=True):
         assert row["class"] == other["class"]
         assert row["probability"] == pytest.approx(other["probability"], abs=1e-5)
     np.testing.assert_allclose(np.sum(opened.call(pictures.pixels), axis=-1), 1, atol=1e-5)
 
 
-def test_a_bundle_of_fewer_images_answers_by_these(made, students, dataset):
+def test_a_bundle_of_fewer_images_predicts_with_these(made, students, dataset):
     facts = bundle.read(made / "60").facts["training_set"]
     student = students["learned"]
     section = student.recorded.config.evaluate.training_set
     stored, again = thinning.compare_sizes(student.bank, section, 10, thinning.Selection(60, "useful"))
-    thinned = student._replace(bank=stored)
     assert facts == again
+    thinned = student._replace(bank=stored)
     assert set(np.bincount(np.asarray(thinned.bank.bank.labels))) == {6}
     assert facts["images"] == 60 and facts["settings"]["sparsity"] in (1, 5)
-    expected = jax.jit(lambda images: trained.answer(thinned, images, "training_set").probabilities)
+    expected = jax.jit(lambda images: trained.predict(thinned, images, "training_set").probabilities)
     images = dataset.test.images[:30]
     np.testing.assert_allclose(bundle.read(made / "60").call(images), expected(images), atol=1e-5)
 
@@ -391,11 +391,11 @@ def test_a_bank_that_cannot_be_made_is_refused(bank_run, students, copy, tmp_pat
         with pytest.raises(UserError, match=rf"--bank is {size}: expected 10 \(an image of each class\) to {count} "):
             export.write(bank_run[0], tmp_path / "bundle", "off", "training_set", thinning.Selection(size))
     with pytest.raises(
-        UserError, match=r"--bank chooses the training images .* the mechanism is one_by_one \(as asked"
+        UserError, match=r"--bank chooses the training images .* the mechanism is one_by_one \(as requested"
     ):
         export.write(bank_run[0], tmp_path / "bundle", "off", "one_by_one", thinning.Selection(50))
     workdir = copy(accuracy=None, accuracy_alone=None, held_out=None)
-    with pytest.raises(UserError, match="useful needs held-out images, and the run has none: choose balanced"):
+    with pytest.raises(UserError, match="useful is chosen on held-out images, and the run has none: choose balanced"):
         export.write(workdir, tmp_path / "bundle", "off", "training_set", thinning.Selection(50, "useful"))
     assert not (tmp_path / "bundle").exists()
     export.write(workdir, tmp_path / "bundle", "off", "training_set", thinning.Selection(50))
@@ -403,7 +403,15 @@ def test_a_bank_that_cannot_be_made_is_refused(bank_run, students, copy, tmp_pat
     assert facts["accuracy"] is None and [row["images"] for row in facts["sizes"]] == [50]
 
 
+def test_a_selection_of_all_images_is_refused(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["export", "--workdir=run", "--out=bundle", "--bank_selection=useful"])
+    with pytest.raises(UserError, match="--bank_selection is useful, but --bank keeps all images: give --bank=N"):
+        export.main()
+
+
 def test_a_bank_too_large_for_a_module_is_refused(students, monkeypatch):
-    monkeypatch.setattr(bundle, "LARGEST_BANK", 1000)
-    with pytest.raises(UserError, match=r"the bank has .* bytes, and a bundle takes up to 1,000: keep fewer .* --bank"):
-        bundle.of_student(students["off"])
+    monkeypatch.setattr(bundle, "MAX_BANK_BYTES", 1000)
+    with pytest.raises(
+        UserError, match=r"the bank has .* bytes, but a bundle holds at most 1,000: keep fewer .* --bank"
+    ):
+        bundle.serialize_student(students["off"])

@@ -43,9 +43,7 @@ def check_size(stored: StoredBank, size: int, selection: str) -> None:
     """Raises UserError if a bank cannot be thinned to this size, or by this selection."""
     images, classes = len(stored.bank.labels), len(np.unique(stored.bank.labels))
     if not max(classes, 2) <= size <= images:
-        raise UserError(
-            f"--bank is {size}: expected a number from {max(classes, 2)} (an image of each class) to {images} (all)"
-        )
+        raise UserError(f"--bank is {size}: expected {max(classes, 2)} (an image of each class) to {images} (all)")
     if selection == "useful" and stored.held_out is None:
         raise UserError("--bank_selection=useful needs held-out images, and the run has none: choose balanced")
 

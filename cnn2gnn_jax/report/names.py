@@ -51,20 +51,20 @@ class Protocol(NamedTuple):
 
 ONE_BY_ONE = Protocol(
     "one by one",
-    "one_by_one",
+    inference.ONE_BY_ONE,
     phrase="one by one",
     description="One by one (Mechanism 1) links each test image to a batch of training images.",
 )
 BATCH_BY_BATCH = Protocol(
     "batch by batch",
-    "batch_by_batch",
+    inference.BATCH_BY_BATCH,
     "shuffled",
     "Batch by batch (Mechanism 2, the paper's) lets a batch of test images in shuffled order borrow the graph of their "
     "nearest training images.",
     phrase="under the paper's protocol (batch by batch)",
     is_published=True,
 )
-CLASS_SORTED = Protocol("class-sorted", "batch_by_batch", "class_sorted", is_audit=True)
+CLASS_SORTED = Protocol("class-sorted", inference.BATCH_BY_BATCH, "class_sorted", is_audit=True)
 TRAINING_SET = Protocol(
     "training set",
     inference.TRAINING_SET,

@@ -1,29 +1,29 @@
-"""Chooses the student of a run that classifies new images: the student with the graph, or the one without a graph.
+"""Chooses the student of a run that predicts for new images: the one with the run's graph, or the one without a graph.
 
-A run trains both (`evaluate.graph_off`) and records the accuracy of each.
+A run trains both if `evaluate.graph_off` is True, and records the accuracies of both, so that they can be compared.
 """
 
 from typing import NamedTuple
 
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax import run as runs
+from cnn2gnn_jax.inference import ONE_BY_ONE
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.console import log
 from cnn2gnn_jax.runtime.errors import UserError
-from cnn2gnn_jax.training import bank as banks
 
 CHOICES = ("learned", "off", "best")
-"""`learned`: the student with the graph that the config names. `off`: the student trained without a graph (A = I).
-`best`: the one of these two with the higher accuracy on held-out training images."""
+"""`learned`: the student with the graph that the config names. `off`: the student that was trained without a graph
+(A = I). `best`: the one of the two that classifies more held-out training images correctly."""
 HELP = (
-    "which student: learned, the one with the graph of the config (the default); off, the one trained without a graph; "
-    "best, the one with the higher accuracy on held-out training images (data.holdout)"
+    "which student to use: learned, the one with the run's graph (the default); off, the one trained without a graph; "
+    "best, the one of the two that classifies more held-out training images correctly (data.holdout)"
 )
 HELD_OUT, TEST = "held-out training images", "test images"
 
 
 def setting(recorded: runs.Recorded, choice: str) -> str:
-    """The graph setting of the student that `choice` of CHOICES asks for.
+    """The graph setting of the student that `choice`, one of CHOICES, selects.
 
     Raises:
       UserError: the run has no such student, or no accuracies to choose it by.
@@ -40,9 +40,9 @@ def setting(recorded: runs.Recorded, choice: str) -> str:
         )
     if choice == "off":
         return "off"
-    compared = compare(recorded)
-    if compared is not None and compared.images == HELD_OUT:
-        return max(settings, key=lambda setting: compared.accuracies[setting])
+    comparison = compare(recorded)
+    if comparison is not None and comparison.images == HELD_OUT:
+        return max(settings, key=lambda setting: comparison.accuracies[setting])
     if recorded.config.data.holdout:
         raise UserError(
             f"--graph=best: {recorded.workdir / 'results.json'} has no accuracies on held-out training images: "
@@ -54,10 +54,20 @@ def setting(recorded: runs.Recorded, choice: str) -> str:
     )
 
 
-class Comparison(NamedTuple):
-    """The accuracies of the first student of each graph setting.
+def is_training_set_better(accuracy: float | None, accuracy_alone: float | None) -> bool:
+    """Whether the training-set graph is used by default.
 
-    images: HELD_OUT or TEST, the images on which they were measured.
+    Args:
+      accuracy: the two-fold accuracy on held-out images with the training-set graph; None if it was not measured.
+      accuracy_alone: the accuracy of the student alone on the same images; None if it was not measured.
+    """
+    return accuracy is not None and accuracy_alone is not None and accuracy > accuracy_alone
+
+
+class Comparison(NamedTuple):
+    """The accuracies of a run's first students.
+
+    images: the images they are measured on, HELD_OUT or TEST.
     accuracies: in percent, by graph setting.
     """
 
@@ -66,19 +76,17 @@ class Comparison(NamedTuple):
 
 
 def compare(recorded: runs.Recorded, with_training_set: bool = True) -> Comparison | None:
-    """Compares the students with and without a graph by the accuracies in `results.json`.
+    """Compares the student with the config's graph and the student without a graph, as recorded in results.json.
 
-    Args:
-      recorded: the run.
-      with_training_set: whether an accuracy on held-out images is that of the training-set graph if this one is
-        higher. All other accuracies are one by one.
+    The accuracies are those on held-out training images if they are recorded, otherwise those on test images. All are
+    measured one by one. If `with_training_set`, an accuracy on held-out images is replaced by that of the training-set
+    graph where this is better.
 
     Returns:
-      The accuracies on held-out training images, or on test images if no images were held out. None if the run has one
-      student, or no results.
+      None if there is only one student, or there are no results of this run.
 
     Raises:
-      UserError: `results.json` is damaged.
+      UserError: results.json is damaged.
     """
     settings = configs.graph_settings(recorded.config)
     path = recorded.workdir / "results.json"
@@ -87,42 +95,42 @@ def compare(recorded: runs.Recorded, with_training_set: bool = True) -> Comparis
     results = storage.read_json(path)
     if results.get("fingerprint") != recorded.fingerprint:
         return None
-    one_by_one = [entry for entry in results["accuracies"] if entry["mechanism"] == "one_by_one"]
-    for images, entries in ((HELD_OUT, results.get("holdout_accuracies", [])), (TEST, one_by_one)):
-        accuracies = {entry["graph"]: entry["accuracy"] for entry in entries if entry["seed"] == recorded.config.seed}
-        if images == HELD_OUT and with_training_set:
-            for entry in results.get("training_set", []):
-                graph, accuracy = entry["graph"], entry.get("accuracy_two_fold")
-                is_first = entry["seed"] == recorded.config.seed and graph in accuracies
-                if is_first and banks.is_better(accuracy, accuracies[graph]):
-                    accuracies[graph] = accuracy
+
+    def first_students(entries: list[dict]) -> list[dict]:
+        return [entry for entry in entries if entry["seed"] == recorded.config.seed]
+
+    held_out = {entry["graph"]: entry["accuracy"] for entry in first_students(results.get("holdout_accuracies", []))}
+    for entry in first_students(results.get("training_set", [])) if with_training_set else []:
+        accuracy = entry.get("accuracy_two_fold")  # None if no images were held out
+        if is_training_set_better(accuracy, held_out.get(entry["graph"])):
+            held_out[entry["graph"]] = accuracy
+    one_by_one = [entry for entry in first_students(results["accuracies"]) if entry["mechanism"] == ONE_BY_ONE]
+    test = {entry["graph"]: entry["accuracy"] for entry in one_by_one}
+    for images, accuracies in ((HELD_OUT, held_out), (TEST, test)):
         if accuracies.keys() >= set(settings):
             return Comparison(images, {setting: accuracies[setting] for setting in settings})
     return None
 
 
 def warn_of_better(recorded: runs.Recorded, graph: str | None, with_training_set: bool = True) -> None:
-    """Logs a warning if the student with the setting `graph` is less accurate than the other student of the run.
-
-    The arguments `recorded` and `with_training_set` are those of `compare`.
-    """
+    """Warns if `compare` finds the run's other student more accurate than the one with the graph setting `graph`."""
     try:
-        compared = compare(recorded, with_training_set)
+        comparison = compare(recorded, with_training_set)
     except UserError as error:
         log(f"warning: the students with and without a graph are not compared: {error}")
         return
-    if compared is None or graph is None:
+    if comparison is None or graph is None:
         return
-    [other] = [setting for setting in compared.accuracies if setting != graph]
-    accuracy, other_accuracy = compared.accuracies[graph], compared.accuracies[other]
+    [other] = [setting for setting in comparison.accuracies if setting != graph]
+    accuracy, other_accuracy = comparison.accuracies[graph], comparison.accuracies[other]
     if accuracy < other_accuracy:
         flag = "off" if other == "off" else "learned"
-        where = "" if compared.images == HELD_OUT else " (by results.json; nothing was held out)"
+        source = "" if comparison.images == HELD_OUT else " (according to results.json; no images were held out)"
         log(
-            f"warning: the {_student_title(graph)} has {accuracy:.2f}% of the {compared.images} right, "
-            f"the {_student_title(other)} {other_accuracy:.2f}%{where}: --graph={flag} serves the better one"
+            f"warning: the {_description(graph)} classifies {accuracy:.2f}% of the {comparison.images} correctly, "
+            f"the {_description(other)} {other_accuracy:.2f}%{source}: --graph={flag} uses the better one"
         )
 
 
-def _student_title(graph: str) -> str:
+def _description(graph: str) -> str:
     return "student without a graph" if graph == "off" else f"student with the graph {graph}"

@@ -1,4 +1,4 @@
-"""Opens a trained student from its workdir, and classifies new images with it."""
+"""Opens the trained student of a run and predicts the classes of new images with it."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -10,7 +10,6 @@ import numpy as np
 from cnn2gnn_jax import inference, neighbors
 from cnn2gnn_jax import run as runs
 from cnn2gnn_jax.gnn import Columns, GraphStudent, HeadRows
-from cnn2gnn_jax.inference import MECHANISMS, TRAINING_SET
 from cnn2gnn_jax.neighbors import Neighbors
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving import graph_choice
@@ -22,16 +21,16 @@ from cnn2gnn_jax.training.model import Anchors, TrainedModel, trained_model
 from cnn2gnn_jax.training.state import TrainState, init_state
 from cnn2gnn_jax.training.task import Task, with_labels_only
 
-# No anchors: a student without a graph links no image to another.
+# A student without a graph links no image to another, so its batch of anchors is empty.
 _NO_ANCHORS = Anchors(Columns(np.zeros((0, 1), np.float32), None), (), ())  # type: ignore[arg-type]
 
 
 class Trained(NamedTuple):
-    """A trained student.
+    """A trained student that predicts for raw images.
 
-    recorded: what its workdir records of the run.
-    model: its trained model.
-    bank: the training images as columns of the training-set graph; None if that graph is not used.
+    recorded: the record of its run.
+    model: the student.
+    bank: the bank of the training-set graph; None if the student predicts without this graph.
     """
 
     recorded: runs.Recorded
@@ -39,15 +38,15 @@ class Trained(NamedTuple):
     bank: StoredBank | None = None
 
 
-class Answer(NamedTuple):
+class Prediction(NamedTuple):
     """The predictions of a student for B images.
 
-    probabilities: (B, C).
-    links: for a graph student, the weights (B, N) for each batch of anchors; each row sums to 1. The columns are the
-      anchors followed by the image itself for one_by_one, and the B images for batch_by_batch.
-    nearest: for each batch of anchors (B,), the position of the nearest anchor of each image; -1 if there is none (see
+    probabilities: (B, C), the class probabilities.
+    links: for each batch of anchors, the edge weights (B, N) of a graph student; each row sums to 1. For one_by_one the
+      columns are the anchors, followed by the image itself. For batch_by_batch they are the B images.
+    nearest: for each batch of anchors, the position of each image's nearest anchor, (B,); -1 if there is none (see
       `inference.Prediction`).
-    neighbors: for training_set, which has no links, the nearest training images.
+    neighbors: the nearest training images, for training_set only, which has no links.
     """
 
     probabilities: jax.Array
@@ -60,12 +59,12 @@ def open_student(workdir: pathlib.Path, graph: str = graph_choice.CHOICES[0]) ->
     """Opens the first student of a finished run.
 
     Args:
-      workdir: the workdir of the run.
+      workdir: the folder of the run.
       graph: one of `graph_choice.CHOICES`.
 
     Raises:
-      UserError: there is no run in the workdir; it is not finished, damaged or of another version; it has no such
-        student; or the student needs the features of a teacher that was removed.
+      UserError: there is no run, the run is unfinished, damaged or of another version, it has no such student, or the
+        student needs the features of a teacher that no longer exists.
     """
     recorded = runs.read(workdir)
     config, graph = recorded.config, graph_choice.setting(recorded, graph)
@@ -86,28 +85,28 @@ def open_teacher(recorded: runs.Recorded) -> TrainedModel:
     """Opens the teacher of a run.
 
     Raises:
-      UserError: the teacher was moved or removed, or is damaged.
+      UserError: the teacher is damaged, or no longer where the run saved it.
     """
     task, folder = tasks.teacher_task(recorded.config, recorded), recorded.teacher_folder
     state = _restore(folder / "checkpoints", folder.name, task, f"the teacher of {recorded.workdir}")
     return trained_model(task, state, recorded.classes)
 
 
-def _restore(checkpoints: pathlib.Path, owner: str, task: Task, title: str) -> TrainState:
-    """Restores the last state of a training, or the best, without the states of the optimiser and the distiller."""
+def _restore(checkpoints: pathlib.Path, owner: str, task: Task, description: str) -> TrainState:
+    """Restores the last or the best state of a training, without the states of the optimizer and the distiller."""
     folder = checkpoints / task.stage.name
     steps = None
     if (folder / "last").is_dir():
         with Checkpoints(folder / "last", owner) as last:
             steps = last.newest()
     if steps is None:
-        raise UserError(f"{title} is not there ({folder / 'last'} is missing): run the run's own command again")
+        raise UserError(f"{description} is not there ({folder / 'last'} is missing): run the run's own command again")
     if steps != task.total_steps:
         raise UserError(
-            f"{title} is trained for {steps} of {task.total_steps} steps: run the run's own command to the end"
+            f"{description} is trained for {steps} of {task.total_steps} steps: run the run's own command to the end"
         )
-    with Checkpoints(folder / ("best" if task.recipe.epoch == "best" else "last"), owner) as stored:
-        saved = stored.restore_as_saved()
+    with Checkpoints(folder / ("best" if task.recipe.epoch == "best" else "last"), owner) as epoch_checkpoints:
+        saved = epoch_checkpoints.restore_as_saved()
     table = None
     if saved.get("table") is not None:
         rows = {name: HeadRows(**saved["table"][name]) for name in ("values", "momenta")}
@@ -134,40 +133,44 @@ def _check_shapes(task: Task, state: TrainState, recorded: runs.Recorded, featur
         )
 
 
-def answer(
-    trained: Trained, images: jax.Array, mechanism: str = MECHANISMS[0], mask: jax.Array | None = None
-) -> Answer:
-    """Classifies raw images. This is a pure function, for `jax.jit` and `jax.export`.
+def predict(
+    trained: Trained, images: jax.Array, mechanism: str = inference.ONE_BY_ONE, mask: jax.Array | None = None
+) -> Prediction:
+    """Predicts for raw images (B, H, W, C) uint8. It is a pure function that `jax.jit` and `jax.export` can trace.
 
     Args:
       trained: the student. Its class probabilities are averaged over its batches of anchors.
-      images: (B, H, W, C) uint8; B > sparsity for batch_by_batch.
-      mechanism: one of MECHANISMS, which are the same for a CNN; or TRAINING_SET, which needs a bank. Only with
-        batch_by_batch does a prediction depend on the other images.
+      images: the images. For batch_by_batch, B must be greater than the sparsity.
+      mechanism: one_by_one (Mechanism 1), batch_by_batch (Mechanism 2) or training_set, which needs a student with its
+        bank. A CNN predicts the same with the first two. Only with batch_by_batch does the prediction for an image
+        depend on the other images.
       mask: (B,), False for padding.
     """
     model = trained.model
-    if mechanism == TRAINING_SET:
-        return _by_training_set(trained, images)
+    if mechanism == inference.TRAINING_SET:
+        return _predict_with_bank(trained, images)
     if not isinstance(model.module, GraphStudent):
-        return Answer(jax.nn.softmax(model.outputs(images).logits.astype(jnp.float32)))
+        return Prediction(jax.nn.softmax(model.outputs(images).logits.astype(jnp.float32)))
     inputs, mechanism2_graph = model.inputs(images), trained.recorded.config.evaluate.mechanism2_graph
 
-    def predict(columns: Columns) -> inference.Prediction:
-        if mechanism == MECHANISMS[0]:
+    def predict_with_anchors(columns: Columns) -> inference.Prediction:
+        if mechanism == inference.ONE_BY_ONE:
             return inference.one_by_one(model.module, model.variables, columns, inputs)
         return inference.batch_by_batch(model.module, model.variables, columns, inputs, mask, mechanism2_graph)
 
-    predictions = [predict(anchors.columns) for anchors in model.anchors]
-    probabilities = jnp.mean(jnp.stack([jax.nn.softmax(p.logits.astype(jnp.float32)) for p in predictions]), axis=0)
-    links = tuple(p.adjacency / jnp.maximum(p.adjacency.sum(-1, keepdims=True), 1e-12) for p in predictions)
-    return Answer(probabilities, links, tuple(p.nearest for p in predictions))
+    predictions = [predict_with_anchors(anchors.columns) for anchors in model.anchors]
+    probabilities = [jax.nn.softmax(prediction.logits.astype(jnp.float32)) for prediction in predictions]
+    adjacencies = [prediction.adjacency for prediction in predictions]
+    links = tuple(adjacency / jnp.maximum(adjacency.sum(-1, keepdims=True), 1e-12) for adjacency in adjacencies)
+    nearest = tuple(prediction.nearest for prediction in predictions)
+    return Prediction(jnp.mean(jnp.stack(probabilities), axis=0), links, nearest)
 
 
-def _by_training_set(trained: Trained, images: jax.Array) -> Answer:
+def _predict_with_bank(trained: Trained, images: jax.Array) -> Prediction:
     assert trained.bank is not None, "the student has no bank"
     bank, (logits, features) = trained.bank.bank, trained.model.logits_and_features(images)
-    if bank.settings.signal == "labels":  # computed here, so that a bundle stores one number for each training image
+    if bank.settings.signal == "labels":
+        # The one-hot labels are computed here, so that a bundle stores a single number for each training image.
         bank = bank.replace(signals=jax.nn.one_hot(bank.labels, len(trained.recorded.classes), dtype=bool))
     combined = neighbors.predict(bank, logits, features[bank.settings.space])
-    return Answer(jax.nn.softmax(combined.logits.astype(jnp.float32)), neighbors=combined.neighbors)
+    return Prediction(jax.nn.softmax(combined.logits.astype(jnp.float32)), neighbors=combined.neighbors)

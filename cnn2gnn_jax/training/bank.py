@@ -92,16 +92,6 @@ def read(folder: pathlib.Path, fingerprint: str) -> StoredBank:
         return StoredBank(bank, files, held_out, facts["accuracy"], facts["accuracy_alone"])
 
 
-def is_better(accuracy: float | None, accuracy_alone: float) -> bool:
-    """Whether the training-set graph is preferred to the student alone, by two-fold accuracy on held-out images.
-
-    Args:
-      accuracy: the two-fold accuracy with the graph; None if it is unknown.
-      accuracy_alone: the accuracy of the student alone.
-    """
-    return accuracy is not None and accuracy > accuracy_alone
-
-
 def size(bank: Bank) -> int:
     """The size of a bank in a bundle, in bytes. Labels as signals take one number for each image."""
     signals = bank.labels if bank.settings.signal == "labels" else bank.signals

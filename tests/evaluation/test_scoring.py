@@ -106,9 +106,9 @@ def test_the_anchors_of_the_workdir_are_those_of_the_first_student(seeded):
     pictures = Pictures([str(k) for k in range(len(images))], images)
     for k, mechanism in enumerate(("one_by_one", "batch_by_batch")):
         assert results["accuracies"][k]["mechanism"] == mechanism and results["accuracies"][k]["seed"] == 3
-        rows = predict.by_student(student, pictures, mechanism)
-        answers = [recorded.classes.index(row["class"]) for row in rows]
-        assert np.mean(answers == predicted[k]) > 0.995  # but for ties that another program rounds otherwise
+        rows = predict.student_predictions(student, pictures, mechanism)
+        classes = [recorded.classes.index(row["class"]) for row in rows]
+        assert np.mean(classes == predicted[k]) > 0.995  # but for ties that another program rounds otherwise
 
 
 def test_the_weight_on_self_in_training_is_the_mean_of_the_last_epoch(seeded, tmp_path):

@@ -172,7 +172,7 @@ def finished(out: pathlib.Path, teacher_seed: int) -> tuple[Any, dict[str, Any]]
     results = pipeline.run(config, out / "run")
     assert results is not None
     student = trained.open_student(out / "run")
-    bundle.write(out / "run" / "bundle", student, bundle.of_student(student), {})
+    bundle.write(out / "run" / "bundle", student, bundle.serialize_student(student), {})
     return config, results
 
 
