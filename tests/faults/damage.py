@@ -4,8 +4,8 @@
 
 Each damaged file is read as the program reads it. The program must refuse it with a one-line `UserError`, or read the
 same content as from the intact file. Then a file of each kind is damaged in a finished run, and the run is started
-again. It must finish with the same results, or refuse the file in one line. The command appends a JSON line for each kind
-to DIR/damage.jsonl and prints a table.
+again. It must finish with the same results, or refuse the file in one line. The command appends a JSON line for each
+kind to DIR/damage.jsonl and prints a table.
 """
 
 import argparse
