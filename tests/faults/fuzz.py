@@ -30,7 +30,8 @@ SECONDS = 60  # the time limit of a parser for one input
 INSERTED_BYTES = (
     b"", b"\0", b'"', b",", b"\n", b"\r\n", b"..", b"../", b"/etc/passwd", b"=1+1", b"\xef\xbb\xbf", b"\xff\xfe", b"e",
     b"9" * 40, b"-1", b"1e999", b"NaN", b"null", b"[" * 2000, b"{", b"}", b"\x93NUMPY", b"O", b"|O", b"<f4",
-    b"PK\x03\x04", b"(10000000000,)", b"True", b"\xff" * 8, bytes(64), b"\x7f\xff\xff\xff", b"\x80", "ä".encode(), b"filename,label\n",
+    b"PK\x03\x04", b"(10000000000,)", b"True", b"\xff" * 8, bytes(64), b"\x7f\xff\xff\xff", b"\x80", "ä".encode(),
+    b"filename,label\n",
 )  # fmt: skip
 JSON_VALUES = (
     *(None, True, False, -1, 0, 1, 10**30, 1.5, 1e308, "", "x", "../x", "/", "\0", "ä" * 300, [], {}, [[]], [None]),
