@@ -42,9 +42,10 @@ def _accuracies(observations: Sequence[Observation], groups: _Groups, from_kd: R
         for heading, cell in accuracies.items():
             rank, arrow = _rank(cell, accuracies.values()), _sign(from_kd[heading][column])
             rows[heading][column] = dataclasses.replace(cell, rank=rank, arrow=arrow)
+    has_kd = any(row == "kd" for row, _ in groups.values())
     remark = (
-        "In each column, the best student is bold and the second best is underlined. An arrow shows whether a student "
-        "is above or below KD with the same seeds."
+        "In each column, the best student is bold and the second best is underlined."
+        + " An arrow shows whether a student is above or below KD with the same seeds." * has_kd
         + " In parentheses: the paper's figure (the mean of ten runs; the paper does not give the batch order), and "
         "our figure minus the paper's." * bool(published)
     )
