@@ -142,7 +142,8 @@ def findings() -> str:
     ]
     lead = (
         "These sentences are computed from the same records as the tables above. Differences are in percentage "
-        "points, each with its 95% interval in brackets. A student is called better or worse only if this interval excludes zero."
+        "points, each with its 95% interval in brackets. A student is called better or worse only if this "
+        "interval excludes zero."
     )
     lines = ["### Findings", "", lead, "", *(f"- **{finding.title}**: {finding.text}" for finding in everything)]
     for kind, note in notes.INTERVALS.items():

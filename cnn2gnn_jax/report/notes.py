@@ -12,8 +12,8 @@ from cnn2gnn_jax.report.statistics import BOTH, IMAGES, SEEDS, is_uniform
 
 INTERVALS = {
     BOTH: "The 95% intervals are over seeds and images: they come from a paired bootstrap over both and are never "
-    "narrower than Student's t interval over seeds. The students of a difference share one teacher, so the intervals do "
-    "not include the variance between teachers.",
+    "narrower than Student's t interval over seeds. The students of a difference share one teacher, so the intervals "
+    "do not include the variance between teachers.",
     IMAGES: "The 95% intervals of a single seed are over images alone: they come from a paired bootstrap.",
     SEEDS: "The 95% intervals are Student's t intervals over seeds alone: the records hold no predictions, so the "
     "intervals do not include the variance between images.",
