@@ -1,9 +1,9 @@
 """The training-set graph: Eq. 3 and 4 with all training images as columns.
 
-In Eq. 4, j runs over all training images. There may be a million of them, so the distances from an image to all of them
-are never in memory at a time. Instead, the columns are processed in blocks while a running list keeps the s + 1 nearest
-ones, which are all that Eq. 3 needs. Each image then receives its *votes*, the weighted sum P Y of its neighbors'
-signals. The signal of a training image is its one-hot label, or the probabilities that the teacher gives it.
+In Eq. 4, j runs over all training images. They may be a million, so the distances to all of them are never in memory at
+a time. Instead, the columns are processed in blocks while a list keeps the s + 1 nearest ones, which are all that Eq. 3
+needs. Each image then receives its *votes*, the weighted sum P Y of its neighbors' signals. The signal of a training
+image is its one-hot label, or the probabilities that the teacher gives it.
 
 As in attention, an image has a *query* and a training image a *key*, both of K numbers, at distance -<query, key>. The
 *bank* holds the keys and signals of all training images.
@@ -34,7 +34,7 @@ class Settings(NamedTuple):
     sparsity: s of Eq. 3.
     weight: lambda, the weight of the votes. If it is 0, the votes have no effect.
     epsilon: added to the votes before their logarithm is taken.
-    recall: 1 for the exact search. With a smaller number, TPUs search approximately; see `search`.
+    recall: 1 for the exact search; see `search`.
     """
 
     space: str
@@ -93,8 +93,8 @@ class Neighbors(NamedTuple):
 def distances(queries: jax.Array, keys: jax.Array) -> jax.Array:
     """Distances -<query, key>, (B, N) in float32 or wider, from queries (B, K) to keys (N, K).
 
-    For unit vectors this is the cosine distance minus 1, and also half of the squared Euclidean distance minus 1. Eq. 3
-    does not depend on a shift or a positive scale of a row, so all three distances give the same weights.
+    For unit vectors this is the cosine distance minus 1, and half of the squared Euclidean distance minus 1. Eq. 3 does
+    not depend on a shift or a positive scale of a row, so all three give the same weights.
     """
     dtype = jnp.promote_types(queries.dtype, jnp.float32)
     # In full float32: by default GPUs round to TF32, which cannot tell near neighbors apart.
@@ -120,8 +120,8 @@ def search(
       self_columns: (B,), the column of each image itself, which is never its neighbor; -1 for images that are not
         among the columns.
       block: how many columns' distances are in memory at a time.
-      recall: the share of the nearest columns that the search of a block is expected to find. 1 searches exactly. A
-        smaller number uses `lax.approx_min_k`, which is faster on TPUs and exact on other devices.
+      recall: 1 searches exactly. A smaller number is the expected share of the nearest columns that `lax.approx_min_k`
+        finds in a block. It is faster on TPUs, and exact on other devices.
 
     Raises:
       ValueError: s < 1, or a device has fewer than s + 1 columns.
@@ -133,13 +133,15 @@ def search(
     """
     graph.check_sparsity(sparsity, keys.shape[0])
     size, count = keys.shape[0], sparsity + 1
-    offset = first_row(size)
     block = min(block, size)
 
     def merge(nearest: tuple[jax.Array, jax.Array], start: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
         index, d = _block_distances(queries, keys, self_columns, start, block)
         block_nearest, position = _smallest(d, min(count, block), recall)
-        candidates = jnp.append(nearest[0], block_nearest, -1), jnp.append(nearest[1], index[position] + offset, -1)
+        candidates = (
+            jnp.append(nearest[0], block_nearest, -1),
+            jnp.append(nearest[1], index[position] + first_row(size), -1),
+        )
         return _nearest(candidates, count), None
 
     dtype = jnp.promote_types(queries.dtype, jnp.float32)
@@ -151,12 +153,7 @@ def search(
 
 
 def reduce_sparsity(neighbors: Neighbors, sparsity: int) -> Neighbors:
-    """The neighbors that `search` returns for a smaller sparsity s, taken from a larger search.
-
-    Args:
-      neighbors: the result of `search` for a sparsity of at least s.
-      sparsity: s of Eq. 3, at least 1.
-    """
+    """The neighbors that `search` returns for a sparsity s >= 1, from those for a sparsity of at least s."""
     d = neighbors.distances[:, : sparsity + 1]
     return Neighbors(graph.sparse_neighbors(d, sparsity), neighbors.columns[:, : sparsity + 1], d)
 
@@ -254,12 +251,7 @@ def predict(bank: Bank, logits: jax.Array, features: jax.Array, self_columns: ja
 
 
 def weighted_sum(signals: jax.Array, neighbors: Neighbors) -> jax.Array:
-    """P Y over the columns in `neighbors` alone, (B, F). It equals `propagate` unless more than s + 1 columns are tied.
-
-    Args:
-      signals: (N, F), or this device's part of them.
-      neighbors: the result of `search`.
-    """
+    """P Y over the columns in `neighbors` alone, (B, F). It is `propagate` unless more than s + 1 columns are tied."""
     size = signals.shape[0]
     local_columns = neighbors.columns - first_row(size)
     is_local = (local_columns >= 0) & (local_columns < size)

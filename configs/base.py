@@ -240,10 +240,7 @@ FIELDS: dict[str, Field] = {
         "float16", "Data type of the stored features.", ("float32", "float16", "bfloat16"), EVALUATION
     ),
     "evaluate.training_set.recall": Field(
-        1.0,
-        "Expected share of the nearest training images that a search finds. Below 1, TPUs search approximately.",
-        Range(0.01, 1),
-        EVALUATION,
+        1.0, "Share of the nearest images that a search finds. Below 1, TPUs approximate.", Range(0.01, 1), EVALUATION
     ),
     #
     # Where and how a run is computed. These fields change results only by rounding, so a run may be continued with

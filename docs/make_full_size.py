@@ -125,12 +125,12 @@ def changes(data: str) -> list[list[str]]:
 
 
 CHANGES = (
-    "CNN2GNN less GNN, batch by batch",
-    "CNN2GNN less GNN, class-sorted",
-    "batch by batch less one by one",
-    "class-sorted less shuffled",
-    "one by one less without a graph",
-    "training set less without a graph",
+    "CNN2GNN minus GNN, batch by batch",
+    "CNN2GNN minus GNN, class-sorted",
+    "batch by batch minus one by one",
+    "class-sorted minus shuffled",
+    "one by one minus without a graph",
+    "training set minus without a graph",
 )
 
 

@@ -76,9 +76,8 @@ def entry(
         embedded = embed(model, inputs["holdout"], run.devices)
         choice = choose(embedded, holdout.labels, banks, grid)
         held_out = HeldOut(embedded.logits, embedded.features[choice.settings.space], holdout.labels)
-    settings = choice.settings
-    log(f"{student_name(task)}: the training-set graph has {settings}")
-    bank = banks[settings.space, settings.signal].replace(settings=settings)
+    log(f"{student_name(task)}: the training-set graph has {choice.settings}")
+    bank = banks[choice.settings.space, choice.settings.signal].replace(settings=choice.settings)
     if keeps_bank(run, task):
         folder = run.workdir / stored_banks.BANK / student_name(task)
         files = run.dataset.train.files
@@ -90,7 +89,7 @@ def entry(
         "graph": model.graph,
         "seed": task.seed,
         **choice._asdict(),
-        "settings": settings._asdict(),
+        "settings": choice.settings._asdict(),
     }
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: tables, figures, and what to look at."""
+"""The report of a run: tables, figures and highlights."""
 
 import pathlib
 from typing import Any
@@ -15,7 +15,7 @@ from cnn2gnn_jax.training.metrics import read_records
 def write(
     workdir: pathlib.Path, results: dict[str, Any], dataset: Dataset, split: Split, predicted: np.ndarray
 ) -> None:
-    """Writes `report/` of a run that has just ended, with the images of its data set, and logs the highlights.
+    """Writes `report/` of a run that has just ended, including the figure of neighbors, and logs the highlights.
 
     Args:
       workdir: the run's folder.
@@ -33,7 +33,7 @@ def write(
 def write_tables(
     workdir: pathlib.Path, results: dict[str, Any], labels: np.ndarray, predicted: np.ndarray
 ) -> list[str]:
-    """Writes the parts of a run's report that need no images: results.{md,tex,csv}, {curves,confusion}.{png,pdf}.
+    """Writes the files of a run's report that need no images: results.{md,tex,csv}, {curves,confusion}.{png,pdf}.
 
     Args:
       workdir: the run's folder.

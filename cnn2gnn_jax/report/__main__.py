@@ -1,9 +1,9 @@
-"""Tables and figures of a recorded sweep, with a page of them, or of a single run.
+"""Writes the tables and figures of a recorded sweep, with an HTML page, or of a single run.
 
 python -m cnn2gnn_jax.report --out=DIR [--cache_dir=DIR] [--manual_dir=DIR]
 
-DIR is the folder of a sweep, or the workdir of a run. Tables are written as Markdown, LaTeX and CSV, figures as PNG and
-PDF, into DIR/report. `cnn2gnn-report` is the same command.
+DIR is the folder of a sweep or the workdir of a run. The command writes tables as Markdown, LaTeX and CSV, and figures
+as PNG and PDF, to DIR/report. `cnn2gnn-report` is the same command.
 
 Examples:
 
@@ -34,8 +34,8 @@ from cnn2gnn_jax.sweeps import records
 
 _LEAD = (
     "Everything on this page is computed from the records of runs (results.jsonl) by one command. Each table names the "
-    "images and the epoch of its accuracies; the epoch is never the best one on test. Beside this page, each table is "
-    "also a .tex and a .csv file, and each figure a .png and a .pdf file."
+    "images and the epoch of its accuracies; the epoch is never chosen on test images. The folder of this page also "
+    "holds each table as .tex and .csv and each figure as .png and .pdf."
 )
 
 
@@ -44,7 +44,7 @@ def write(out: pathlib.Path, cache: pathlib.Path, manual_dir: str = "") -> pathl
 
     Args:
       out: the sweep's folder, with `records/` or `results.jsonl`.
-      cache: the folder of data sets, for the images of Figure 3. Without the data set, an earlier figure is kept.
+      cache: the folder of data sets, for the images of Figure 3. Without the data set, an existing figure is kept.
       manual_dir: the value of `data.manual_dir`.
 
     Returns:
@@ -73,7 +73,7 @@ def write(out: pathlib.Path, cache: pathlib.Path, manual_dir: str = "") -> pathl
 
 
 def write_run(workdir: pathlib.Path) -> pathlib.Path:
-    """Writes `report/` of a run again from what its workdir records; `neighbors.png` is kept as it is.
+    """Writes `report/` of a run again from its recorded results. `neighbors.png` is not changed.
 
     Args:
       workdir: the run's folder, with `results.json`.
@@ -86,7 +86,9 @@ def write_run(workdir: pathlib.Path) -> pathlib.Path:
     """
     results = storage.read_json(workdir / "results.json")
     if "predictions" not in results:
-        raise UserError(f"{workdir} is of an earlier version and holds no predictions: run the same command again")
+        raise UserError(
+            f"{workdir} was written by an earlier version and holds no predictions: run the same command again"
+        )
     arrays = artifact.read(workdir / summary.PREDICTIONS, summary.KIND, results["predictions"]).arrays
     report.write_tables(workdir, results, arrays["labels"], arrays["predicted"])
     return workdir / "report" / "results.md"
@@ -99,14 +101,14 @@ def _figures(recorded: Sequence[dict[str, Any]], table: Table) -> Iterator[tuple
         yield (
             f"Figure 5 for {name}, {column}",
             plots.flops(group),
-            "Accuracy against the floating-point operations to classify one image. For a graph student, those of the "
-            "anchors are left out, since a batch shares them.",
+            "Accuracy against the floating-point operations needed to classify one image. For a graph student, they do "
+            "not include the operations for the anchors, which a whole batch shares.",
         )
         yield (
             f"Training curves for {name}, {column}",
             plots.training_of_rows(recorded, name, column),
-            "The first seed of each row. Metrics are recorded on training batches alone; a dot is the accuracy on the "
-            "evaluated images after training.",
+            "The curves of the first seed of each row. Metrics are recorded only on training batches. A dot is the "
+            "accuracy on the evaluated images after training.",
         )
     if table.kind == "curve":
         yield f"{name}, drawn", plots.values(observations), "Mean and standard deviation over seeds."
@@ -134,7 +136,7 @@ def _versions(recorded: Sequence[dict[str, Any]]) -> str:
 def _neighbors(
     recorded: Sequence[dict[str, Any]], folder: pathlib.Path, cache: pathlib.Path, manual_dir: str
 ) -> Section | None:
-    """Figure 3, of the first CNN2GNN student whose record has examples; None without one."""
+    """Figure 3, for the first CNN2GNN student whose record has examples; None if there is none."""
     record = next((record for record in recorded if record["examples"] and record["method"] == "cnn2gnn"), None)
     if record is None:
         return None
@@ -146,17 +148,20 @@ def _neighbors(
     try:
         dataset = data.load(config, cache, fetch=False)
         if dataset.fingerprint != record["dataset"]["fingerprint"]:
-            raise UserError(f"{dataset.name} is not the data set of the records: give its folder by --manual_dir")
+            raise UserError(
+                f"{dataset.name} is not the data set of the records: pass the folder of that data set by --manual_dir"
+            )
         split = dataset.holdout if record["dataset"]["evaluated"] == "holdout" else dataset.test
         assert split is not None
         figures.save(figures.neighbors(record["examples"], dataset, split), path)
     except UserError as error:
-        log(f"Figure 3 is not drawn again: {error}")
+        log(f"Figure 3 was not drawn: {error}")
     return (
-        f"Figure 3: learned neighbours, {record['dataset']['name']}",
+        f"Figure 3: learned neighbors, {record['dataset']['name']}",
         path,
         "Test images (left), each with the training images that the learned graph links it to and their weights, "
-        "strongest first. A green frame marks the same class. The bottom row shows training images of other classes.",
+        "strongest first. A green frame marks an image of the same class. The bottom row shows training images of "
+        "other classes.",
     )
 
 
@@ -173,7 +178,7 @@ def main() -> None:
 
 
 def run() -> None:
-    """The program: what a user can mend ends in one line, see `command_line.run`."""
+    """The entry point: an error that the user can fix is printed as one line, see `command_line.run`."""
     command_line.run(main)
 
 

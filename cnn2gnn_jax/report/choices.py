@@ -9,7 +9,7 @@ COLUMNS = ("chosen with the graph", "chosen with the graph off")
 
 
 def chosen(records: Iterable[Mapping[str, Any]]) -> str:
-    """The chosen values, each marked where it is the smallest or the largest that was tried."""
+    """The chosen values. A value is marked if it is the smallest or the largest that was tried."""
     texts = [_values(record["tuned"]) for record in records if "tuned" in record]
     return "; ".join(dict.fromkeys(texts))
 
@@ -32,14 +32,14 @@ def note(records: Iterable[Mapping[str, Any]]) -> str:
     candidates = "; ".join(f"{field} {', '.join(map(str, sorted(tried)))}" for field, tried in values.items())
     images, seeds = (span(choice[key] for choice in tuned) for key in ("images", "seeds"))
     more_labels = (
-        " Where only few labels are used, the held-out images are those whose labels were dropped, so the choice uses "
-        "more labels than the student learns from."
+        " In settings with few labels, the held-out images are those whose labels were dropped, so the choice uses "
+        "more labels than the training of the student."
     ) * any(record["tuned"]["images"] > record["dataset"]["train_images"] for record in tuned_records)
     return (
-        "Each student, with and without the graph, has the values with the highest mean accuracy, one by one, on "
-        f"{images} held-out training images ({plural(seeds, 'seed')}), never on test images.{more_labels} "
-        f"Tried: {candidates}. "
-        "Where the chosen value is the smallest or the largest that was tried, a better one may lie beyond it."
+        "Each student, with and without the graph, uses the values with the highest mean one-by-one accuracy on "
+        f"{images} held-out training images ({plural(seeds, 'seed')}). Test images play no part in this "
+        f"choice.{more_labels} Tried: {candidates}. "
+        "If the chosen value is the smallest or the largest of these, a value outside the range may be better."
     )
 
 
@@ -48,7 +48,7 @@ def _short(field: str) -> str:
 
 
 def _edge(value: Any, values: Sequence[Any]) -> str:
-    """Marks a number that is the smallest or the largest of several; '' otherwise."""
+    """A mark if a number is the smallest or the largest of several; '' otherwise."""
     if len(set(values)) < 2 or not all(isinstance(other, int | float) for other in values):
         return ""
     return {min(values): " (smallest tried)", max(values): " (largest tried)"}.get(value, "")

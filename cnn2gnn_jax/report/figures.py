@@ -1,4 +1,4 @@
-"""Figures of a run: the confusion matrix, and the learned neighbours of test images (Figure 3)."""
+"""Figures of a run: the confusion matrix, and the learned neighbors of test images (Figure 3)."""
 
 import pathlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from cnn2gnn_jax.runtime import storage
 
 _SAME_CLASS, _OTHER_CLASS = "#1a7f37", "#b0b0b0"
 _MAX_NAME_LENGTH = 18
-_MAX_LABELLED_CLASSES = 30  # with more classes, names and counts do not fit
+_MAX_LABELED_CLASSES = 30  # with more classes, names and counts do not fit
 
 
 def _short(name: str) -> str:
@@ -38,22 +38,22 @@ def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Draws the confusion matrix: a row for each true class, coloured by its percentages, with counts where they fit.
+    """Draws the confusion matrix: a row for each true class, colored by its percentages, with counts where they fit.
 
     Args:
       counts: as `confusion_counts` returns them, (C, C).
       classes: C names.
     """
     size = len(classes)
-    labelled = size <= _MAX_LABELLED_CLASSES
-    side = max(3.0, 0.42 * size) if labelled else 8.0
+    labeled = size <= _MAX_LABELED_CLASSES
+    side = max(3.0, 0.42 * size) if labeled else 8.0
     figure = Figure(figsize=(side + 2, side + 1), layout="constrained")
     axis = figure.subplots()
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(100 * fractions, cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(image, ax=axis, label="images of the true class (%)", shrink=0.7)
     axis.set(xlabel="predicted class", ylabel="true class")
-    if labelled:
+    if labeled:
         names = [_short(name) for name in classes]
         axis.set_xticks(range(size), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
         axis.set_yticks(range(size), names, fontsize=8)
@@ -65,14 +65,14 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def neighbors(examples: list[dict[str, Any]], dataset: Dataset, split: Split) -> Figure:
-    """Draws a row for each test image: the image, then its learned neighbours with their weights, strongest first.
+    """Draws a row for each test image: the image, then its learned neighbors with their weights, strongest first.
 
     The bottom row repeats the last image, followed by anchors of other classes. The weights are the image's row of A
-    with its self-loop, scaled to sum to 1. A green frame marks a neighbour of the same class.
+    with its self-loop, scaled to sum to 1. A green frame marks a neighbor of the same class.
 
     Args:
       examples: the `examples` of a run's results.
-      dataset: the data set, whose training images are the neighbours.
+      dataset: the data set, whose training images are the neighbors.
       split: the evaluated split, whose images `test_index` refers to.
     """
     columns = 1 + max(1, *(len(example["neighbors"]) for example in examples), len(examples[-1]["others"]))

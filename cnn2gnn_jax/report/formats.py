@@ -27,12 +27,12 @@ _LATEX = {
     "↓": r"$\downarrow$",
 }
 TERMINAL_WIDTH = 99
-# Wrapped to these widths, a table with the accuracies of every protocol fits a terminal.
+# With these widths, a table with the accuracies under every protocol fits the terminal.
 _MIN_HEADING_WIDTH, _COLUMN_WIDTH = 34, 15
 
 
 def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Formats a table for a terminal: the first column is aligned left, and long texts are wrapped."""
+    """Formats a table for a terminal. The first column is aligned left, and long texts are wrapped."""
     rows = [header, *rows]
     columns = [
         [_wrapped(text, _COLUMN_WIDTH) for text in column] for column in zip(*(row[1:] for row in rows), strict=True)
@@ -119,7 +119,7 @@ def _latex_cell(cell: Cell) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """Formats a table as CSV: for each column its text, and every number that some cell of the table has."""
+    """Formats a table as CSV: for each column its text, and each kind of number that any cell has."""
     all_numbers = [_numbers(cell) for cells in table.rows.values() for cell in cells.values()]
     kinds = [kind for kind in _numbers(EMPTY) if any(numbers[kind] for numbers in all_numbers)]
     out = io.StringIO()
@@ -139,7 +139,7 @@ def _numbers(cell: Cell) -> dict[str, str]:
     exact = {"mean": cell.value, "deviation": cell.deviation, "low": low, "high": high, "paper": cell.paper}
     numbers = {
         kind: "" if value is None else f"{value:.4f}"
-        for kind, value in (exact | {"less the paper's": difference}).items()
+        for kind, value in (exact | {"minus the paper's": difference}).items()
     }
     return numbers | {
         "over": cell.over,
@@ -150,7 +150,7 @@ def _numbers(cell: Cell) -> dict[str, str]:
 
 
 def html_table(table: Table) -> str:
-    """Formats a table as HTML: a click on the heading of a column sorts the rows; the notes stand below."""
+    """Formats a table as HTML: a click on a column heading sorts the rows. The notes are below the table."""
     head = "".join(f'<th scope="col"><button>{html.escape(name)}</button></th>' for name in ["", *table.columns])
     rows = "".join(
         f'<tr><th scope="row">{html.escape(heading)}</th>{"".join(map(_html_cell, cells.values()))}</tr>'

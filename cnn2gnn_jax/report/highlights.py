@@ -1,4 +1,4 @@
-"""What to look at in results: sentences whose figures and verdicts are computed from the records."""
+"""Highlights of results: sentences whose figures and verdicts are computed from the records."""
 
 import math
 import statistics
@@ -13,10 +13,10 @@ from cnn2gnn_jax.report.observations import Observation, accuracy, difference, g
 
 
 def of_records(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the learned graph is worth in each table of methods or settings: a sentence for each table.
+    """One sentence for each table of methods or settings, on what the learned graph is worth in it.
 
     Args:
-      records: of a sweep, as `sweeps.records.read` returns them.
+      records: the records of a sweep, as `sweeps.records.read` returns them.
     """
     sentences = []
     for kind, key in (("methods", "column"), ("settings", "setting")):
@@ -35,7 +35,7 @@ def of_records(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _verdicts(groups: Sequence[Sequence[Observation]]) -> list[str]:
-    """For each protocol, whether the learned graph gains or costs accuracy, over some groups that are compared."""
+    """For each protocol, a phrase on whether the learned graph gains or costs accuracy, over all groups."""
     verdicts: list[str] = []
     recorded = protocols(observation for group in groups for observation in group)
     for protocol in names.published_first(recorded):
@@ -50,7 +50,7 @@ def _verdicts(groups: Sequence[Sequence[Observation]]) -> list[str]:
 
 
 def _training_set_verdicts(groups: Sequence[Sequence[Observation]]) -> list[str]:
-    """Whether students without the learned graph gain accuracy by the graph over the training set."""
+    """A phrase on whether the graph over the training set helps students that were trained without a graph."""
     cells = [difference(select(group, names.TRAINING_SET), select(group, names.ONE_BY_ONE)) for group in groups]
     cells = [cell for cell in cells if cell.value is not None]
     if not cells:
@@ -116,10 +116,10 @@ def _graph(results: Mapping[str, Any], first: Mapping[str, Any], correct: np.nda
     is_clear = agreement > min(2 * chance, (100 + chance) / 2)
     verdict = "the graph finds the class" if is_clear else "hardly better than chance"
     lines.append(
-        "neighbors.png: test images and their neighbours, with a green frame where the class is the same. "
+        "neighbors.png shows test images and their neighbors. A green frame marks a neighbor of the same class. "
         * bool(results["examples"])
-        + f"Neighbours of the same class have {agreement:.0f}% of the weight on others, {chance:.0f}% by chance "
-        f"({verdict})."
+        + f"Neighbors of the same class have {agreement:.0f}% of the weight on other images; {chance:.0f}% is expected "
+        f"by chance ({verdict})."
     )
     return lines
 
@@ -136,7 +136,7 @@ def _worth(observations: Sequence[Observation], graph: str) -> list[str]:
     cell = next(iter(cells.values()))
     return [
         f"What the graph is worth, in points: {texts}. The same student trained and tested without a graph has "
-        f"{accuracy(off).value:.2f}%; 95% intervals are over {cell.over}, of {names.plural(cell.n or 0, 'seed')}."
+        f"{accuracy(off).value:.2f}%; 95% intervals are over {cell.over}, for {names.plural(cell.n or 0, 'seed')}."
     ]
 
 
@@ -148,8 +148,11 @@ def _training(records: Sequence[Mapping[str, Any]], first: Mapping[str, Any]) ->
     line = f"curves.png: the student ends with {accuracies[-1]:.1f}% accuracy on its training batches"
     gap = accuracies[-1] - first["accuracy"]
     if gap > 20:
-        return [f"{line}, {gap:.0f} points more than on the evaluated images: it overfits, and more images help most."]
-    return [f"{line}. If the loss still falls there, more epochs help."]
+        return [
+            f"{line}, {gap:.0f} points more than on the evaluated images. It overfits, so more training "
+            "images will help most."
+        ]
+    return [f"{line}. If the loss is still falling at the end, train for more epochs."]
 
 
 def _confusions(classes: Sequence[str], counts: np.ndarray) -> list[str]:

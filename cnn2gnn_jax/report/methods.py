@@ -9,12 +9,12 @@ from cnn2gnn_jax.report.cells import Cell, Rows, Table
 from cnn2gnn_jax.report.observations import Observation, accuracy, difference, grouped, mean, protocols, select
 
 _ORDER = [*paper.ROWS, *METHODS]
-# For each heading: its row in the paper's table, or '', and its accuracies.
+# For each heading: its row in the paper's table ('' if it has none), and its accuracies.
 _Groups = Mapping[str, tuple[str, Sequence[Observation]]]
 
 
 def tables(observations: Sequence[Observation]) -> list[Table]:
-    """The table of one name, and the table of paired differences from KD if it has a row for KD."""
+    """The table of the methods, and the table of their paired differences from KD if the first has a row for KD."""
     columns, groups = grouped(observations, "column"), _groups(observations)
     from_kd = {
         heading: {c: difference(select(own, column=c), select(columns[c], row="kd")) for c in columns}
@@ -42,10 +42,12 @@ def _accuracies(observations: Sequence[Observation], groups: _Groups, from_kd: R
         for heading, cell in accuracies.items():
             rank, arrow = _rank(cell, accuracies.values()), _sign(from_kd[heading][column])
             rows[heading][column] = dataclasses.replace(cell, rank=rank, arrow=arrow)
+    has_kd = any(row == "kd" for row, _ in groups.values())
     remark = (
-        "The best student of a column is bold, the second underlined; arrows compare with KD of the same seeds. "
-        + "In brackets: the paper's figure (ten runs; the batch order is not given), and our figure minus it."
-        * bool(published)
+        "In each column, the best student is bold and the second best is underlined."
+        + " An arrow shows whether a student is above or below KD with the same seeds." * has_kd
+        + " In parentheses: the paper's figure (the mean of ten runs; the paper does not give the batch order), and "
+        "our figure minus the paper's." * bool(published)
     )
     uniform = notes.uniform((heading, own) for heading, (_, own) in groups.items())
     return notes.captioned(observations, rows, [remark, *uniform])
@@ -58,7 +60,7 @@ def _groups(observations: Sequence[Observation]) -> _Groups:
         for protocol in names.published_first(protocols(own)):
             if not protocol.is_audit and (students := select(own, protocol, names.ON)):
                 groups[f"{heading}, {protocol.name}"] = row if protocol.is_published else "", students
-        # A CNN has no graph of the paper; the same student with the graph off has no use for a mechanism of the paper.
+        # Neither a CNN nor a student with the graph off uses a mechanism of the paper.
         for graph, title in ((None, heading), ("off", f"{heading}, graph off")):
             students = [observation for observation in own if observation.entry["graph"] == graph]
             if without := [observation for observation in students if _is_plain(observation)]:
@@ -69,7 +71,9 @@ def _groups(observations: Sequence[Observation]) -> _Groups:
 
 
 def _is_plain(observation: Observation) -> bool:
-    """Whether a student without a graph was evaluated alone. One with the graph off gives each mechanism the same."""
+    """Whether a student without a graph was evaluated on its own predictions alone.
+
+    With the graph off, all mechanisms of the paper give the same accuracy, so only one of them is kept."""
     return observation.entry["mechanism"] is None or names.ONE_BY_ONE.has(observation.entry)
 
 
@@ -79,7 +83,7 @@ def _order(row: str) -> tuple[int, str]:
 
 
 def _displayed(value: float) -> float:
-    """A mean as it is displayed: means that are displayed alike are tied."""
+    """A mean as it is displayed. Means that are displayed as the same number are tied."""
     return round(value, 2)
 
 

@@ -17,7 +17,7 @@ class Protocol(NamedTuple):
     description: a sentence for the report page.
     phrase: its name inside a sentence.
     is_published: whether the paper's Tables 1 and 2 are compared with it.
-    is_audit: whether it measures how much the batch order leaks; its figure is then no accuracy.
+    is_audit: whether it measures how much the batch order leaks. Its figures are then not accuracies.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Protocol(NamedTuple):
     @property
     def worth(self) -> str:
         """The heading of the column with the differences from the same student without a graph."""
-        return f"the graph is worth, {self.name}"
+        return f"gain from the graph, {self.name}"
 
     def has(self, entry: Mapping[str, Any]) -> bool:
         """Whether an entry of `accuracies` was evaluated under this protocol."""
@@ -73,7 +73,7 @@ TRAINING_SET = Protocol(
     phrase="over the training set",
 )
 
-# An entry here is shown by every table, figure and page whose records have its accuracies.
+# Every table, figure and page shows each of these protocols for which its records have accuracies.
 PROTOCOLS = (ONE_BY_ONE, BATCH_BY_BATCH, TRAINING_SET, CLASS_SORTED)
 
 
@@ -91,7 +91,7 @@ def published_first(protocols: Iterable[Protocol]) -> list[Protocol]:
 PAPERS_GRAPHS = {"inner_product": "InGNN", "euclidean": "EucGNN"}
 """The paper's names of the students with other graphs, in its ablation."""
 ON = "on"
-"""Stands for any graph setting that tests with a graph."""
+"""Selects every graph setting that is tested with a graph; see `observations.select`."""
 GRAPHS = {
     "learned": "learned graph (Eq. 3)",
     "off": "graph off: trained and tested with A = I",

@@ -11,15 +11,16 @@ from cnn2gnn_jax.report.observations import Observation, select
 from cnn2gnn_jax.report.statistics import BOTH, IMAGES, SEEDS, is_uniform
 
 INTERVALS = {
-    BOTH: "95% intervals are over seeds and images, by a paired bootstrap of both, and never narrower than Student's t "
-    "interval over seeds. The students share one teacher, so the variance between teachers is left out.",
-    IMAGES: "95% intervals of a single seed are over images alone, by a paired bootstrap.",
-    SEEDS: "95% intervals are Student's t, over seeds alone: this record keeps no predictions, so the variance between "
-    "images is left out.",
+    BOTH: "The 95% intervals are over seeds and images: they come from a paired bootstrap over both and are never "
+    "narrower than Student's t interval over seeds. The students of a difference share one teacher, so the intervals "
+    "do not include the variance between teachers.",
+    IMAGES: "The 95% intervals of a single seed are over images alone: they come from a paired bootstrap.",
+    SEEDS: "The 95% intervals are Student's t intervals over seeds alone: the records hold no predictions, so the "
+    "intervals do not include the variance between images.",
 }
 UNIFORM = (
-    "Uniform: in (almost) every batch, one training image was the nearest of all test images, so Mechanism 2 gave all "
-    "images of the batch the same weight, and the accuracy contains no learned structure"
+    "Uniform: in almost every batch, all test images had the same nearest training image. Mechanism 2 then gave all "
+    "images of the batch the same weight, so the accuracy reflects no learned structure."
 )
 AUDIT = (
     "A class-sorted batch holds test images of few classes, as when a folder of images is read in order. "
@@ -32,11 +33,11 @@ AUDIT = (
 
 
 def captioned(observations: Sequence[Observation], rows: Rows, remarks: Iterable[str]) -> Table:
-    """Makes a table of one name from its rows, with a caption and further notes.
+    """Makes a table from its rows, with a caption and further notes.
 
     Args:
-      observations: all that the table shows.
-      rows: its cells.
+      observations: all observations that the table shows.
+      rows: the cells of the table.
       remarks: notes that follow the caption.
     """
     counted, seeds = mark_seeds(rows)
@@ -56,7 +57,8 @@ def mark_seeds(rows: Rows) -> tuple[Rows, str]:
 def mark_intervals(rows: Rows) -> tuple[Rows, list[str]]:
     """Returns the rows, and notes that explain what their intervals are over.
 
-    A table may hold both records with predictions and earlier ones without; the intervals of the latter are marked.
+    A table may mix records with and without predictions. Its intervals are then of several kinds, and all but those of
+    the first kind are marked.
     """
     present = {cell.over for cell in _cells(rows)}
     kinds = [kind for kind in INTERVALS if kind in present]
@@ -101,7 +103,7 @@ def _caption(observations: Sequence[Observation], seeds: str) -> str:
 
 
 def uniform(groups: Iterable[tuple[str, Sequence[Observation]]]) -> list[str]:
-    """A note that names the rows whose graph is a uniform average of the batch; an empty list without such rows."""
+    """A note on the rows whose graph is a uniform average of the batch; an empty list if there are none."""
     rows: dict[str, list[str]] = {protocol.batch_order: [] for protocol in names.PROTOCOLS if protocol.batch_order}
     for heading, observations in groups:
         for order, headings in rows.items():
@@ -112,9 +114,11 @@ def uniform(groups: Iterable[tuple[str, Sequence[Observation]]]) -> list[str]:
             if count:
                 headings.append(f"{heading} ({count} of {len(entries)} students)")
     parts = [
-        f"in {order.replace('_', '-')} batches, {'; '.join(headings)}" for order, headings in rows.items() if headings
+        f"This was so in {order.replace('_', '-')} batches for: {'; '.join(headings)}."
+        for order, headings in rows.items()
+        if headings
     ]
-    return [f"{UNIFORM}: {', and '.join(parts)}."] if parts else []
+    return [" ".join([UNIFORM, *parts])] if parts else []
 
 
 def classes_a_batch(observations: Iterable[Observation]) -> str:
@@ -127,4 +131,4 @@ def classes_a_batch(observations: Iterable[Observation]) -> str:
         aligned = classes % batches == 0 or batches % classes == 0
         even = aligned and images % classes == images % batches == 0
         counts |= {fewest} if even else {fewest, min(fewest + 1, classes)}
-    return f" Here such a batch holds images of {span(counts)} class{'es' * (max(counts) > 1)}."
+    return f" In these records, such a batch holds images of {span(counts)} class{'es' * (max(counts) > 1)}."

@@ -1,4 +1,4 @@
-"""Observations: the accuracies in a sweep's records by their place, their means, and their differences."""
+"""Observations are the accuracies in a sweep's records with their places. Functions select, group and average them."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ class Observation(NamedTuple):
 
 
 def observe(records: Iterable[Mapping[str, Any]], kind: str) -> list[Observation]:
-    """Every accuracy that appears in tables or figures of a kind."""
+    """The accuracies that appear in tables or figures of this kind."""
     return [
         Observation(place, record, entry)
         for record in records
@@ -31,7 +31,7 @@ def observe(records: Iterable[Mapping[str, Any]], kind: str) -> list[Observation
 def select(
     observations: Iterable[Observation], protocol: names.Protocol | None = None, graph: str | None = None, **place: Any
 ) -> list[Observation]:
-    """The observations of a protocol, of a graph setting or `names.ON`, and at a place; None selects all."""
+    """The observations with this protocol, graph setting and place; None selects all. `names.ON` selects all graphs."""
     return [
         observation
         for observation in observations
@@ -60,7 +60,7 @@ def by_seed(observations: Iterable[Observation]) -> dict[int, float]:
 
 
 def mean(values: Iterable[float], text: str = "", published: float | None = None) -> Cell:
-    """A cell with the mean of some values, formatted by `text` or with its standard deviation; empty without values."""
+    """A cell with the mean of values, formatted by `text` or with its standard deviation; empty without values."""
     summary = summarize(list(values))
     if summary is None:
         return EMPTY
@@ -74,9 +74,9 @@ def accuracy(observations: Iterable[Observation], published: float | None = None
 
 
 def difference(ours: Sequence[Observation], theirs: Sequence[Observation]) -> Cell:
-    """A cell with the mean of ours minus theirs of the same seeds, and its 95% interval.
+    """A cell with the mean of ours minus theirs over their common seeds, and its 95% interval.
 
-    The interval is over images too where both record their predictions for the same images.
+    If both record their predictions for the same images, the interval is over images as well as seeds.
     """
     datasets = [observation.record["dataset"] for observation in (*ours, *theirs)]
     images = {(dataset.get("fingerprint"), dataset["evaluated"]) for dataset in datasets}

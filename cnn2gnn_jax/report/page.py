@@ -9,7 +9,7 @@ from cnn2gnn_jax.report import formats
 from cnn2gnn_jax.report.cells import Table
 
 Section = Table | tuple[str, pathlib.Path, str]
-"""A table, or a figure: its title, its PNG and its description. Where the PNG is missing, the text stands alone."""
+"""A table, or a figure: its title, its PNG and its description. If the PNG does not exist, only the text is shown."""
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1f; --soft: #5d5e66; --line: #d9dae0; --back: #fff; --head: #f4f5f9;
@@ -64,7 +64,7 @@ def page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
     Args:
       title: the heading.
       lead: paragraphs below the heading.
-      sections: tables and figures; a list of links to them stands before the first one.
+      sections: tables and figures; a list of links to them precedes the first one.
     """
     names = [section.title if isinstance(section, Table) else section[0] for section in sections]
     links = "".join(f'<li><a href="#s{k}">{html.escape(name)}</a></li>' for k, name in enumerate(names))

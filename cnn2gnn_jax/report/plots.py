@@ -25,7 +25,7 @@ def _style_axis(axis: Any) -> None:
 def training(curves: Mapping[str, Curve], final: Mapping[str, float], split: str, loss: str = "loss") -> Figure:
     """Plots loss and accuracy on the training batches against the epoch.
 
-    Metrics are recorded on training batches alone, so the evaluated accuracy has no curve: it is a dot at the end.
+    Metrics are recorded on training batches alone, so the evaluated accuracy has no curve: a dot shows it at the end.
 
     Args:
       curves: a line for each name.
@@ -105,7 +105,7 @@ def _first_curve(record: Mapping[str, Any]) -> Curve:
 
 
 def values(observations: Sequence[Observation]) -> Figure:
-    """Plots accuracy against a value: a panel for each data set, a colour for each pair, a style for each protocol.
+    """Plots accuracy against a value: a panel for each data set, a color for each pair, a style for each protocol.
 
     Error bars are standard deviations over seeds.
     """
@@ -132,7 +132,7 @@ def values(observations: Sequence[Observation]) -> Figure:
 
 
 _Point = tuple[str, float, float, str]
-"""Name, FLOPs, accuracy in percent, and colour."""
+"""Name, FLOPs, accuracy in percent, and color."""
 
 
 def flops(observations: Sequence[Observation]) -> Figure:

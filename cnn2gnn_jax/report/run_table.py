@@ -16,7 +16,7 @@ def table(results: Mapping[str, Any]) -> Table:
     columns = [protocol.title + "*" * protocol.is_audit for protocol in protocols] or ["accuracy"]
     rows: dict[str, dict[str, Cell]] = {}
     if teacher := results["teacher"]:
-        # Logits of `teacher.logits_file` are those of the training images alone.
+        # A file of logits (`teacher.logits_file`) covers only the training images, so it gives no test accuracy.
         accuracy = Cell(f"{teacher['accuracy']:.2f}", teacher["accuracy"]) if "accuracy" in teacher else EMPTY
         rows[f"teacher {teacher['network']}"] = dict.fromkeys(columns, EMPTY) | {columns[0]: accuracy}
     student = f"{names.row_title(results['method'])}, {results['student']['network']}"
@@ -34,7 +34,7 @@ def _mean_accuracy(entries: Sequence[Mapping[str, Any]]) -> Cell:
 
 
 def terminal(results: Mapping[str, Any]) -> str:
-    """Formats the table for the terminal, followed by what the graph does; no line is over 99 characters."""
+    """Formats the table for the terminal, followed by the diagnostics of the graph. No line exceeds 99 characters."""
     parts = [formats.aligned(*_texts(table(results)))]
     if diagnostics := _diagnostics(results):
         parts.append("\n".join(["What the graph does:", *(_filled(line, "  ") for line in diagnostics)]))
@@ -60,7 +60,11 @@ def markdown(results: Mapping[str, Any], highlights: Sequence[str]) -> str:
     lines += ["", *(note.replace("*", r"\*") for note in _notes(results))]
     lines += ["", "## What to look at", "", *_listed(highlights), "", "## Costs", "", *_costs(results)]
     if table_parameters := results["student"].get("head_table_parameters"):
-        lines += ["", f"In training the graph head has {table_parameters:,} more, one row for each training image."]
+        lines += [
+            "",
+            f"During training, the graph head has {table_parameters:,} more parameters, one row for each "
+            "training image.",
+        ]
     lines += [
         "",
         "## Seconds",
@@ -101,15 +105,15 @@ def _diagnostics_text(entry: Mapping[str, Any]) -> str:
     parts = [
         f"weight on self {facts['self_weight']:.2f}"
         + ("" if in_training is None else f" ({in_training:.2f} in training)"),
-        f"neighbours of the same class {100 * facts['label_agreement']:.0f}% "
+        f"neighbors of the same class {100 * facts['label_agreement']:.0f}% "
         f"(by chance {100 * facts['label_agreement_chance']:.0f}%)",
-        f"effective neighbours {facts['effective_neighbors']:.1f}",
+        f"effective neighbors {facts['effective_neighbors']:.1f}",
     ]
     if "distinct_anchors" in facts:
-        parts.append(f"distinct anchors a batch {facts['distinct_anchors']:.1f}")
+        parts.append(f"distinct anchors per batch {facts['distinct_anchors']:.1f}")
     return ", ".join(parts) + is_uniform(entry) * (
-        "; one training image is the nearest of (almost) every whole batch, so that this graph weighs all images of "
-        "the batch alike: it contains no learned structure"
+        ". In almost every batch, all images have the same nearest training image. The graph then gives all images of "
+        "the batch the same weight and contains no learned structure"
     )
 
 
@@ -128,7 +132,7 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     if student["kind"] == "graph":
         notes.append(
             "*Class-sorted batches leak labels through the graph: this is an audit, not an accuracy. "
-            "What the graph is worth is its row minus the row trained and tested with A = I."
+            "What the graph is worth is its row minus the row of the student trained and tested with A = I."
         )
     return notes
 

@@ -13,10 +13,10 @@ OFF = "graph off"
 OFF_TRAINING_SET = f"{OFF}, {TRAINING_SET.name}"
 OFF_TRAINING_SET_WORTH = f"{TRAINING_SET.worth}, {OFF}"
 AGREEMENT, CHANCE, SELF_WEIGHT, DISTINCT_ANCHORS = DIAGNOSTICS = (
-    "neighbours of the same class",
-    "by chance",
+    "neighbors of the same class",
+    "expected by chance",
     "weight on self",
-    "distinct anchors a batch",
+    "distinct anchors per batch",
 )
 """Columns with diagnostics of the graph."""
 
@@ -24,7 +24,7 @@ AGREEMENT, CHANCE, SELF_WEIGHT, DISTINCT_ANCHORS = DIAGNOSTICS = (
 def table(observations: Sequence[Observation]) -> Table:
     """The table of one name, with a row for each setting.
 
-    The control with the graph off is in the same records, or in a record of its own at the same place.
+    The control without a graph is in the same records as the student, or in a separate record with the same place.
     """
     groups = grouped(observations, "setting")
     rows = {setting: _cells(group, protocols(observations)) for setting, group in groups.items()}
@@ -36,10 +36,10 @@ def table(observations: Sequence[Observation]) -> Table:
 
 
 def audit(records: Iterable[Mapping[str, Any]]) -> Table | None:
-    """The table of every graph student, whatever table it appears in; None without graph students."""
+    """The table of all graph students from all tables; None if there are none."""
     groups: dict[str, list[Observation]] = {}
     for record in records:
-        # A control with a record of its own belongs to every student at the same places.
+        # A control in a separate record belongs to all students with the same places.
         places = record["places"] if record["method"] == "cnn2gnn_off" else record["places"][:1]
         for entry in record["accuracies"]:
             for place in places if entry["graph"] is not None else ():
@@ -49,7 +49,7 @@ def audit(records: Iterable[Mapping[str, Any]]) -> Table | None:
         return None
     observations = [observation for group in groups.values() for observation in group]
     rows = {heading: _cells(group, protocols(observations)) for heading, group in groups.items()}
-    # The rows come from several tables, so each heading gives its number of seeds.
+    # The rows come from several tables, so each heading gives its own number of seeds.
     body, over = notes.mark_intervals(
         {f"{heading} (n = {max(cell.n or 0 for cell in row.values())})": row for heading, row in rows.items()}
     )
@@ -104,7 +104,7 @@ def _mean(observations: Iterable[Observation], diagnostic: str, text: str, scale
 
 
 def _chosen(group: Sequence[Observation]) -> dict[str, Cell]:
-    """The values that students with and without the graph chose on held-out images."""
+    """The hyperparameters chosen on held-out images, for the students with and without the graph."""
     arms = (select(group, graph=names.ON), select(group, graph="off"))
     texts = [choices.chosen(observation.record for observation in arm) for arm in arms]
     return dict(zip(choices.COLUMNS, map(Cell, texts), strict=True))

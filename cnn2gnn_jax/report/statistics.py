@@ -10,7 +10,7 @@ from scipy import stats
 CONFIDENCE = 0.95
 DRAWS = 4000  # bootstrap samples
 _CHUNK = 250  # samples that are computed together
-# What an interval is over, see `Difference`.
+# What the interval of a `Difference` is over.
 BOTH, IMAGES, SEEDS = "seeds and images", "images alone", "seeds alone"
 
 
@@ -58,7 +58,7 @@ def paired(
     Args:
       ours: accuracies in percent by seed.
       theirs: accuracies in percent by seed.
-      correct: which of the same images our and their students classify correctly; None where it is not known.
+      correct: which images our and their students classify correctly, over the same images; None if not recorded.
 
     Returns:
       The mean and its interval. With `correct`, the interval is over seeds and images: that of `bootstrap`, widened
@@ -104,9 +104,8 @@ def bootstrap(values: np.ndarray) -> tuple[float, float]:
 @functools.lru_cache(maxsize=4)
 def _counts(size: int, stream: int) -> np.ndarray:
     """How often each of `size` items occurs in each of DRAWS bootstrap samples, (DRAWS, size) uint16."""
-    raw = np.random.Philox(
-        key=np.array([0, stream], np.uint64)
-    )  # its raw numbers are the same in every version of NumPy
+    # The raw numbers of this generator are the same in every version of NumPy.
+    raw = np.random.Philox(key=np.array([0, stream], np.uint64))
     counts = np.empty((DRAWS, size), np.uint16)
     for draw in range(DRAWS):
         drawn = (raw.random_raw(size) % np.uint64(size)).astype(np.intp)
@@ -114,14 +113,14 @@ def _counts(size: int, stream: int) -> np.ndarray:
     return counts
 
 
-UNIFORM = 1.5  # with fewer distinct anchors a batch, the graph of Mechanism 2 has no structure
+UNIFORM = 1.5  # with fewer distinct anchors per batch, the graph of Mechanism 2 has no structure
 
 
 def is_uniform(entry: Mapping[str, Any]) -> bool:
     """Whether Mechanism 2 turned the graph of an accuracy into a uniform average of the batch.
 
-    Where one anchor is the nearest of all images of a batch, the distances between the images' anchors are all equal,
-    and Eq. 3 gives all images the same weight. The mean over batches shows whether this holds for most of them.
+    If all images of a batch have the same nearest anchor, the distances between their anchors are all equal, and Eq. 3
+    gives all images the same weight. The mean over batches shows whether this is so in most batches.
     """
     distinct = (entry.get("diagnostics") or {}).get("distinct_anchors")
     return entry["mechanism"] == "batch_by_batch" and distinct is not None and distinct < UNIFORM

@@ -1,4 +1,4 @@
-"""All tables of a sweep, and the two short ones: the ablation and the points of figures."""
+"""All tables of a sweep. The tables of the ablation and of the points of figures are also defined here."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from cnn2gnn_jax.report.observations import Observation, accuracy, grouped, mean
 
 
 def all_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """The tables of methods and their differences, the ablation, the points of figures, the settings and the audit."""
+    """All tables: methods and their differences, the ablation, the points of figures, the settings, and the audit."""
 
     def tables_of_kind(kind: str, function: Callable[[Sequence[Observation]], Any]) -> list[Any]:
         return [function(observations) for observations in grouped(observe(records, kind), "name").values()]
@@ -44,8 +44,9 @@ def ablation(observations: Sequence[Observation]) -> Table:
                 f"{column}: inference, s": mean((observation.entry["seconds"] for observation in own), "{:.2f}"),
             }
     remark = (
-        "Seconds to train the student and to classify all test images once, without compilation. The paper gives one "
-        "time and does not say which: on CIFAR-100 4999 s one by one and 2797 s batch by batch, a ratio of 1.79."
+        "The times are the seconds to train the student and the seconds to classify all test images once, without "
+        "compilation. The paper gives a single time and does not say which of the two it is: on CIFAR-100, 4999 s one "
+        "by one and 2797 s batch by batch, a ratio of 1.79."
     )
     return notes.captioned(observations, rows, [remark, *notes.uniform([("Batch by batch", learned)])])
 

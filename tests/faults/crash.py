@@ -1,11 +1,12 @@
-"""Crash tests: runs are killed by SIGKILL at random moments of every stage, and restarted until they end.
+"""Kills runs by SIGKILL at random moments of every stage, and starts them again until they finish.
 
     python -m tests.faults.crash --out=DIR [--kills=100] [--seed=0]
 
-After each kill, every file under its final name must be intact. Each run is also stopped once by SIGTERM, which is not
-counted. At its end, a run must have the results and weights of an uninterrupted run to the bit, no temporary files, and
-no rewritten files of stages that were complete at a kill. The program appends a JSON line for each kill to
-DIR/kills.jsonl and prints a table. Its exit code is 1 if a run did not survive a kill.
+After each kill, every file with its final name must be intact. Each run is also stopped once by SIGTERM, which does not
+count as a kill. The finished run must have exactly the results and weights of an uninterrupted run. It must leave no
+unfinished files behind, and it must not rewrite files that were complete at a kill.
+The command appends a JSON line for each kill to DIR/kills.jsonl and prints a table. The exit code is 1 if a run did not
+survive a kill.
 """
 
 import argparse
@@ -28,8 +29,9 @@ from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.training.metrics import read_records
 from tests.faults import runs
 
-# The files of a complete stage, and their number. Each command writes results and report again.
-DONE = {
+# For each stage: which files or folders exist once it is complete, and how many of them. Each command writes the
+# results and the report again, so they are not listed.
+COMPLETED = {
     "cache": ("cache/datasets/*/manifest.json", 1),
     "teacher": ("cache/teachers/*/checkpoints/train/last/step_8", 1),
     "logits": ("cache/teachers/*/teacher_logits/manifest.json", 1),
@@ -40,7 +42,8 @@ DONE = {
     "sweep's 2nd": ("run/records/*.json", 2),
 }
 LAST = "report"
-STOPPED = 75  # the exit code after SIGTERM
+STOPPED_BY_SIGTERM = 75  # the exit code
+# The stages of each method, and of a sweep. The report follows them.
 METHODS = {
     "cnn2gnn": ["cache", "teacher", "logits", "student", "evaluation"],
     "ab": ["cache", "teacher", "logits", "pretraining", "student", "evaluation"],
@@ -51,25 +54,27 @@ METHODS = {
 
 def stage(out: pathlib.Path, method: str) -> str:
     """The first stage that is not complete."""
-    return next((name for name in METHODS[method] if len(list(out.glob(DONE[name][0]))) < DONE[name][1]), LAST)
+    return next(
+        (name for name in METHODS[method] if len(list(out.glob(COMPLETED[name][0]))) < COMPLETED[name][1]), LAST
+    )
 
 
 def complete(out: pathlib.Path, method: str) -> dict[str, tuple[int, ...]]:
-    """The files of the complete stages, each with its inode, size and time, which change if it is written again."""
+    """The files of all complete stages, each with its inode, size and time, which change if it is written again."""
     files = {}
     for name in METHODS[method][: [*METHODS[method], LAST].index(stage(out, method))]:
-        for path in out.glob(DONE[name][0]):
+        for path in out.glob(COMPLETED[name][0]):
             folder = path.parent if path.suffix == ".json" else path
             for file in folder.rglob("*"):
                 if file.is_file():
-                    facts = file.stat()
-                    files[str(file)] = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+                    status = file.stat()
+                    files[str(file)] = (status.st_ino, status.st_size, status.st_mtime_ns)
     return files
 
 
 def broken_files(out: pathlib.Path) -> list[str]:
-    """The damaged files under their final names, with the reason."""
-    problems = []
+    """The files with their final names that are damaged, each with the error."""
+    broken = []
     for path in sorted(out.rglob("*")):
         if not path.is_file() or unfinished(path.relative_to(out)):
             continue
@@ -87,19 +92,24 @@ def broken_files(out: pathlib.Path) -> list[str]:
                     image.load()
             elif path.name == "metrics.jsonl":
                 lines = path.read_text().split("\n")
-                _ = [json.loads(line) for line in lines[:-1]]  # the last one may be incomplete; it is then ignored
+                _ = [json.loads(line) for line in lines[:-1]]  # the last line may be truncated; readers skip it then
         except Exception as error:
-            problems.append(f"{path.relative_to(out)}: {error}")
-    return problems
+            broken.append(f"{path.relative_to(out)}: {error}")
+    return broken
 
 
 def unfinished(path: pathlib.Path) -> bool:
-    """Whether a path is temporary, by its name."""
+    """Whether the name of a file or folder marks it as incomplete."""
     return any(part.endswith(".partial") or "checkpoint-tmp" in part for part in path.parts)
 
 
+def unfinished_files(out: pathlib.Path) -> list[pathlib.Path]:
+    """The files and folders under `out` that are marked as incomplete."""
+    return [path for path in out.rglob("*") if unfinished(path.relative_to(out))]
+
+
 def weights(out: pathlib.Path, log: pathlib.Path) -> str:
-    """A hash of all trained weights, computed in a separate process because it starts JAX."""
+    """A hash of all trained weights. It is computed in a separate process, since it starts JAX."""
     target = out / "weights.txt"
 
     def restore() -> None:
@@ -122,7 +132,7 @@ def weights(out: pathlib.Path, log: pathlib.Path) -> str:
     return target.read_text()
 
 
-def unbroken(out: pathlib.Path, method: str) -> dict[str, Any]:
+def uninterrupted(out: pathlib.Path, method: str) -> dict[str, Any]:
     """The results of an uninterrupted run, the hash of its weights, and the seconds of each stage."""
     out.mkdir(parents=True)
     seconds: dict[str, float] = collections.defaultdict(float)
@@ -130,11 +140,11 @@ def unbroken(out: pathlib.Path, method: str) -> dict[str, Any]:
     for folder in ("cache", "run"):
         shutil.rmtree(out / folder)
     process = runs.start(runs.command(out, method), out / "log.txt")
-    before = time.monotonic()
-    while not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+    last = time.monotonic()
+    while not _ended(process):
         now = time.monotonic()
-        seconds[stage(out, method)] += now - before
-        before = now
+        seconds[stage(out, method)] += now - last
+        last = now
         time.sleep(0.002)
     assert runs.wait(process) == 0, (out / "log.txt").read_text()
     return {
@@ -144,70 +154,77 @@ def unbroken(out: pathlib.Path, method: str) -> dict[str, Any]:
     }
 
 
-def broken(out: pathlib.Path, method: str, whole: dict[str, Any], rng: random.Random, kills: int) -> list[dict]:
-    """Kills a run at most once in each stage. Returns a record of each kill, with what was `wrong` after it."""
+def interrupted(out: pathlib.Path, method: str, expected: dict[str, Any], rng: random.Random, kills: int) -> list[dict]:
+    """Kills a run up to once in each stage, and returns a record of each kill with the errors that it caused."""
     out.mkdir(parents=True)
-    log, records, before = out / "log.txt", [], {}
-    aims = [*METHODS[method], LAST]
-    moments = [(aims[3], signal.SIGTERM), *((aim, signal.SIGKILL) for aim in rng.sample(aims, min(kills, len(aims))))]
-    for aim, signal_number in sorted(moments, key=lambda moment: aims.index(moment[0])):
-        if aims.index(stage(out, method)) > aims.index(aim):
-            continue  # the last process has passed this moment
+    log, records, complete_at_kills = out / "log.txt", [], {}
+    stages = [*METHODS[method], LAST]
+    killed_stages = rng.sample(stages, min(kills, len(stages)))
+    signals = [(stages[3], signal.SIGTERM), *((name, signal.SIGKILL) for name in killed_stages)]
+    for target, number in sorted(signals, key=lambda item: stages.index(item[0])):
+        if stages.index(stage(out, method)) > stages.index(target):
+            continue  # the last process already completed this stage
         process = runs.start(runs.command(out, method), log)
-        delay = rng.uniform(0, whole["seconds"][aim])
-        while stage(out, method) != aim and not _ended(process):
+        delay = rng.uniform(0, expected["seconds"][target])
+        while stage(out, method) != target and not _ended(process):
             time.sleep(0.002)
         until = time.monotonic() + delay
         while time.monotonic() < until and not _ended(process):
             time.sleep(0.002)
         if not _ended(process):
-            os.kill(process, signal_number)
+            os.kill(process, number)
         code = runs.wait(process)
         if code != -signal.SIGKILL:
-            if code not in (0, -signal.SIGTERM, STOPPED):
+            if code not in (0, -signal.SIGTERM, STOPPED_BY_SIGTERM):
                 raise SystemExit(f"a run ended with code {code}:\n{log.read_text()}")
-            continue  # it ended before this moment
-        kill = {"method": method, "stage": stage(out, method), "after_seconds": round(delay, 3)}
-        kill["wrong"] = broken_files(out)
-        records.append(kill)
-        before |= complete(out, method)
+            continue  # the run ended, or was stopped by SIGTERM, before a kill
+        record = {"method": method, "stage": stage(out, method), "after_seconds": round(delay, 3)}
+        records.append(record | {"wrong": broken_files(out)})
+        complete_at_kills |= complete(out, method)
     code = runs.wait(runs.start(runs.command(out, method), log))
-    wrong = [] if code == 0 else [f"ended with code {code}"]
-    if code == 0:
-        after = complete(out, method)
-        wrong += [f"{path} was written again" for path, facts in before.items() if after.get(path, facts) != facts]
-        wrong += [f"{path} was left" for path in out.rglob("*") if unfinished(path.relative_to(out))]
-        wrong += broken_files(out)
-        for path in out.rglob("metrics.jsonl"):
-            steps = [(record["stage"], record["step"]) for record in read_records(path)]
-            wrong += [] if len(set(steps)) == len(steps) else [f"{path} has steps twice"]
-        wrong += [] if runs.outcome(out / "run") == whole["results"] else ["other results"]
-        wrong += [] if weights(out, log) == whole["weights"] else ["other weights"]
+    errors = errors_at_the_end(out, method, expected, complete_at_kills) if code == 0 else [f"exit code {code}"]
     for record in records:
-        record["wrong"] += wrong
+        record["wrong"] += errors
     return records
 
 
+def errors_at_the_end(
+    out: pathlib.Path, method: str, expected: dict[str, Any], complete_at_kills: dict[str, tuple[int, ...]]
+) -> list[str]:
+    """What is wrong with the files, results and weights of a finished run that was killed before."""
+    at_end = complete(out, method)
+    errors = [f"{path} was rewritten" for path, file in complete_at_kills.items() if at_end.get(path, file) != file]
+    errors += [f"{path} was left behind" for path in unfinished_files(out)]
+    errors += broken_files(out)
+    for path in out.rglob("metrics.jsonl"):
+        steps = [(record["stage"], record["step"]) for record in read_records(path)]
+        errors += [] if len(set(steps)) == len(steps) else [f"{path} has a step twice"]
+    errors += [] if runs.outcome(out / "run") == expected["results"] else ["the results differ"]
+    errors += [] if weights(out, out / "log.txt") == expected["weights"] else ["the weights differ"]
+    return errors
+
+
 def _ended(process: int) -> bool:
+    """Whether a process has ended; `runs.wait` still gets its exit code."""
     return bool(os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT))
 
 
 def main() -> None:
-    """Reads the command line and runs the crash tests."""
+    """Parses the command line and kills runs."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.crash", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="the folder of the runs and of kills.jsonl")
+    parser.add_argument("--kills", type=int, default=100, help="the number of kills in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     args = parser.parse_args()
     runs.prepare(args.out)
     rng, records = random.Random(args.seed), []
-    whole = {method: unbroken(args.out / f"whole-{method}", method) for method in args.methods}
+    expected = {method: uninterrupted(args.out / f"whole-{method}", method) for method in args.methods}
     trial = 0
     while len(records) < args.kills:
         method = args.methods[trial % len(args.methods)]
         out = args.out / f"trial-{trial}"
-        new_records = broken(out, method, whole[method], rng, args.kills - len(records))
+        new_records = interrupted(out, method, expected[method], rng, args.kills - len(records))
         with open(args.out / "kills.jsonl", "a") as file:
             file.writelines(json.dumps({"trial": trial, **record}) + "\n" for record in new_records)
         if not any(record["wrong"] for record in new_records):
@@ -216,12 +233,12 @@ def main() -> None:
         trial += 1
         print(f"{len(records)} of {args.kills} kills", file=sys.stderr, flush=True)
     print(f"{'killed in':12} {'kills':>6} {'survived':>9}")
-    for name in [*DONE, LAST, "all"]:
+    for name in [*COMPLETED, LAST, "all"]:
         of_stage = [record for record in records if name in (record["stage"], "all")]
         print(f"{name:12} {len(of_stage):6} {sum(not record['wrong'] for record in of_stage):9}")
     for record in records:
-        for what in record["wrong"]:
-            print(f"{record['method']}, killed in {record['stage']}: {what}")
+        for error in record["wrong"]:
+            print(f"{record['method']}, killed in {record['stage']}: {error}")
     sys.exit(any(record["wrong"] for record in records))
 
 

@@ -1,10 +1,11 @@
-"""Damage tests: each kind of file that is read again is truncated, changed, emptied, removed and swapped.
+"""Damages files that the program reads again: truncates, flips, empties, removes and swaps them, in each byte range.
 
     python -m tests.faults.damage --out=DIR [--ranges=32] [--seed=0]
 
-Each damaged file is read as the program reads it. It must be refused with a UserError, or give the same values as the
-intact file. Then one file of each kind is damaged and the run restarted: it must end with the same results, or name the
-file to delete. The program appends a JSON line for each kind to DIR/damage.jsonl and prints a table.
+Each damaged file is read as the program reads it. The program must refuse it with a one-line `UserError`, or read the
+same content as from the intact file. Then a file of each kind is damaged in a finished run, and the run is started
+again. It must finish with the same results, or refuse the file in one line. The command appends a JSON line for each
+kind to DIR/damage.jsonl and prints a table.
 """
 
 import argparse
@@ -34,11 +35,11 @@ from tests.faults import tiny
 from tests.faults.runs import without_times
 
 OUTCOMES = ("refused", "unchanged", "used", "crashed")
-TRUNCATIONS = (0.01, 0.25, 0.5, 0.75, 0.99)
+TRUNCATIONS = (0.01, 0.25, 0.5, 0.75, 0.99)  # fractions of the bytes that are kept
 
 
 class Kind(NamedTuple):
-    """A folder to damage, the function that reads it, and the same folder of another run."""
+    """A kind of files: their folder, the function that reads it, and the same folder of another run, or None."""
 
     folder: pathlib.Path
     read: Callable[[pathlib.Path], Any]
@@ -46,14 +47,20 @@ class Kind(NamedTuple):
 
 
 def kinds(cache_dir: pathlib.Path, workdir: pathlib.Path, others: tuple[pathlib.Path, pathlib.Path] | None) -> dict:
-    """The kinds of a finished run with a bundle in its workdir; `others` are the cache and workdir of another run."""
+    """The kinds of files of a finished run.
+
+    Args:
+      cache_dir: the cache of the run.
+      workdir: the workdir of the run, with a bundle.
+      others: the cache and the workdir of another run, whose files are swapped in; None for no swaps.
+    """
 
     def kind(pattern: str, read: Callable[[pathlib.Path], Any], place: int = 1) -> Kind:
-        folder, *other_folders = (next(both[place].glob(pattern)) if pattern else both[place] for both in pairs)
-        return Kind(folder, read, other_folders[0] if other_folders else None)
+        folder, *other = (next(both[place].glob(pattern)) if pattern else both[place] for both in pairs)
+        return Kind(folder, read, other[0] if other else None)
 
     def logits(folder: pathlib.Path) -> Any:
-        return teacher_logits.read(folder, of_logits["fingerprint"], rows)
+        return teacher_logits.read(folder, logits_manifest["fingerprint"], rows)
 
     def checkpoint(owner: str) -> Callable[[pathlib.Path], Any]:
         def read(folder: pathlib.Path) -> Any:
@@ -67,14 +74,14 @@ def kinds(cache_dir: pathlib.Path, workdir: pathlib.Path, others: tuple[pathlib.
         return artifact.read(folder / student, scoring.KIND, expected["fingerprint"])
 
     pairs = [(cache_dir, workdir), *([others] if others else [])]
-    of_logits = storage.read_json(next(cache_dir.glob("teachers/*/teacher_logits/manifest.json")))
-    rows = {name.removesuffix(".npy"): array["shape"][0] for name, array in of_logits["files"].items()}
+    logits_manifest = storage.read_json(next(cache_dir.glob("teachers/*/teacher_logits/manifest.json")))
+    rows = {name.removesuffix(".npy"): array["shape"][0] for name, array in logits_manifest["files"].items()}
     student = next(workdir.glob("checkpoints/*")).name
     owner = f"{runs.read(workdir).fingerprint}/{student}"
     return {
         "data cache": kind("datasets/*/", lambda folder: dataclasses.asdict(cache.read(folder)), 0),
         "logits": kind("teachers/*/teacher_logits", logits, 0),
-        "teacher checkpoint": kind("teachers/*/checkpoints/train/last", checkpoint(of_logits["fingerprint"]), 0),
+        "teacher checkpoint": kind("teachers/*/checkpoints/train/last", checkpoint(logits_manifest["fingerprint"]), 0),
         "student checkpoint": kind("checkpoints/*/train/last", checkpoint(owner)),
         "run": kind("", trained.open_student),
         "results": kind("", lambda folder: storage.read_json(folder / "results.json"))._replace(other=None),
@@ -83,7 +90,8 @@ def kinds(cache_dir: pathlib.Path, workdir: pathlib.Path, others: tuple[pathlib.
     }
 
 
-# The files of a kind whose folder has other files, too. Only people read results again, so they are not swapped.
+# The damaged files of a kind whose folder also holds other files. Only people read results again, so the results of
+# another run are not swapped in.
 FILES = {
     "run": tuple(f"run/{file}" for file in ("manifest.json", "index.npy", "labels.npy", "images.npy")),
     "results": ("results.json",),
@@ -91,7 +99,7 @@ FILES = {
 
 
 def damages(content: bytes, other: bytes | None, ranges: int, rng: random.Random) -> Iterator[tuple[str, bytes | None]]:
-    """Yields ways to damage a file: a name, and the new content or None to remove it."""
+    """Yields ways to damage a file: a name, and the new content, or None to remove the file."""
     yield "removed", None
     yield "emptied", b""
     for part in TRUNCATIONS:
@@ -110,22 +118,22 @@ def damages(content: bytes, other: bytes | None, ranges: int, rng: random.Random
 
 
 def digest(value: Any) -> str:
-    """A hash of a pytree of any values."""
-    result = hashlib.sha256()
+    """A hash of a pytree of arrays and other values."""
+    hashed = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-        result.update(jax.tree_util.keystr(path).encode())
+        hashed.update(jax.tree_util.keystr(path).encode())
         array = np.asarray(leaf)
-        result.update(repr((array.shape, str(array.dtype))).encode())
-        result.update(array.tobytes() if array.dtype != object else repr(leaf).encode())
-    return result.hexdigest()
+        hashed.update(repr((array.shape, str(array.dtype))).encode())
+        hashed.update(array.tobytes() if array.dtype != object else repr(leaf).encode())
+    return hashed.hexdigest()
 
 
 def inject(
     name: str, kind: Kind, place: pathlib.Path, ranges: int, rng: random.Random
 ) -> tuple[collections.Counter, list]:
-    """Damages each file of a kind in a copy at `place`. Returns counts by (damage, outcome), and the failures."""
+    """Damages each file of a kind, in a copy at `place`. Returns counts by (damage, outcome), and the errors."""
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
-    wrong = []
+    errors = []
     files = [kind.folder / file for file in FILES[name]] if name in FILES else sorted(kind.folder.rglob("*"))
     files = [file for file in files if file.is_file() and file.name != ".lock"]
     shutil.rmtree(place, ignore_errors=True)
@@ -136,9 +144,9 @@ def inject(
     if name in FILES:
         (place / "checkpoints").symlink_to(kind.folder / "checkpoints")
     steps = sorted(place.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
-    for step in steps[:-1]:  # so that no older checkpoint is used instead
+    for step in steps[:-1]:  # no earlier checkpoint is left to fall back to
         shutil.rmtree(step)
-    whole = digest(kind.read(place))
+    intact = digest(kind.read(place))
     for file in files:
         target = place / file.relative_to(kind.folder)
         if not target.exists():
@@ -151,7 +159,7 @@ def inject(
             if changed is not None:
                 target.write_bytes(changed)
             try:
-                outcome = "unchanged" if digest(kind.read(place)) == whole else "used"
+                outcome = "unchanged" if digest(kind.read(place)) == intact else "used"
                 text = ""
             except (UserError, FileNotFoundError) as error:
                 outcome, text = ("refused", "") if "\n" not in str(error) else ("crashed", str(error))
@@ -159,14 +167,14 @@ def inject(
                 outcome, text = "crashed", f"{type(error).__name__}: {error}"
             counts[damage, outcome] += 1
             if outcome in ("used", "crashed"):
-                wrong.append(f"{name}, {target.relative_to(place)} {damage}: {outcome} {text[:300]}")
+                errors.append(f"{name}, {target.relative_to(place)} {damage}: {outcome} {text[:300]}")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
-    return counts, wrong
+    return counts, errors
 
 
 def finished(out: pathlib.Path, teacher_seed: int) -> tuple[Any, dict[str, Any]]:
-    """Runs the tiny pipeline under `out` and exports a bundle. Returns its config and results."""
+    """Finishes a tiny run under `out` and exports its bundle. Returns its config and its results."""
     config = tiny.get_config()
     config.cache_dir, config.teacher.seed, config.tensorboard = str(out / "cache"), teacher_seed, False
     results = pipeline.run(config, out / "run")
@@ -177,10 +185,10 @@ def finished(out: pathlib.Path, teacher_seed: int) -> tuple[Any, dict[str, Any]]
 
 
 def started_again(out: pathlib.Path, config: Any, results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Damages a file of each kind in place and runs again. Yields the kind, the outcome, and what is wrong."""
+    """Damages a file of each kind in place and runs again. Yields the kind, the outcome, and an error or ''."""
     for name, kind in kinds(out / "cache", out / "run", None).items():
         if name == "bundle":
-            continue  # which no run reads
+            continue  # no run reads it
         last = max(kind.folder.glob("step_*"), key=lambda path: int(path.name[5:]), default=kind.folder)
         file = max(
             [kind.folder / path for path in FILES[name]] if name in FILES else last.rglob("*"),
@@ -195,27 +203,29 @@ def started_again(out: pathlib.Path, config: Any, results: dict[str, Any]) -> It
         except UserError as error:
             yield name, "refused", "" if "\n" not in str(error) else str(error)
             continue
-        is_same = without_times(again) == without_times(results)
-        yield name, "rebuilt", "" if is_same else "other results"
+        same = without_times(again) == without_times(results)
+        yield name, "rebuilt", "" if same else "the results differ"
 
 
 def main() -> None:
-    """Reads the command line and runs the damage tests."""
+    """Parses the command line and damages the files of each kind."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.damage", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--ranges", type=int, default=32, help="of the bytes of each file")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="the folder of the runs and of damage.jsonl")
+    parser.add_argument(
+        "--ranges", type=int, default=32, help="the number of byte ranges of each file; one byte of each is changed"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    out, rng, failed = args.out.absolute(), random.Random(args.seed), []
+    out, rng, all_errors = args.out.absolute(), random.Random(args.seed), []
     config, results = finished(out, 0)
     finished(out / "other", 1)
     total: collections.Counter[str] = collections.Counter()
     print(f"{'damaged':20}{'faults':>8}" + "".join(f"{outcome:>11}" for outcome in OUTCOMES))
-    all_kinds = kinds(out / "cache", out / "run", (out / "other" / "cache", out / "other" / "run"))
+    damaged_kinds = kinds(out / "cache", out / "run", (out / "other" / "cache", out / "other" / "run"))
     with open(out / "damage.jsonl", "a") as file:
-        for name, kind in all_kinds.items():
-            counts, wrong = inject(name, kind, out / "damaged", args.ranges, rng)
-            failed += wrong
+        for name, kind in damaged_kinds.items():
+            counts, errors = inject(name, kind, out / "damaged", args.ranges, rng)
+            all_errors += errors
             by_outcome = collections.Counter[str]()
             for (_, outcome), count in counts.items():
                 by_outcome[outcome] += count
@@ -224,12 +234,12 @@ def main() -> None:
             facts = {f"{damage} {outcome}": count for (damage, outcome), count in sorted(counts.items())}
             file.write(json.dumps({"kind": name, "faults": counts.total(), **facts}) + "\n")
         print(f"{'all':20}{total.total():8}" + "".join(f"{total[outcome]:11}" for outcome in OUTCOMES))
-        for name, outcome, wrong_text in started_again(out, config, results):
+        for name, outcome, error in started_again(out, config, results):
             print(f"started again with a damaged {name}: {outcome}")
             file.write(json.dumps({"started again with a damaged": name, "outcome": outcome}) + "\n")
-            failed += [f"{name}: {wrong_text}"] if wrong_text else []
-    print("\n".join(failed))
-    sys.exit(bool(failed))
+            all_errors += [f"{name}: {error}"] if error else []
+    print("\n".join(all_errors))
+    sys.exit(bool(all_errors))
 
 
 if __name__ == "__main__":

@@ -1,104 +1,46 @@
-"""Fuzz tests of all functions that read files of other origin.
+"""Fuzzes the functions that read files from users or from other programs.
 
     python -m tests.faults.fuzz --out=DIR [--inputs=120000] [--seed=0] [--only NAME ...]
 
-Valid inputs are changed at random: bytes are flipped, removed, repeated, spliced or inserted; values of JSON are
-replaced and the object is sealed again, so that the checks behind the seal are reached. Within a minute, a parser must
-accept an input or refuse it with a one-line UserError; anything else is a crash. Crashing inputs are kept in DIR. The
-program appends a JSON line for each parser to DIR/fuzz.jsonl and prints a table.
+Valid inputs are changed at random: bytes are flipped, cut, repeated, spliced or inserted. In JSON, values are replaced,
+and the seal is computed again, so that the checks behind it are reached too. A parser may accept an input, or refuse it
+with a one-line `UserError` or `OSError`. Anything else is a crash, and so is taking longer than a minute. Inputs that
+crash a parser are kept in DIR. The command appends a JSON line for each parser to DIR/fuzz.jsonl and prints a table.
 """
 
 import argparse
 import collections
-import contextlib
 import copy
-import io
 import json
 import pathlib
 import random
-import shutil
 import signal
 import sys
-import tarfile
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from absl import logging
-from PIL import Image
 
-from cnn2gnn_jax import config
-from cnn2gnn_jax import run as runs
-from cnn2gnn_jax.configs import digits
-from cnn2gnn_jax.data import binary, cache, image_folders, images, teacher_logits
-from cnn2gnn_jax.data.builders import mini_imagenet
-from cnn2gnn_jax.runtime import artifact, storage
 from cnn2gnn_jax.runtime.errors import UserError
-from cnn2gnn_jax.serving import bundle
-from cnn2gnn_jax.training import checkpoint
-from cnn2gnn_jax.training.metrics import read_records
+from tests.faults.parsers import Parser, parsers
 
-SECONDS = 60  # after which a parser counts as hanging
-WORDS = (
-    *(
-        b"",
-        b"\0",
-        b'"',
-        b",",
-        b"\n",
-        b"\r\n",
-        b"..",
-        b"../",
-        b"/etc/passwd",
-        b"=1+1",
-        b"\xef\xbb\xbf",
-        b"\xff\xfe",
-        b"e",
-    ),
-    *(
-        b"9" * 40,
-        b"-1",
-        b"1e999",
-        b"NaN",
-        b"null",
-        b"[" * 2000,
-        b"{",
-        b"}",
-        b"\x93NUMPY",
-        b"O",
-        b"|O",
-        b"<f4",
-        b"PK\x03\x04",
-    ),
-    *(
-        b"(10000000000,)",
-        b"True",
-        b"\xff" * 8,
-        bytes(64),
-        b"\x7f\xff\xff\xff",
-        b"\x80",
-        "ä".encode(),
-        b"filename,label\n",
-    ),
-)
-VALUES = (
+SECONDS = 60  # the time limit of a parser for one input
+INSERTED_BYTES = (
+    b"", b"\0", b'"', b",", b"\n", b"\r\n", b"..", b"../", b"/etc/passwd", b"=1+1", b"\xef\xbb\xbf", b"\xff\xfe", b"e",
+    b"9" * 40, b"-1", b"1e999", b"NaN", b"null", b"[" * 2000, b"{", b"}", b"\x93NUMPY", b"O", b"|O", b"<f4",
+    b"PK\x03\x04", b"(10000000000,)", b"True", b"\xff" * 8, bytes(64), b"\x7f\xff\xff\xff", b"\x80", "ä".encode(),
+    b"filename,label\n",
+)  # fmt: skip
+JSON_VALUES = (
     *(None, True, False, -1, 0, 1, 10**30, 1.5, 1e308, "", "x", "../x", "/", "\0", "ä" * 300, [], {}, [[]], [None]),
     *([1, 2, 3], {"a": 1}, [0] * 50, "NaN", "float32", [8, 8, 1], [-1, 8, 1], [10**9, 10**9, 3]),
 )
 
 
-class Parser(NamedTuple):
-    """A function that reads an input, and valid inputs from which others are made."""
-
-    read: Callable[[Any], Any]
-    good: list[Any]
-
-
 def changed(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
-    """Changes content at a few random places."""
+    """The content with a few random changes. Some splice in parts of other contents."""
     result = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 3, 8))):
         at = rng.randrange(len(result) + 1)
@@ -113,7 +55,7 @@ def changed(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
             case 4:
                 result[at:at] = result[at : at + length] * rng.choice((1, 2, 50))
             case 5:
-                result[at : at + rng.choice((0, length))] = rng.choice(WORDS)
+                result[at : at + rng.choice((0, length))] = rng.choice(INSERTED_BYTES)
             case 6:
                 del result[at:]
             case 7:
@@ -124,284 +66,134 @@ def changed(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
 
 
 def changed_json(value: Any, rng: random.Random) -> Any:
-    """Replaces a few values or keys of a JSON object at random."""
+    """A copy of a JSON object in which a few values or keys are removed or replaced at random."""
     value = copy.deepcopy(value)
     for _ in range(rng.choice((1, 1, 2, 4))):
-        place = value
+        parent = value
         while True:
-            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            keys = list(parent) if isinstance(parent, dict) else list(range(len(parent)))
             if not keys:
                 break
             key = rng.choice(keys)
-            if isinstance(place[key], dict | list) and place[key] and rng.random() < 0.85:
-                place = place[key]
+            if isinstance(parent[key], dict | list) and parent[key] and rng.random() < 0.85:
+                parent = parent[key]
                 continue
             if rng.random() < 0.2:
-                del place[key]
-            elif isinstance(place, dict) and rng.random() < 0.1:
-                place[str(rng.choice(VALUES))] = place.pop(key)
+                del parent[key]
+            elif isinstance(parent, dict) and rng.random() < 0.1:
+                parent[str(rng.choice(JSON_VALUES))] = parent.pop(key)
             else:
-                place[key] = copy.deepcopy(rng.choice(VALUES))
+                parent[key] = copy.deepcopy(rng.choice(JSON_VALUES))
             break
     return value
-
-
-def encoded(file_format: str, mode: str = "RGB", **options: Any) -> bytes:
-    out, pixels = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (12, 9, 3), np.uint8)
-    Image.fromarray(pixels).convert(mode).save(out, file_format, **options)
-    return out.getvalue()
-
-
-def npy(array: np.ndarray, **options: Any) -> bytes:
-    out = io.BytesIO()
-    np.save(out, array, **options)
-    return out.getvalue()
-
-
-def archive(compression: str) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode=f"w:{compression}") as made:
-        for name, content in (("set/a", b"A" * 3000), ("set/b", b"B" * 10), ("../set/a", b"C"), ("/set/b", b"D")):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            made.addfile(member, io.BytesIO(content))
-        link = tarfile.TarInfo("set/c")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        made.addfile(link)
-    return out.getvalue()
-
-
-def parsers(place: pathlib.Path) -> dict[str, Parser]:
-    """The parsers by name; `place` is a folder for the files that they read."""
-
-    def in_file(name: str, read: Callable[[pathlib.Path], Any]) -> Callable[[bytes], Any]:
-        path = place / name
-
-        def write_and_read(content: bytes) -> Any:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            return read(path)
-
-        return write_and_read
-
-    def sealed(name: str, read: Callable[[pathlib.Path], Any]) -> Callable[[Any], Any]:
-        path = place / name
-
-        def write_and_read(value: Any) -> Any:
-            path.write_text(json.dumps(storage.sealed(value)))
-            return read(path)
-
-        return write_and_read
-
-    def manifest(folder: str, read: Callable[[pathlib.Path], Any]) -> Parser:
-        name = f"{folder}/{artifact.MANIFEST}"
-        return Parser(sealed(name, read), [storage.read_json(place / name)])
-
-    rng = np.random.default_rng(0)
-    cifar = np.concatenate([np.full((3, 1), 3), rng.integers(0, 256, (3, 3072))], 1).astype(np.uint8).tobytes()
-    cifar100 = np.concatenate([np.full((2, 2), 3), rng.integers(0, 256, (2, 3072))], 1).astype(np.uint8).tobytes()
-    stl10 = rng.integers(0, 256, (2, 27648), np.uint8).tobytes() + bytes([1, 10])
-    rows = [f"n{k // 7:08d}{k:08d}.jpg,n{k // 7:08d}" for k in range(21)]
-    lists = "\n".join(["filename,label", *rows]).encode()
-    labels = np.repeat(np.arange(4), 25)
-    logits = np.eye(4)[labels].astype(np.float32)
-
-    arrays = {"train": logits, "test": logits[:10]}
-    teacher_logits.write(place / "logits", "abc", {"train": 100, "test": 10}, [arrays], {"test_accuracy": 50.0})
-
-    def read_logits(path: pathlib.Path) -> Any:
-        return teacher_logits.read(path.parent, "abc", {"train": 100, "test": 10})
-
-    split = cache.Examples(4, [(np.full((3, 3, 1), 60 * k, np.uint8), k % 2, str(k)) for k in range(4)])
-    cache.write(place / "cache", "x", ("a", "b"), {"train": split, "test": split}, {"key": "0", "path": ""})
-    (place / "bundle").mkdir()
-    module = bundle.serialize(lambda images: images[:, 0, :2, 0], (8, 8, 1))
-    (place / "bundle" / bundle.MODEL).write_bytes(module)
-    facts = {"classes": ["a", "b"], "image_shape": [8, 8, 1], "mean": [0.5], "std": [0.2], "platforms": ["cpu"]}
-    artifact.seal(place / "bundle", bundle.KIND, "0" * 16, facts)
-    (place / "step" / "state").mkdir(parents=True)
-    (place / "step" / "state" / "x").write_bytes(b"x")
-    artifact.seal(place / "step", checkpoint.KIND, "me", {})
-
-    smoke = digits.get_config("smoke")
-    smoke.method = "gnn"
-    complete = config.resolve(smoke).to_dict()
-    anchors = {
-        "index": np.zeros((1, 4), int),
-        "labels": np.zeros((1, 4), int),
-        "images": np.zeros((1, 4, 8, 8, 1), np.uint8),
-    }
-    facts = {
-        "teacher_folder": "/nowhere",
-        "dataset_fingerprint": "0" * 16,
-        "dataset": {"classes": list("ab"), "image_shape": [8, 8, 1], "train_images": 100, "mean": [0.5], "std": [0.2]},
-        "config": json.loads(json.dumps(complete)),
-    }
-    for workdir in ("workdir", "other"):
-        artifact.write(place / workdir / runs.RECORD, runs.KIND, "0" * 16, facts, anchors)
-
-    def read_anchors(content: bytes) -> Any:
-        record = place / "other" / runs.RECORD
-        (record / "images.npy").write_bytes(content)
-        manifest = storage.read_json(record / artifact.MANIFEST)
-        manifest["files"]["images.npy"]["sha256"] = storage.sha256(record / "images.npy")
-        storage.write_json(record / artifact.MANIFEST, manifest)
-        return runs.read(place / "other")
-
-    def read_step(path: pathlib.Path) -> Any:
-        return artifact.read(path.parent, checkpoint.KIND, "me")
-
-    def read_lists(content: bytes) -> Any:
-        (place / "lists").mkdir(exist_ok=True)
-        (place / "lists" / "train.csv").write_bytes(content)
-        for name in ("val.csv", "test.csv"):
-            (place / "lists" / name).write_bytes(b"filename,label\n")
-        return mini_imagenet.files_by_class(place / "lists")
-
-    def read_folder(name: bytes) -> Any:
-        # A folder of images with one class and one file of that name, beside a class z.
-        folder = place / "pictures"
-        shutil.rmtree(folder, ignore_errors=True)
-        parts = [
-            part[:100]
-            for part in name.decode("utf-8", "surrogateescape").replace("\0", "").split("/")
-            if part not in ("", ".", "..")
-        ]
-        path = folder.joinpath(*parts[:3]) if parts else folder
-        (folder / "z").mkdir(parents=True)
-        (folder / "z" / "z.png").write_bytes(b"")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path not in (folder, folder / "z"):
-            path.write_bytes(b"")
-        return image_folders.scan(folder)
-
-    def decode(content: bytes) -> Any:
-        return images.decode(content, "x.png"), images.decode(content, "x.png", channels=1, size=8)
-
-    records = b'{"stage": "a", "step": 1, "loss": 0.5}\n{"stage": "a", "step": 2, "loss": 0.25}\n'
-    everything = [encoded("PNG"), encoded("PNG", "P"), encoded("PNG", "LA"), encoded("PNG", "1")]
-    everything += [
-        encoded("JPEG"),
-        encoded("JPEG", "L", progressive=True),
-        encoded("JPEG", "CMYK"),
-        encoded("BMP"),
-        encoded("BMP", "P"),
-        encoded("WEBP"),
-        encoded("WEBP", lossless=True),
-    ]
-    return {
-        "CIFAR-10": Parser(lambda x: binary.cifar(x, 1, 10, "x.bin"), [cifar]),
-        "CIFAR-100": Parser(lambda x: binary.cifar(x, 2, 100, "x.bin"), [cifar100]),
-        "STL-10": Parser(lambda x: binary.stl10(x[:-2], x[-2:], "x.bin"), [stl10]),
-        "class names": Parser(lambda x: binary.class_names(x, 3, "names.txt"), [b"a\nb\nc\n"]),
-        "archive": Parser(
-            in_file("x.tar", lambda path: binary.read_files(path, "set", ("a", "b"))),
-            [archive(""), archive("gz"), archive("bz2")],
-        ),
-        "Mini-ImageNet csv": Parser(read_lists, [lists]),
-        "image": Parser(decode, everything),
-        "folder of images": Parser(read_folder, [b"a/b.png", b".a/b.png", b"a/b.txt", b"train/a/b.png"]),
-        "logits .npy": Parser(
-            in_file("x.npy", lambda path: teacher_logits.read_logits_file(str(path), labels, 4)),
-            [npy(logits), npy(logits.astype(np.float16)), npy(np.array([{}]), allow_pickle=True)],
-        ),
-        "logits manifest": manifest("logits", read_logits),
-        "cache manifest": manifest("cache", lambda path: cache.read(path.parent)),
-        "bundle manifest": manifest("bundle", lambda path: bundle.read(path.parent)),
-        "run manifest": manifest("workdir/run", lambda path: runs.read(path.parent.parent)),
-        "anchors .npy": Parser(read_anchors, [npy(anchors["images"])]),
-        "checkpoint manifest": manifest("step", read_step),
-        "any JSON": Parser(
-            in_file("x.json", storage.read_json), [json.dumps({**facts, "seal": "x"}).encode(), b'{"a": [1, 2.5, "x"]}']
-        ),
-        "metrics.jsonl": Parser(in_file("x.jsonl", read_records), [records]),
-    }
 
 
 def fuzz(
     name: str, parser: Parser, count: int, seed: int, out: pathlib.Path
 ) -> tuple[collections.Counter[str], list[str]]:
-    """Feeds a parser `count` inputs. Returns the counts of accepted, refused and crashing ones, and the crashes."""
-    rng, counts, crashes = random.Random(f"{name} {seed}"), collections.Counter[str](), {}
-    taken = 0
-    for value in parser.good:
-        with contextlib.suppress(UserError):
-            parser.read(value)
-            taken += 1
-    assert taken, f"{name}: none of the good inputs is taken"
-    for k in range(count):
-        good = rng.choice(parser.good)
-        value = changed_json(good, rng) if isinstance(good, dict) else changed(good, parser.good, rng)
-        signal.alarm(SECONDS)
-        try:
-            parser.read(value)
-            counts["taken"] += 1
-        except (UserError, OSError) as error:  # `main` prints an OSError in one line
-            if "\n" in str(error) or not str(error):
-                counts["crashed"] += 1
-                crashes.setdefault(f"refused in several lines: {error}"[:200], value)
-            else:
-                counts["refused"] += 1
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            counts["crashed"] += 1
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            crashes.setdefault(f"{type(error).__name__} at {where.filename}:{where.lineno}", (value, error, k))
-        finally:
-            signal.alarm(0)
-    for k, (what, value) in enumerate(crashes.items()):
-        (out / f"crash-{name.replace(' ', '-').replace('/', '-')}-{k}.txt").write_text(f"{what}\n{value!r}\n")
-    return counts, [
-        f"{name}: {what}: {value[1] if isinstance(value, tuple) else ''}"[:300] for what, value in crashes.items()
-    ]
+    """Passes `count` changed inputs to a parser. Returns counts by outcome, and a line for each distinct crash.
+
+    An input for each distinct crash is written to a file in `out`.
+    """
+    rng, counts = random.Random(f"{name} {seed}"), collections.Counter[str]()
+    crashes: dict[str, tuple[Any, str]] = {}
+    assert any(accepts(parser, value) for value in parser.valid), f"{name}: no valid input is accepted"
+    for _ in range(count):
+        valid = rng.choice(parser.valid)
+        value = changed_json(valid, rng) if isinstance(valid, dict) else changed(valid, parser.valid, rng)
+        outcome, place, message = outcome_of(parser, value)
+        counts[outcome] += 1
+        if outcome == "crashed":
+            crashes.setdefault(place, (value, message))
+    for k, (place, (value, message)) in enumerate(crashes.items()):
+        path = out / f"crash-{name.replace(' ', '-').replace('/', '-')}-{k}.txt"
+        path.write_text(f"{place}\n{message}\n{value!r}\n")
+    return counts, [f"{name}: {place}: {message}"[:300] for place, (_, message) in crashes.items()]
 
 
-class _Hang(BaseException):
-    """A parser took too long. It is a BaseException, so that no parser catches it."""
+def accepts(parser: Parser, value: Any) -> bool:
+    """Whether a parser reads a value without an error."""
+    try:
+        parser.read(value)
+    except UserError:
+        return False
+    return True
 
 
-def _hangs(*_: object) -> None:
-    raise _Hang
+def outcome_of(parser: Parser, value: Any) -> tuple[str, str, str]:
+    """Passes a value to a parser: `taken`, `refused` or `crashed`, and for a crash its place and its message."""
+    signal.alarm(SECONDS)
+    try:
+        parser.read(value)
+    except (UserError, OSError) as error:  # `main` prints an OSError as one line
+        if "\n" in str(error) or not str(error):
+            return "crashed", f"an error that is not one line: {error}"[:200], ""
+        return "refused", "", ""
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return "crashed", f"{type(error).__name__} at {frame.filename}:{frame.lineno}", str(error)
+    finally:
+        signal.alarm(0)
+    return "taken", "", ""
+
+
+class _TimeoutError(BaseException):
+    """A parser exceeded the time limit. It is no `Exception`, so that no parser can turn it into a refusal."""
+
+
+def _raise_timeout(*_: object) -> None:
+    raise _TimeoutError
 
 
 def run(
     out: pathlib.Path, inputs: int, seed: int, only: list[str] | None = None
 ) -> tuple[dict[str, collections.Counter[str]], list[str]]:
-    """Fuzzes all parsers, or those named in `only`, with `inputs` inputs in all. Returns counts and crashes."""
+    """Fuzzes parsers.
+
+    Args:
+      out: the folder for inputs that crash a parser.
+      inputs: the number of inputs of all parsers together.
+      seed: the seed of the random changes.
+      only: the names of the parsers; None for all.
+
+    Returns:
+      The counts by outcome for each parser, and a line for each crash.
+    """
     out.mkdir(parents=True, exist_ok=True)
     logging.set_verbosity(logging.ERROR)
-    before = signal.signal(signal.SIGALRM, _hangs)
-    counts, crashes = {}, []
+    earlier_handler = signal.signal(signal.SIGALRM, _raise_timeout)
+    all_counts, crashes = {}, []
     try:
         memory = "/dev/shm" if pathlib.Path("/dev/shm").is_dir() else None
-        with tempfile.TemporaryDirectory(dir=memory) as place, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as the program does where it decodes images
-            chosen = parsers(pathlib.Path(place))
-            names = only or list(chosen)
+        with tempfile.TemporaryDirectory(dir=memory) as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the program does the same where it decodes images
+            by_name = parsers(pathlib.Path(folder))
+            names = only or list(by_name)
             for name in names:
-                counts[name], new = fuzz(name, chosen[name], -(-inputs // len(names)), seed, out)
-                crashes += new
+                all_counts[name], new_crashes = fuzz(name, by_name[name], -(-inputs // len(names)), seed, out)
+                crashes += new_crashes
     finally:
-        signal.signal(signal.SIGALRM, before)
-    return counts, crashes
+        signal.signal(signal.SIGALRM, earlier_handler)
+    return all_counts, crashes
 
 
 def main() -> None:
-    """Reads the command line and runs the fuzz tests."""
+    """Parses the command line and fuzzes the parsers."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.fuzz", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--inputs", type=int, default=120_000)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="the folder of crashing inputs and fuzz.jsonl")
+    parser.add_argument("--inputs", type=int, default=120_000, help="the number of inputs of all parsers together")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="the names of parsers, as the table shows them")
     args = parser.parse_args()
-    counts_by_parser, crashes = run(args.out, args.inputs, args.seed, args.only)
+    all_counts, crashes = run(args.out, args.inputs, args.seed, args.only)
     outcomes = ("taken", "refused", "crashed")
     print(f"{'parser':20}{'inputs':>9}" + "".join(f"{outcome:>10}" for outcome in outcomes))
-    for name, counts in [*counts_by_parser.items(), ("all", sum(counts_by_parser.values(), collections.Counter()))]:
+    for name, counts in [*all_counts.items(), ("all", sum(all_counts.values(), collections.Counter()))]:
         print(f"{name:20}{counts.total():9}" + "".join(f"{counts[outcome]:10}" for outcome in outcomes))
     with open(args.out / "fuzz.jsonl", "a") as file:
-        for name, counts in counts_by_parser.items():
+        for name, counts in all_counts.items():
             row = {"parser": name, "inputs": counts.total(), **{outcome: counts[outcome] for outcome in outcomes}}
             file.write(json.dumps(row) + "\n")
     print("\n".join(crashes))

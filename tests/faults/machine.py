@@ -1,11 +1,12 @@
-"""Tests with real errors of the machine: full disks, limits on the size of files, and folders that cannot be written.
+"""Runs under faults of the machine: a full disk, a limit on the size of files, and folders that cannot be written.
 
     python -m tests.faults.machine --out=DIR [--steps=12] [--only KIND ...]
 
-The faults are a small tmpfs (as root), RLIMIT_FSIZE, folders without write permission, and folders that are mounted
-read-only (as root). Each run must end with code 74 or 2 and a one-line error, never by a signal or with a traceback. It
-must leave every file under its final name intact. Once the fault is gone, the same command must end with the results of
-a run without faults. The program appends a JSON line for each fault to DIR/machine.jsonl and prints a table.
+The faults are real: a small tmpfs (needs root), RLIMIT_FSIZE, folders that another user may not write to, and a folder
+that is mounted read-only (needs root). A run must end with exit code 74 or 2 and a one-line error, never by a signal or
+with a traceback. Every file with its final name must be intact. Once the fault is gone, the same command must finish
+the run with the results of a run without faults. The command appends a JSON line for each fault to DIR/machine.jsonl
+and prints a table.
 """
 
 import argparse
@@ -24,9 +25,10 @@ from typing import Any
 from tests.faults import crash, runs
 
 KINDS = ("disk full", "file size", "no permission", "read-only")
-NOBODY = 65534
+NOBODY = 65534  # the id of a user and a group without rights
 METHOD = "cnn2gnn"
-# Folders that lose their write permission, and the stage that must be complete before.
+PAGE = 4096  # bytes
+# Folders that are made read-only for the user, each with the stage that must be complete before.
 FOLDERS = {
     "cache": "",
     "cache/teachers": "cache",
@@ -38,18 +40,25 @@ FOLDERS = {
 }
 
 
-def verdict(code: int, output: str) -> str:
-    """What is wrong with the exit code and the printed output of a run; '' for nothing."""
-    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+def error_lines(output: str) -> list[str]:
+    """The lines of a run's output that report an error."""
+    return [line for line in output.splitlines() if line.startswith("error: ")]
+
+
+def wrong_ending(code: int, output: str) -> str:
+    """What is wrong with the exit code and the output of a run under a fault; '' if nothing is."""
     if code not in (2, 74):
-        return f"ended with code {code}: {output[-300:]}"
-    if len(lines) != 1 or "Traceback" in output:
-        return f"no clear line: {output[-600:]}"
+        return f"exit code {code}, expected 2 or 74: {output[-300:]}"
+    if len(error_lines(output)) != 1 or "Traceback" in output:
+        return f"expected a one-line error: {output[-600:]}"
     return ""
 
 
-def attempt(out: pathlib.Path, prepare: Callable[[], None], whole: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Runs under a fault. Returns the record of the fault, and whether the run succeeded in spite of it."""
+def attempt(out: pathlib.Path, prepare: Callable[[], None], expected: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Runs under a fault. Returns a record of the fault, and whether the run finished in spite of it.
+
+    The keys of the record: `wrong` is what is wrong, or ''; `said` is the error line; `stage` is the unfinished stage.
+    """
     log = out.with_suffix(".log")
     log.write_text("")
     try:
@@ -58,28 +67,28 @@ def attempt(out: pathlib.Path, prepare: Callable[[], None], whole: dict[str, Any
         return {"wrong": str(error)}, False
     output = log.read_text()
     if code == 0:
-        wrong = "" if runs.outcome(out / "run") == whole["results"] else "other results"
+        wrong = "" if runs.outcome(out / "run") == expected["results"] else "the results differ"
         return {"wrong": wrong, "said": ""}, True
     record = {
-        "wrong": verdict(code, output) or "; ".join(crash.broken_files(out)),
-        "said": next((line for line in output.splitlines() if line.startswith("error: ")), "").replace(str(out), "DIR"),
+        "wrong": wrong_ending(code, output) or "; ".join(crash.broken_files(out)),
+        "said": next(iter(error_lines(output)), "").replace(str(out), "DIR"),
         "stage": crash.stage(out, METHOD),
     }
     return record, False
 
 
-def mended(out: pathlib.Path, prepare: Callable[[], None], whole: dict[str, Any]) -> str:
-    """Runs the same command without the fault. Returns what is wrong then; '' for nothing."""
-    record, ended = attempt(out, prepare, whole)
-    left = [str(path) for path in out.rglob("*") if crash.unfinished(path.relative_to(out))]
-    if not ended:
-        return f"does not go on: {record['wrong'] or record['said']}"
-    return record["wrong"] or (f"left {left[0]}" if left else "")
+def continued(out: pathlib.Path, prepare: Callable[[], None], expected: dict[str, Any]) -> str:
+    """Runs the same command again without the fault, and returns what is wrong; '' if nothing is."""
+    record, finished = attempt(out, prepare, expected)
+    if not finished:
+        return f"the run does not continue: {record['wrong'] or record['said']}"
+    left = crash.unfinished_files(out)
+    return record["wrong"] or (f"{left[0]} was left behind" if left else "")
 
 
 @contextlib.contextmanager
 def disk(out: pathlib.Path, size: int) -> Iterator[Callable[[int], None]]:
-    """Mounts a disk of `size` bytes at `out`, and yields a function that changes its size."""
+    """Mounts a disk of `size` bytes at `out`. Yields a function that changes its size."""
     out.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=777", "tmpfs", str(out)], check=True)
     try:
@@ -89,27 +98,27 @@ def disk(out: pathlib.Path, size: int) -> Iterator[Callable[[int], None]]:
 
 
 def as_nobody() -> None:
-    """Becomes another user, since root can write everywhere."""
+    """Changes the user from root, who may write everywhere, to one who may not."""
     if os.getuid() == 0:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
 
 
-def disk_full(out: pathlib.Path, whole: dict[str, Any], steps: int) -> Iterator[dict[str, Any]]:
-    """Tries disks of growing size, so that the run fails at one write after the other."""
+def disk_full(out: pathlib.Path, expected: dict[str, Any], steps: int) -> Iterator[dict[str, Any]]:
+    """Disks of increasing size, so that the run fails at later and later writes."""
     for k in range(steps):
-        size = int(whole["bytes"] * (k + 1) / (steps + 1)) // 4096 * 4096
+        size = int(expected["bytes"] * (k + 1) / (steps + 1)) // PAGE * PAGE
         with disk(out / f"disk-{k}", size) as resize:
-            record, ended = attempt(out / f"disk-{k}", lambda: None, whole)
-            if not ended:
+            record, finished = attempt(out / f"disk-{k}", lambda: None, expected)
+            if not finished:
                 resize(1 << 30)
-                record["wrong"] = record["wrong"] or mended(out / f"disk-{k}", lambda: None, whole)
+                record["wrong"] = record["wrong"] or continued(out / f"disk-{k}", lambda: None, expected)
             yield {"fault": f"a disk of {size:,} bytes", **record}
 
 
-def file_size(out: pathlib.Path, whole: dict[str, Any], steps: int) -> Iterator[dict[str, Any]]:
-    """Tries limits on the size of files, from one below all files to one below the largest."""
-    sizes = sorted(set(whole["sizes"]))
+def file_size(out: pathlib.Path, expected: dict[str, Any], steps: int) -> Iterator[dict[str, Any]]:
+    """Increasing limits on the size of files, from below the smallest file to below the largest."""
+    sizes = sorted(set(expected["sizes"]))
     for k in range(steps):
         size = max(sizes[k * (len(sizes) - 1) // steps] - 1, 1)
         folder = out / f"size-{k}"
@@ -118,39 +127,41 @@ def file_size(out: pathlib.Path, whole: dict[str, Any], steps: int) -> Iterator[
         def limit(size: int = size) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
-        record, ended = attempt(folder, limit, whole)
-        if not ended:
-            record["wrong"] = record["wrong"] or mended(folder, lambda: None, whole)
+        record, finished = attempt(folder, limit, expected)
+        if not finished:
+            record["wrong"] = record["wrong"] or continued(folder, lambda: None, expected)
         yield {"fault": f"files of {size:,} bytes", **record}
         shutil.rmtree(folder)
 
 
-def no_permission(out: pathlib.Path, whole: dict[str, Any], steps: int) -> Iterator[dict[str, Any]]:
-    """Removes the write permission of each of FOLDERS."""
+def no_permission(out: pathlib.Path, expected: dict[str, Any], steps: int) -> Iterator[dict[str, Any]]:
+    """Folders without write permission."""
     for k, (pattern, stages) in enumerate(list(FOLDERS.items())[:steps]):
         folder = out / f"right-{k}"
         folder.mkdir(parents=True)
         folder.chmod(0o777)
         if stages:
-            # The files of the stages before the fault.
+            # The run continues from the stages before the fault.
             shutil.copytree(out / "whole" / stages, folder, dirs_exist_ok=True)
         (folder / pattern.partition("*")[0]).mkdir(parents=True, exist_ok=True)
-        taken = list(folder.glob(pattern))
+        read_only_folders = list(folder.glob(pattern))
         if os.getuid() == 0:
             for path in folder.rglob("*"):
                 os.chown(path, NOBODY, NOBODY)
-        for path in taken:
+        for path in read_only_folders:
             path.chmod(0o555)
-        record, ended = attempt(folder, as_nobody, whole)
-        for path in taken:
+        record, finished = attempt(folder, as_nobody, expected)
+        for path in read_only_folders:
             path.chmod(0o755)
-        record["wrong"] = record["wrong"] or ("was not refused" if ended else mended(folder, as_nobody, whole))
-        yield {"fault": f"no right to write {pattern}", **record}
+        record["wrong"] = record["wrong"] or (
+            "no error was reported" if finished else continued(folder, as_nobody, expected)
+        )
+        yield {"fault": f"no permission to write {pattern}", **record}
         shutil.rmtree(folder)
 
 
-def read_only(out: pathlib.Path, whole: dict[str, Any], steps: int) -> Iterator[dict[str, Any]]:
-    """Tries read-only disks, empty and with the files of each stage."""
+def read_only(out: pathlib.Path, expected: dict[str, Any], steps: int) -> Iterator[dict[str, Any]]:
+    """A disk that is mounted read-only: an empty one, and one with the files up to each stage."""
     for k, stages in enumerate(["", "cache", "teacher", "logits", "student"][:steps]):
         folder = out / f"read-only-{k}"
         with disk(folder, 1 << 30):
@@ -161,11 +172,13 @@ def read_only(out: pathlib.Path, whole: dict[str, Any], steps: int) -> Iterator[
                 subprocess.run(["mount", "--bind", str(folder / place), str(folder / place)], check=True)
                 subprocess.run(["mount", "-o", "remount,bind,ro", str(folder / place)], check=True)
             try:
-                record, ended = attempt(folder, lambda: None, whole)
+                record, finished = attempt(folder, lambda: None, expected)
             finally:
                 for place in ("cache", "run"):
                     subprocess.run(["umount", str(folder / place)], check=True)
-            record["wrong"] = record["wrong"] or ("was not refused" if ended else mended(folder, lambda: None, whole))
+            record["wrong"] = record["wrong"] or (
+                "no error was reported" if finished else continued(folder, lambda: None, expected)
+            )
             yield {"fault": f"a read-only disk with {stages or 'nothing'} on it", **record}
 
 
@@ -173,10 +186,10 @@ FAULTS = dict(zip(KINDS, (disk_full, file_size, no_permission, read_only), stric
 NEEDS_ROOT = ("disk full", "read-only")
 
 
-def unbroken(out: pathlib.Path) -> dict[str, Any]:
-    """The results of a run without faults, its size on disk, and the sizes of its files.
+def without_faults(out: pathlib.Path) -> dict[str, Any]:
+    """The results of a run without faults, its bytes on the disk, and the sizes of its files.
 
-    A copy of its folders after each stage is kept under `out`.
+    Copies of its folders after each stage are kept under `out`.
     """
     place = out / "whole" / "run"
     place.mkdir(parents=True)
@@ -188,21 +201,21 @@ def unbroken(out: pathlib.Path) -> dict[str, Any]:
         if stages == "cache":
             shutil.rmtree(out / "whole" / stages / "cache" / "teachers")
     sizes = [path.stat().st_size for path in place.rglob("*") if path.is_file()]
-    # Each file takes whole pages of a disk.
-    size_on_disk = sum(-(-size // 4096) * 4096 for size in sizes)
+    # On a disk, each file takes whole pages.
+    size_on_disk = sum(-(-size // PAGE) * PAGE for size in sizes)
     return {"results": runs.outcome(place / "run"), "sizes": sizes, "bytes": size_on_disk}
 
 
 def main() -> None:
-    """Reads the command line and runs the tests."""
+    """Parses the command line and runs under each fault."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.machine", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--steps", type=int, default=12, help="the most faults of each kind")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="the folder of the runs and of machine.jsonl")
+    parser.add_argument("--steps", type=int, default=12, help="the largest number of faults of each kind")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
     args = parser.parse_args()
     out = args.out.absolute()
     runs.prepare(out)
-    whole = unbroken(out)
+    expected = without_faults(out)
     counts: dict[str, collections.Counter[str]] = {}
     failed = []
     for kind in args.only:
@@ -210,7 +223,7 @@ def main() -> None:
             print(f"{kind}: skipped, since it needs root")
             continue
         counts[kind] = collections.Counter()
-        for record in FAULTS[kind](out, whole, args.steps):
+        for record in FAULTS[kind](out, expected, args.steps):
             outcome = "wrong" if record["wrong"] else "refused in one line" if record["said"] else "did not matter"
             counts[kind][outcome] += 1
             with open(out / "machine.jsonl", "a") as file:

@@ -1,4 +1,4 @@
-"""Starts runs of the tiny pipeline in forked processes, which need not import JAX again."""
+"""Starts runs of the tiny pipeline in forked processes, which do not have to import JAX again."""
 
 import json
 import os
@@ -18,13 +18,18 @@ from cnn2gnn_jax.data import digits
 from cnn2gnn_jax.runtime import command_line, storage
 
 CONFIG = pathlib.Path(__file__).with_name("tiny.py")
-# The only results that may differ in a resumed run.
+# The entries of the results that may differ in a resumed run.
 _TIMES = ("seconds", "inference_seconds")
-_WRITERS: dict[int, subprocess.Popen] = {}  # of the output of each process
+# For each started process: the process that writes its output to the log.
+_WRITERS: dict[int, subprocess.Popen] = {}
 
 
 def prepare(out: pathlib.Path) -> None:
-    """Prepares this process to start runs on one CPU. Compiled programs are kept in JAX's cache folder, or in `out`."""
+    """Prepares this process to start runs on the CPU.
+
+    Compiled programs are cached in `out`, unless JAX has a compilation cache already. Data and fonts are loaded here,
+    so that the forked processes do not load them again.
+    """
     out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_platforms", "cpu")
     if not jax.config.jax_compilation_cache_dir:
@@ -35,7 +40,7 @@ def prepare(out: pathlib.Path) -> None:
 
 
 def command(out: pathlib.Path, method: str, *flags: str) -> list[str]:
-    """The flags of a run under `out`, which holds its cache and its workdir; `method` may be `sweep`."""
+    """The flags of a run, or of a sweep if `method` is `sweep`. Its cache and its workdir are in `out`."""
     if method == "sweep":
         sweep_file = f"--sweep={CONFIG.with_name('tiny_sweep.py')}"
         return [sweep_file, f"--out={out / 'run'}", f"--config.cache_dir={out / 'cache'}", *flags]
@@ -43,10 +48,13 @@ def command(out: pathlib.Path, method: str, *flags: str) -> list[str]:
 
 
 def start(flags: Sequence[str], log: pathlib.Path, prepare: Callable[[], None] = lambda: None) -> int:
-    """Starts `python -m cnn2gnn_jax.main` or `.sweep` with these flags in a new process, and returns its id.
+    """Starts `python -m cnn2gnn_jax.main`, or `cnn2gnn_jax.sweep`, in a new process and returns its id.
 
-    The process calls `prepare` first. Its output is appended to `log` through a pipe, to which limits on the size of
-    files do not apply.
+    Args:
+      flags: the command-line flags.
+      log: the file to which the output is appended. The output goes through a pipe to another process that writes the
+        file, so that limits and permissions of the run do not affect it.
+      prepare: a function that the new process calls first.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -83,7 +91,11 @@ def start(flags: Sequence[str], log: pathlib.Path, prepare: Callable[[], None] =
 
 
 def wait(process: int, seconds: float = 900) -> int:
-    """Waits for a process and returns its exit code, negative for a signal. A process that takes too long is killed."""
+    """Waits for a started process and returns its exit code, which is negative for a signal.
+
+    Raises:
+      TimeoutError: the process took longer than `seconds`. It is killed.
+    """
     until = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(process, os.WNOHANG)
@@ -99,7 +111,7 @@ def wait(process: int, seconds: float = 900) -> int:
 
 
 def outcome(workdir: pathlib.Path) -> dict:
-    """The results of a finished run or sweep, without times."""
+    """The results of a finished run, or the records of a finished sweep by cell, without times."""
     if not (workdir / "results.jsonl").exists():
         return without_times(storage.read_json(workdir / "results.json"))
     cells = map(json.loads, (workdir / "results.jsonl").read_text().splitlines())
@@ -107,6 +119,6 @@ def outcome(workdir: pathlib.Path) -> dict:
 
 
 def without_times(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of a run, or the record of a cell of a sweep, without times."""
+    """Removes the times from the results of a run or from a record of a sweep."""
     plain = {name: value for name, value in results.items() if name not in _TIMES}
     return plain | {"accuracies": [{**entry, "seconds": None} for entry in results["accuracies"]]}

@@ -1,7 +1,7 @@
-"""The config of the fault tests: 200 digits, eight steps a stage, and a checkpoint after every second step.
+"""The config of the runs under faults: 200 digits, eight steps per stage, a checkpoint after every second step.
 
-The argument after the colon is `cnn2gnn`; `ab`, which trains in two stages; or `training_set`, which is `cnn2gnn` with
-the training-set graph.
+The word after the colon is a method: `cnn2gnn`; `ab`, which trains in two stages; or `training_set`, which is `cnn2gnn`
+with the training-set graph and its bank.
 """
 
 from cnn2gnn_jax.configs import digits
@@ -17,10 +17,10 @@ def get_config(method="cnn2gnn"):
     config.student.sparsity = config.student.hidden = 20
     config.evaluate.graph_off = False
     config.checkpoint.every_seconds = 0.0
-    config.compilation_cache = False  # the programs of the faults share one, which is never damaged
+    config.compilation_cache = False  # all runs share the cache that `runs.prepare` sets up
     if method == "ab":
         config.distill.pretrain_epochs = 1
     if method == "training_set":
-        config.data.limit, config.data.holdout = 22, 0.1  # 20 stay
+        config.data.limit, config.data.holdout = 22, 0.1  # 20 images of each class remain
         config.evaluate.training_set.enabled = True
     return config

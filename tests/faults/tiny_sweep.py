@@ -1,4 +1,4 @@
-"""The sweep of the fault tests: two cells that share a teacher."""
+"""The sweep that is run under faults: two cells that share a teacher."""
 
 from tests.faults import tiny
 

@@ -73,4 +73,4 @@ def settings(*records):
 
 
 def worth(table):
-    return table.rows["stem"]["the graph is worth, one by one"]
+    return table.rows["stem"]["gain from the graph, one by one"]

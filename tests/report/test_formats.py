@@ -21,7 +21,7 @@ def test_all_formats_have_the_same_figures(made):
         "pair: mean": "62.0000",
         "pair: deviation": "2.0000",
         "pair: paper": "60.5000",
-        "pair: less the paper's": "1.5000",
+        "pair: minus the paper's": "1.5000",
         "pair: n": "3",
         "pair: rank": "1",
         "pair: against KD": "1",
@@ -36,6 +36,6 @@ def test_all_formats_have_the_same_figures(made):
 def test_the_csv_names_what_an_interval_is_over():
     table = settings(*(graph_record(seed, correct=True) for seed in range(2)))
     [row] = csv.DictReader(io.StringIO(formats.comma_separated(table)))
-    assert row["the graph is worth, one by one: over"] == "seeds and images" and row["one by one: over"] == ""
-    low, high = (float(row[f"the graph is worth, one by one: {name}"]) for name in ("low", "high"))
+    assert row["gain from the graph, one by one: over"] == "seeds and images" and row["one by one: over"] == ""
+    low, high = (float(row[f"gain from the graph, one by one: {name}"]) for name in ("low", "high"))
     assert (low, high) == pytest.approx(worth(table).interval, abs=1e-4)

@@ -74,7 +74,7 @@ def test_a_student_without_a_graph_gains_by_the_training_set():
     audit = all_tables(records)[-1]
     [row] = audit.rows.values()
     assert row["graph off, training set"].value == pytest.approx(71.5)
-    assert row["the graph is worth, training set, graph off"].value == pytest.approx(1.5)
+    assert row["gain from the graph, training set, graph off"].value == pytest.approx(1.5)
 
 
 def test_records_without_a_control_make_no_finding():

@@ -51,9 +51,9 @@ def shown(record):
 
 SETTINGS = {
     "training set",
-    "the graph is worth, training set",
+    "gain from the graph, training set",
     "graph off, training set",
-    "the graph is worth, training set, graph off",
+    "gain from the graph, training set, graph off",
 }
 EXPECTED = {
     "methods": {"CNN2GNN, training set", "CNN2GNN, graph off, training set"},

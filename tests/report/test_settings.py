@@ -21,7 +21,7 @@ def test_intervals_are_over_seeds_and_images_where_predictions_are_recorded_and_
         and notes.INTERVALS["seeds alone"] not in with_predictions.notes
     )
     assert notes.INTERVALS["seeds alone"] in without_predictions.notes
-    assert "over seeds alone: this record keeps no predictions" in notes.INTERVALS["seeds alone"]
+    assert "over seeds alone: the records hold no predictions" in notes.INTERVALS["seeds alone"]
     table = settings(graph_record(0, correct=True))
     assert worth(table).over == "images alone" and notes.INTERVALS["images alone"] in table.notes
     # Of one seed without predictions there is no interval, and so nothing to say of it.
@@ -34,7 +34,7 @@ def test_in_a_table_of_both_kinds_the_narrower_intervals_are_marked():
     for record in without_predictions:
         record["places"] = [{**record["places"][0], "setting": "earlier"}]
     table = settings(*with_predictions, *without_predictions)
-    first, second = column(table, "the graph is worth, one by one").values()
+    first, second = column(table, "gain from the graph, one by one").values()
     assert first.text.endswith("]") and second.text.endswith("] (seeds alone)")
     assert {notes.INTERVALS[kind] for kind in ("seeds and images", "seeds alone")} <= set(table.notes)
 
@@ -79,7 +79,7 @@ def test_the_audit_tells_how_many_classes_a_class_sorted_batch_holds():
         (100, "4 classes"),
     ):
         record["config"] = {"evaluate.batch_size": size}
-        assert audit([record]).notes[0].endswith(f"Here such a batch holds images of {expected}.")
+        assert audit([record]).notes[0].endswith(f"In these records, such a batch holds images of {expected}.")
     record["dataset"]["evaluated_images"] = 99
     record["config"] = {"evaluate.batch_size": 50}
     assert audit([record]).notes[0].endswith("2 to 3 classes.")

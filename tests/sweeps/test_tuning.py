@@ -50,7 +50,7 @@ def test_the_report_pairs_tuned_arms_and_tells_their_choices(tmp_path, tuned_fil
     settings, audit = all_tables(records.read(tmp_path / "out"))
     [(heading, row)] = settings.rows.items()
     assert heading == "plain"
-    assert row["the graph is worth, one by one"].value == 10 and row["the graph is worth, one by one"].n == 2
+    assert row["gain from the graph, one by one"].value == 10 and row["gain from the graph, one by one"].n == 2
     assert row["graph off"].value == 60
     assert row["chosen with the graph"].text == "learning_rate 0.04 (largest tried)"
     assert row["chosen with the graph off"].text == "learning_rate 0.02"
