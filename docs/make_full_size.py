@@ -34,6 +34,12 @@ ARMS = {
     f"{OFF}, training set": (TRAINING_SET, "off"),
 }
 """Columns: protocol and graph setting."""
+TRAINED_WITHOUT_GRAPH = {
+    "cnn2gnn_off, teacher": "distilled",
+    "gnn, off, teacher": "labels alone",
+    "cnn2gnn_off, teacher, wide": "distilled, 4,096 hidden units",
+}
+"""Titles of the students that are trained without a graph, by row of the sweep `full_training_set`."""
 COLORS = {"cifar100": "#0b57d0", "mini_imagenet": "#b3261e"}
 
 Row = Mapping[str, Any]
@@ -67,7 +73,7 @@ def students(data: str) -> list[list[str]]:
         pair = select(group, ONE_BY_ONE), select(group, TRAINING_SET)
         if all(pair):
             texts = [accuracy(pair[0]).text, accuracy(pair[1]).text, difference(pair[1], pair[0]).text]
-            lines.append([DATA[data], name, f"{group[0].record['teacher']['accuracy']:.2f}", *texts])
+            lines.append([DATA[data], TRAINED_WITHOUT_GRAPH.get(name, name), f"{group[0].record['teacher']['accuracy']:.2f}", *texts])
     return lines
 
 
@@ -235,7 +241,7 @@ def _students_plot(axes: Axes) -> None:
         label = "the teacher" if data == rows[-1][0] else None
         axes.vlines(teacher, places[0] - 0.4, places[-1] + 0.4, colors="0.6", linestyles="--", label=label)
     axes.set_xlabel("test accuracy in percent")
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=3)
 
 
 def verdict() -> str:
