@@ -395,7 +395,7 @@ def test_a_bank_that_cannot_be_made_is_refused(bank_run, students, copy, tmp_pat
     ):
         export.write(bank_run[0], tmp_path / "bundle", "off", "one_by_one", thinning.Selection(50))
     workdir = copy(accuracy=None, accuracy_alone=None, held_out=None)
-    with pytest.raises(UserError, match="useful is chosen on held-out images, and the run has none: choose balanced"):
+    with pytest.raises(UserError, match="useful needs held-out images, and the run has none: choose balanced"):
         export.write(workdir, tmp_path / "bundle", "off", "training_set", thinning.Selection(50, "useful"))
     assert not (tmp_path / "bundle").exists()
     export.write(workdir, tmp_path / "bundle", "off", "training_set", thinning.Selection(50))

@@ -141,4 +141,4 @@ def test_the_report_gives_what_the_graph_is_worth_with_its_interval(seeded):
     workdir, _ = seeded
     text = (workdir / "report" / "results.md").read_text()
     [line] = [line for line in text.splitlines() if "What the graph is worth, in points: one by one" in line]
-    assert "[" in line and "95% intervals are over seeds and images, of 2 seeds" in line
+    assert "[" in line and "95% intervals are over seeds and images, for 2 seeds" in line
