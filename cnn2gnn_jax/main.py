@@ -8,7 +8,7 @@ Examples:
 
     cnn2gnn --config=digits
     cnn2gnn --config=cifar100:resnet50-resnet18 --config.student.sparsity=10
-    cnn2gnn --config=image_folder --config.data.manual_dir=DIR --workdir=runs/mine
+    cnn2gnn --config=image_folder --config.data.manual_dir=DIR --workdir=runs/my_images
     python -m cnn2gnn_jax.main --config=configs/digits.py
 
 configs/base.py documents every field of a config, and so does --helpfull.

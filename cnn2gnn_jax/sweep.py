@@ -1,6 +1,6 @@
 """Runs a sweep: a grid of configs, cell by cell, in one process or divided among many.
 
-python -m cnn2gnn_jax.sweep --sweep=SWEEP[:smoke|:digits] --out=DIR [--shard=K/N] [--minutes=M] [--cells=N]
+python -m cnn2gnn_jax.sweep --sweep=SWEEP[:WORD] --out=DIR [--shard=K/N] [--minutes=M] [--cells=N]
     [--config.field=value ...]
 
 SWEEP is a file or the name of a built-in sweep. `cnn2gnn-sweep` is the same command.

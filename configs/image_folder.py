@@ -2,9 +2,9 @@
 
 Tiny-ImageNet can be used as published, because it is such a folder.
 
-python -m cnn2gnn_jax.main --config=configs/image_folder.py --config.data.manual_dir=DIR --workdir=runs/mine
-python -m cnn2gnn_jax.predict --workdir=runs/mine IMAGE_OR_FOLDER...
-python -m cnn2gnn_jax.export --workdir=runs/mine --out=BUNDLE
+python -m cnn2gnn_jax.main --config=configs/image_folder.py --config.data.manual_dir=DIR --workdir=runs/my_images
+python -m cnn2gnn_jax.predict --workdir=runs/my_images IMAGE_OR_FOLDER...
+python -m cnn2gnn_jax.export --workdir=runs/my_images --out=BUNDLE
 """
 
 import ml_collections

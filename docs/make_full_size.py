@@ -73,7 +73,8 @@ def students(data: str) -> list[list[str]]:
         pair = select(group, ONE_BY_ONE), select(group, TRAINING_SET)
         if all(pair):
             texts = [accuracy(pair[0]).text, accuracy(pair[1]).text, difference(pair[1], pair[0]).text]
-            lines.append([DATA[data], TRAINED_WITHOUT_GRAPH.get(name, name), f"{group[0].record['teacher']['accuracy']:.2f}", *texts])
+            teacher = f"{group[0].record['teacher']['accuracy']:.2f}"
+            lines.append([DATA[data], TRAINED_WITHOUT_GRAPH.get(name, name), teacher, *texts])
     return lines
 
 

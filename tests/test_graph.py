@@ -163,7 +163,7 @@ def test_gradients_equal_finite_differences(x64, columns, sparsity):
     expected = [(eq3(d + e, sparsity) - eq3(d - e, sparsity)) @ cotangent / 2e-6 for e in step]
     _, gradient = with_gradient(d[None], sparsity, cotangent[None])
     np.testing.assert_allclose(gradient[0], expected, atol=1e-6)
-    assert np.abs(expected).max() > 0.1 or columns == 2  # one neighbour of two has all the weight
+    assert np.abs(expected).max() > 0.1 or columns == 2  # one neighbor of two has all the weight
 
 
 @pytest.mark.parametrize("padding", [0.0, -1e30, np.inf, -np.inf, np.nan])

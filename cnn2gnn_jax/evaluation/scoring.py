@@ -21,7 +21,7 @@ from cnn2gnn_jax.training.state import TrainState
 from cnn2gnn_jax.training.task import Task
 from cnn2gnn_jax.training.tasks import student_name
 
-EXAMPLES = 10  # test images whose neighbours are recorded
+EXAMPLES = 10  # test images whose neighbors are recorded
 # The format is also raised when an evaluation records something else.
 KIND = artifact.Kind("an evaluation", format=7, remake="run the same command again")
 
@@ -136,7 +136,7 @@ def _graph_entries(run: Run, task: Task, model: TrainedModel, images: np.ndarray
 
 
 def _examples(run: Run, model: TrainedModel, images: np.ndarray) -> list[dict[str, Any]]:
-    """The neighbours of an image of each class, where the graph is sparse."""
+    """The neighbors of an image of each class, where the graph is sparse."""
     if model.graph not in gnn.SPARSE_GRAPHS:
         return []
     labels = run.evaluated.labels
