@@ -170,7 +170,7 @@ def test_the_readmes_table_is_what_the_records_say():
         by = {(e["graph"], e["mechanism"], e["batch_order"]): f"{e['accuracy']:.2f}" for e in entries}
         rows[name] = [by.get(protocol, "") for protocol in protocols]
     shown = {name: cells for name, *cells in cells_of_rows if name in rows}
-    assert shown == rows and len(found) == len(rows)
+    assert shown == rows and len(cells_of_rows) == len(rows)
     assert all(rows[name][3] for name in rows if "all images" in name)
 
 
