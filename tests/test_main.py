@@ -248,7 +248,7 @@ command_line.run(main)
 
 
 @pytest.mark.parametrize(
-    ("when", "said"),
+    ("when", "expected"),
     [
         ("between", ["stopped by Ctrl-C between two stages of training: the same command goes on"]),
         ("unheeded", ["stopped by Ctrl-C: the same command starts again"]),
