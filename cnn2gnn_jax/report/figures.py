@@ -7,12 +7,14 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from cnn2gnn_jax.data import Dataset, Split
 from cnn2gnn_jax.runtime import storage
 
 _SAME_CLASS, _OTHER_CLASS = "#1a7f37", "#b0b0b0"
 _MAX_NAME_LENGTH = 18
+_MAX_NEIGHBORS = 6  # neighbors of an image in the figure
 _MAX_LABELED_CLASSES = 30  # with more classes, names and counts do not fit
 
 
@@ -65,33 +67,43 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def neighbors(examples: list[dict[str, Any]], dataset: Dataset, split: Split) -> Figure:
-    """Draws a row for each test image: the image, then its learned neighbors with their weights, strongest first.
+    """Draws test images, each with its learned neighbors and their weights, strongest first, in two halves of a slide.
 
-    The bottom row repeats the last image, followed by anchors of other classes. The weights are the image's row of A
-    with its self-loop, scaled to sum to 1. A green frame marks a neighbor of the same class.
+    The last row repeats the last image, followed by anchors of other classes. The weights are the image's row of A with
+    its self-loop, scaled to sum to 1.
 
     Args:
       examples: the `examples` of a run's results.
       dataset: the data set, whose training images are the neighbors.
       split: the evaluated split, whose images `test_index` refers to.
     """
-    columns = 1 + max(1, *(len(example["neighbors"]) for example in examples), len(examples[-1]["others"]))
     rows = [*examples, {**examples[-1], "neighbors": examples[-1]["others"]}]
-    figure = Figure(figsize=(1.15 * columns, 1.45 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for row, example in zip(axes, rows, strict=True):
-        label = int(split.labels[example["test_index"]])
-        predicted = dataset.classes[example["predicted"]]
-        title = f"{_short(dataset.classes[label])}\npredicted {_short(predicted)}\nself {example['self_weight']:.2f}"
-        _draw_image(row[0], split.images[example["test_index"]], title, "black")
-        for axis in row[1:]:
+    columns = 1 + max(1, *(min(_MAX_NEIGHBORS, len(row["neighbors"])) for row in rows))
+    height = -(-len(rows) // 2)
+    figure = Figure(figsize=(2 * 1.15 * columns, 1.5 * height + 0.3), layout="constrained")
+    for half, part in enumerate(figure.subfigures(1, 2)):
+        axes = part.subplots(height, columns, squeeze=False)
+        for axis in axes.flat:
             axis.set_axis_off()
-        for axis, (index, weight) in zip(row[1:], example["neighbors"], strict=False):
-            neighbor_label = int(dataset.train.labels[index])
-            color = _SAME_CLASS if neighbor_label == label else _OTHER_CLASS
-            title = f"{_short(dataset.classes[neighbor_label])}\n{weight:.2f}"
-            _draw_image(axis, dataset.train.images[index], title, color)
+        for row, example in zip(axes, rows[half * height : (half + 1) * height], strict=False):
+            _draw_example(row, example, dataset, split)
+    frames = {"same class as the test image": _SAME_CLASS, "another class": _OTHER_CLASS}
+    patches = [Patch(fill=False, edgecolor=color, linewidth=2.5, label=label) for label, color in frames.items()]
+    patches.insert(0, Patch(fill=False, edgecolor="black", linewidth=2.5, label="test image"))
+    figure.legend(handles=patches, loc="outside upper center", ncols=3, frameon=False)
     return figure
+
+
+def _draw_example(axes: Sequence[Any], example: dict[str, Any], dataset: Dataset, split: Split) -> None:
+    label = int(split.labels[example["test_index"]])
+    predicted = dataset.classes[example["predicted"]]
+    title = f"{_short(dataset.classes[label])}\npredicted {_short(predicted)}\nself {example['self_weight']:.2f}"
+    _draw_image(axes[0], split.images[example["test_index"]], title, "black")
+    for axis, (index, weight) in zip(axes[1:], example["neighbors"], strict=False):
+        neighbor_label = int(dataset.train.labels[index])
+        color = _SAME_CLASS if neighbor_label == label else _OTHER_CLASS
+        title = f"{_short(dataset.classes[neighbor_label])}\n{weight:.2f}"
+        _draw_image(axis, dataset.train.images[index], title, color)
 
 
 def _draw_image(axis: Any, image: np.ndarray, title: str, color: str) -> None:
