@@ -81,7 +81,7 @@ def neighbors(examples: list[dict[str, Any]], dataset: Dataset, split: Split) ->
     columns = 1 + max(1, *(min(_MAX_NEIGHBORS, len(row["neighbors"])) for row in rows))
     height = -(-len(rows) // 2)
     figure = Figure(figsize=(2 * 1.15 * columns, 1.5 * height + 0.3), layout="constrained")
-    for half, part in enumerate(figure.subfigures(1, 2)):
+    for half, part in enumerate(figure.subfigures(1, 2, squeeze=False)[0]):
         axes = part.subplots(height, columns, squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
