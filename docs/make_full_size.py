@@ -3,6 +3,7 @@
 python docs/make_full_size.py
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ RESULTS, FIGURE = ROOT / "results", ROOT / "docs" / "verdict.png"
 BEGIN, END = "<!-- made by docs/make_full_size.py -->", "<!-- end -->"
 DATA = {"cifar100": "CIFAR-100", "mini_imagenet": "Mini-ImageNet"}
 PUBLISHED = {"cifar100": "Table 1: CIFAR-100", "mini_imagenet": "Table 2: Mini-ImageNet"}
-FEATURES = {"teacher": "teacher", "pixels": "pixels", "stem": "stem"}
+FEATURES = ("teacher", "pixels", "stem")
 OFF = "no graph"
 ARMS = {
     "batch by batch": (BATCH_BY_BATCH, "learned"),
@@ -45,6 +46,7 @@ COLORS = {"cifar100": "#0b57d0", "mini_imagenet": "#b3261e"}
 Row = Mapping[str, Any]
 
 
+@functools.cache
 def recorded(folder: str) -> list[dict[str, Any]]:
     """The records of a sweep; empty where it is not recorded."""
     path = RESULTS / folder
@@ -105,14 +107,14 @@ def beside_the_paper(data: str) -> list[list[str]]:
     lines = [[f"{DATA[data]}: teacher", "", published(data, "teacher"), *teacher]]
     for (method, features), group in students.items():
         texts = (accuracy(select(group, *arm)).text for arm in ARMS.values())
-        lines.append([f"{DATA[data]}: {METHODS[method].title}", FEATURES[features], published(data, method), *texts])
+        lines.append([f"{DATA[data]}: {METHODS[method].title}", features, published(data, method), *texts])
     return lines
 
 
 def changes(data: str) -> list[list[str]]:
     """The rows of the table of what distillation, the mechanism and the order of the test images change, in points."""
     students, lines = graph_students(data), []
-    for features, title in FEATURES.items():
+    for features in FEATURES:
         if ("gnn", features) in students and ("cnn2gnn", features) in students:
             gnn, cnn2gnn = (
                 {name: select(students[method, features], *arm) for name, arm in ARMS.items()}
@@ -127,7 +129,7 @@ def changes(data: str) -> list[list[str]]:
                 (cnn2gnn["one by one"], cnn2gnn[OFF]),
                 (cnn2gnn["training set"], cnn2gnn[OFF]),
             )
-            lines.append([DATA[data], title, *(difference(*pair).text for pair in pairs)])
+            lines.append([DATA[data], features, *(difference(*pair).text for pair in pairs)])
     return lines
 
 
@@ -150,14 +152,18 @@ def by_value(rows: Sequence[Row], kind: str, key: str) -> dict[Any, list[Row]]:
     return groups
 
 
+def by_size(rows: Sequence[Row]) -> dict[int, list[Row]]:
+    """The rows of the study of the bank by its number of images. The last bank is the whole one."""
+    [chosen] = [row for row in rows if row["study"] == "chosen"]
+    return by_value(rows, "images", "images") | {chosen["images"]: [chosen]}
+
+
 def needs(data: str) -> list[str]:
     """What the bank of a student needs, as paragraphs and tables."""
     first, rows = study("bank", data)
     if not rows:
         return []
-    [chosen] = [row for row in rows if row["study"] == "chosen"]
-    without = first["accuracy_without_graph"]
-    sizes = by_value(rows, "images", "images") | {chosen["images"]: [chosen]}
+    without, sizes = first["accuracy_without_graph"], by_size(rows)
     sparsities = by_value(rows, "sparsity", "sparsity")
     spaces = [[row["space"], row["signal"], *_figures(row)] for row in rows if row["study"] == "space"]
     labels = [
@@ -214,8 +220,7 @@ def figure() -> Figure:
     for data, color in COLORS.items():
         first, rows = study("bank", data)
         if rows:
-            [chosen] = [row for row in rows if row["study"] == "chosen"]
-            sizes = by_value(rows, "images", "images") | {chosen["images"]: [chosen]}
+            sizes = by_size(rows)
             for key, style in (("accuracy", "o-"), ("accuracy_of_neighbors", "o:")):
                 means = [summarize([row[key] for row in group]).mean for group in sizes.values()]
                 label = "student and neighbors" if key == "accuracy" else "neighbors alone"
@@ -232,8 +237,8 @@ def figure() -> Figure:
 def _students_plot(axes: Axes) -> None:
     rows = [(data, *key, group) for data in DATA for key, group in graph_students(data).items()][::-1]
     names = [
-        f"{DATA[data]}: {METHODS[method].title}, {FEATURES[f]}{' features' * (f == 'teacher')}"
-        for data, method, f, _ in rows
+        f"{DATA[data]}: {METHODS[method].title}, {features}{' features' * (features == 'teacher')}"
+        for data, method, features, _ in rows
     ]
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     for name, (marker, color, label) in MARKERS.items():

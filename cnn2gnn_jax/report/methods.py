@@ -73,7 +73,8 @@ def _groups(observations: Sequence[Observation]) -> _Groups:
 def _is_plain(observation: Observation) -> bool:
     """Whether a student without a graph was evaluated on its own predictions alone.
 
-    With the graph off, all mechanisms of the paper give the same accuracy, so only one of them is kept."""
+    With the graph off, all mechanisms of the paper give the same accuracy, so only one of them is kept.
+    """
     return observation.entry["mechanism"] is None or names.ONE_BY_ONE.has(observation.entry)
 
 
