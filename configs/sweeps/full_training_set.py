@@ -1,4 +1,4 @@
-"""The graph over the training set: what it adds to students, to baselines, and to a network like the teacher.
+"""The graph over the training set: what it adds to graph students that are trained without a graph.
 
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/full_training_set.py:cifar100 --out=DIR
     python -m cnn2gnn_jax.sweep --sweep=configs/sweeps/full_training_set.py:mini_imagenet --out=DIR \
@@ -8,7 +8,7 @@
 A tenth of the training images is held out. The learning rate and the number of epochs of each student are chosen on
 these images, and so are the settings of its graph. Test images are evaluated once. The row `wide` is a control: a
 student whose hidden layer is so wide that an image costs about as many multiplications as the search among all training
-images. `-cpu` has only the graph students on the teacher's stored features.
+images. `-cpu` has only the students on the teacher's stored features. The sweep `full_baselines` has the CNN students.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,6 @@ TUNE = {
     "smoke": {"student.train.learning_rate": (0.01, 0.03)},
     "digits": {"student.train.learning_rate": (0.01, 0.03, 0.1)},
 }
-CNNS = ("ce", "kd", "dkd")
 
 
 def sweep(add: grids.Add, word: str = "") -> None:
@@ -46,11 +45,3 @@ def sweep(add: grids.Add, word: str = "") -> None:
     wide = new_config("cnn2gnn_off", "teacher")
     wide.student.hidden = WIDE[size]
     add(wide, "methods", table, tune=TUNE[size], row="cnn2gnn_off, teacher, wide", column="graph student")
-    for method in CNNS if size != "cpu" else ():
-        config = new_config(method, "stem")
-        config.student.network, config.student.train.recipe = "resnet8", "fast"
-        add(config, "methods", table, row=method, column="resnet8")
-    if size != "cpu":
-        config = new_config("ce", "stem")
-        config.student.network, config.student.train.recipe = config.teacher.network, "fast"
-        add(config, "methods", table, row="ce", column=config.teacher.network)
