@@ -3,12 +3,12 @@
 python docs/make_full_size.py
 """
 
-import functools
 import json
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import generated
+from generated import DOCS, RESULTS, recorded
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,11 +18,7 @@ from cnn2gnn_jax.report import formats, paper
 from cnn2gnn_jax.report.names import BATCH_BY_BATCH, CLASS_SORTED, ONE_BY_ONE, TRAINING_SET
 from cnn2gnn_jax.report.observations import Observation, accuracy, difference, grouped, observe, select
 from cnn2gnn_jax.report.statistics import summarize
-from cnn2gnn_jax.sweeps import records
 
-ROOT = pathlib.Path(__file__).parent.parent
-RESULTS, FIGURE = ROOT / "results", ROOT / "docs" / "verdict.png"
-BEGIN, END = "<!-- made by docs/make_full_size.py -->", "<!-- end -->"
 DATA = {"cifar100": "CIFAR-100", "mini_imagenet": "Mini-ImageNet"}
 PUBLISHED = {"cifar100": "Table 1: CIFAR-100", "mini_imagenet": "Table 2: Mini-ImageNet"}
 FEATURES = ("teacher", "pixels", "stem")
@@ -44,13 +40,6 @@ TRAINED_WITHOUT_GRAPH = {
 COLORS = {"cifar100": "#0b57d0", "mini_imagenet": "#b3261e"}
 
 Row = Mapping[str, Any]
-
-
-@functools.cache
-def recorded(folder: str) -> list[dict[str, Any]]:
-    """The records of a sweep; empty where it is not recorded."""
-    path = RESULTS / folder
-    return records.read(path) if (path / "results.jsonl").exists() else []
 
 
 def study(name: str, data: str) -> tuple[Row, list[Row]]:
@@ -279,18 +268,10 @@ def reproduction() -> str:
     return "\n\n".join(parts)
 
 
-PAGES = {"verdict": verdict, "reproduction": reproduction}
-
-
-def page(name: str) -> str:
-    """A page with its tables replaced."""
-    before, _, rest = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{PAGES[name]()}\n\n{END}{rest.partition(END)[2]}"
+SECTIONS = {"verdict": verdict, "reproduction": reproduction}
 
 
 if __name__ == "__main__":
-    figure().savefig(FIGURE, dpi=150)
-    for name in PAGES:
-        path = ROOT / "docs" / f"{name}.md"
-        path.write_text(page(name), encoding="utf-8")
-        print(path)
+    figure().savefig(DOCS / "verdict.png", dpi=150)
+    for name, section in SECTIONS.items():
+        generated.write(name, section())

@@ -10,9 +10,11 @@ import functools
 import importlib
 import json
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+import generated
+from generated import RESULTS
 
 from cnn2gnn_jax import config as configs
 from cnn2gnn_jax.report import formats, names, notes, settings
@@ -21,11 +23,7 @@ from cnn2gnn_jax.report.names import BATCH_BY_BATCH, CLASS_SORTED, ONE_BY_ONE, P
 from cnn2gnn_jax.report.observations import Observation, accuracy, difference, grouped, observe, select
 from cnn2gnn_jax.report.statistics import is_uniform
 from cnn2gnn_jax.report.tables import all_tables
-from cnn2gnn_jax.sweeps import records
 
-ROOT = pathlib.Path(__file__).parent.parent
-PAGE, RESULTS = ROOT / "docs" / "results.md", ROOT / "results"
-BEGIN, END = "<!-- made by docs/make_results.py -->", "<!-- end -->"
 # For each folder with a single run: its title on the page, its config file, and the word after the colon.
 RUNS = {
     "digits": ("digits (`make demo`)", "digits", ""),
@@ -50,16 +48,15 @@ def entry(folder: str, graph: str, protocol: Protocol) -> dict[str, Any] | None:
     return next(entries, None)
 
 
-@functools.cache
-def recorded() -> dict[str, list[dict[str, Any]]]:
-    """The records of each sweep, by folder."""
-    return {path.parent.name: records.read(path.parent) for path in sorted(RESULTS.glob("*/results.jsonl"))}
+def folders() -> list[str]:
+    """The folders of the recorded sweeps."""
+    return [path.parent.name for path in sorted(RESULTS.glob("*/results.jsonl"))]
 
 
 @functools.cache
 def sweeps() -> dict[str, list[Table]]:
     """The tables of each recorded sweep, by folder."""
-    return {folder: all_tables(lines) for folder, lines in recorded().items()}
+    return {folder: all_tables(generated.recorded(folder)) for folder in folders()}
 
 
 def runs() -> str:
@@ -164,7 +161,7 @@ def by_verdict(differences: Mapping[str, Cell]) -> dict[str, list[str]]:
 
 def observations_of_row(title: str, row: str, graph: str, protocol: Protocol) -> list[Observation]:
     """The accuracies of a row in the table of methods with this title, graph setting and protocol."""
-    all_records = [record for sweep in recorded().values() for record in sweep]
+    all_records = [record for folder in folders() for record in generated.recorded(folder)]
     return select(observe(all_records, "methods"), protocol, graph, name=title, row=row)
 
 
@@ -295,7 +292,7 @@ def gain_in_settings() -> list[Finding]:
 
 def open_choices() -> Finding:
     """The settings that the paper leaves open, compared with the default."""
-    observations = select(observe(recorded()["sweep-choices"], "settings"), graph=names.ON)
+    observations = select(observe(generated.recorded("sweep-choices"), "settings"), graph=names.ON)
     (default, default_observations), *others = grouped(observations, "setting").items()
     sentences: list[str] = []
     quoted: list[Cell] = []
@@ -327,15 +324,8 @@ def ablation() -> Finding:
     return Finding("Table 3 on digits", f"Accuracy, and the time to classify all test images: {'; '.join(figures)}.")
 
 
-def page(text: str) -> str:
-    """The page with its generated part replaced."""
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{section()}\n\n{END}{rest.partition(END)[2]}"
-
-
 if __name__ == "__main__":
     for name, tables in sweeps().items():
         (RESULTS / name / "results.md").write_text(formats.document(tables), encoding="utf-8")
         print(RESULTS / name / "results.md")
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    print(PAGE)
+    generated.write("results", section())

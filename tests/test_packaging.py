@@ -103,19 +103,27 @@ def test_the_docstrings_examples_are_right(module):
     assert outcome.attempted > 0
 
 
-def test_the_figures_of_the_pages_of_results_are_those_of_the_records():
-    made = runpy.run_path(str(ROOT / "docs" / "make_results.py"))
+@pytest.fixture
+def script(monkeypatch):
+    """Runs a script of docs/ without writing, and returns its names."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return lambda name: runpy.run_path(str(ROOT / "docs" / name))
+
+
+def test_the_figures_of_the_pages_of_results_are_those_of_the_records(script):
+    made = script("make_results.py")
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert made["page"](text) == text, "run `make docs`"
+    assert made["generated"].with_section("results", made["section"]()) == text, "run `make docs`"
     for folder, tables in made["sweeps"]().items():
         page = (ROOT / "results" / folder / "results.md").read_text(encoding="utf-8")
         assert page == made["formats"].document(tables), f"results/{folder}: run `make docs`"
 
 
 @pytest.mark.parametrize("name", ["verdict", "reproduction"])
-def test_the_tables_of_the_pages_on_full_size_are_those_of_the_records(name):
-    made = runpy.run_path(str(ROOT / "docs" / "make_full_size.py"))
-    assert made["page"](name) == (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8"), "run `make docs`"
+def test_the_tables_of_the_pages_on_full_size_are_those_of_the_records(script, name):
+    made = script("make_full_size.py")
+    text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert made["generated"].with_section(name, made["SECTIONS"][name]()) == text, "run `make docs`"
 
 
 def lines(folder):

@@ -104,6 +104,15 @@ def as_nobody() -> None:
         os.setuid(NOBODY)
 
 
+def check_python_of_nobody() -> None:
+    """Ends the campaign if a user without rights cannot import the package, which the forked runs do in part."""
+    imports = [sys.executable, "-c", "import cnn2gnn_jax.main"]
+    try:
+        subprocess.run(imports, preexec_fn=as_nobody, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: the user {NOBODY} cannot run {sys.executable} ({error}): use one that every user can read")
+
+
 def disk_full(out: pathlib.Path, expected: dict[str, Any], steps: int) -> Iterator[dict[str, Any]]:
     """Disks of increasing size, so that the run fails at later and later writes."""
     for k in range(steps):
@@ -136,6 +145,7 @@ def file_size(out: pathlib.Path, expected: dict[str, Any], steps: int) -> Iterat
 
 def no_permission(out: pathlib.Path, expected: dict[str, Any], steps: int) -> Iterator[dict[str, Any]]:
     """Folders without write permission."""
+    check_python_of_nobody()
     for k, (pattern, stages) in enumerate(list(FOLDERS.items())[:steps]):
         folder = out / f"right-{k}"
         folder.mkdir(parents=True)
