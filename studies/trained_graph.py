@@ -140,8 +140,8 @@ def train(inputs: Inputs, classes: int, setting: Setting, seed: int) -> dict[str
     return params
 
 
-def measure(student: Student, setting: Setting, seed: int) -> Iterator[dict[str, Any]]:
-    """Trains with a setting, and yields a row for each space."""
+def fit(student: Student, setting: Setting, seed: int) -> Student:
+    """Trains with a setting. Returns the same images with the logits and features of the trained student."""
     raw = student.train.embedded.features["backbone"]
     mean, std = raw.mean(0), np.maximum(raw.std(0), 1e-6)
 
@@ -156,9 +156,14 @@ def measure(student: Student, setting: Setting, seed: int) -> Iterator[dict[str,
         spaces = {name: np.asarray(values) for name, values in embed(standardized(images)).items()}
         return images._replace(embedded=Embedded(spaces["logits"], spaces))
 
-    trained = student._replace(
+    return student._replace(
         train=embedded(student.train), holdout=embedded(student.holdout), test=embedded(student.test)
     )
+
+
+def measure(student: Student, setting: Setting, seed: int) -> Iterator[dict[str, Any]]:
+    """Trains with a setting, and yields a row for each space."""
+    trained = fit(student, setting, seed)
     without = students.accuracy_without_graph(trained.test)
     for space in ("backbone", "hidden") if setting.arm == "retrieved" else ("backbone", "metric"):
         grid = student.grid._replace(spaces=(space,), signals=("labels",))

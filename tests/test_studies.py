@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cnn2gnn_jax.evaluation.choice import Embedded, Grid
-from studies import bank, trained_graph
+from studies import bank, neighbor_features, trained_graph
 from studies import student as students
 from studies.student import Images, Student
 from studies.trained_graph import Inputs, Setting, unit
@@ -154,3 +154,40 @@ def test_the_teacher_itself_is_measured_first(student):
     row = next(trained_graph.rows(student))
     assert row["study"] == "teacher" and row["accuracy_without_graph"] == 100
     assert students.accuracy_without_graph(student.test) < 100
+
+
+def test_neighbor_features_are_the_weighted_mean_of_the_nearest_other_images(student):
+    """The oracle computes all distances with NumPy, and Eq. 3 as it is written."""
+    sparsity, found = 3, neighbor_features.with_neighbor_features(student, 3)
+    train = student.train.embedded.features["backbone"].astype(np.float64)
+    keys = (train - train.mean(0)) / train.std(0)
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    for name in ("train", "test"):
+        x = getattr(student, name).embedded.features["backbone"].astype(np.float64)
+        queries = (x - train.mean(0)) / train.std(0)
+        d = -(queries / np.linalg.norm(queries, axis=1, keepdims=True)) @ keys.T
+        if name == "train":
+            np.fill_diagonal(d, np.inf)
+        nearest = np.argsort(d, axis=1)[:, : sparsity + 1]
+        sorted_d = np.take_along_axis(d, nearest, axis=1)
+        weights = sorted_d[:, -1:] - sorted_d
+        weights /= weights.sum(axis=1, keepdims=True)
+        expected = np.concatenate([x, np.einsum("bs,bsf->bf", weights, train[nearest])], axis=1)
+        result = getattr(found, name).embedded.features["backbone"]
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_study_of_neighbor_features_compares_both_students(student, monkeypatch):
+    monkeypatch.setattr(trained_graph, "SEEDS", 1)
+    monkeypatch.setattr(trained_graph, "EPOCHS", 1)
+    monkeypatch.setattr(trained_graph, "BATCH", 20)
+    monkeypatch.setattr(trained_graph, "WIDTH", 8)
+    rows = list(neighbor_features.rows(student))
+    candidates = {row["sparsity_of_features"]: row for row in rows if row["study"] == "candidate"}
+    assert list(candidates) == [5, 10, 30]
+    best = max(candidates, key=lambda s: candidates[s]["holdout_accuracy_without_graph"])
+    results = [row for row in rows if row["study"] == "neighbor features"]
+    assert [(row["arm"], row["space"], row["sparsity_of_features"]) for row in results] == [
+        ("alone", "backbone", 0), ("alone", "hidden", 0),
+        ("neighbor features", "backbone", best), ("neighbor features", "hidden", best),
+    ]  # fmt: skip
