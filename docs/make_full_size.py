@@ -18,6 +18,7 @@ from cnn2gnn_jax.report import formats, paper
 from cnn2gnn_jax.report.names import BATCH_BY_BATCH, CLASS_SORTED, ONE_BY_ONE, TRAINING_SET
 from cnn2gnn_jax.report.observations import Observation, accuracy, difference, grouped, observe, select
 from cnn2gnn_jax.report.statistics import summarize
+from cnn2gnn_jax.report.tables import all_tables
 
 DATA = {"cifar100": "CIFAR-100", "mini_imagenet": "Mini-ImageNet"}
 PUBLISHED = {"cifar100": "Table 1: CIFAR-100", "mini_imagenet": "Table 2: Mini-ImageNet"}
@@ -265,6 +266,9 @@ def reproduction() -> str:
     ours = [line for data in DATA for line in beside_the_paper(data)]
     parts = [*_table(["", "node features", "paper", *ARMS], ours, 2)]
     parts += _table(["data", "node features", *CHANGES], [line for data in DATA for line in changes(data)], 2)
+    for data in DATA:
+        tables = all_tables(recorded(f"sweep-full-figures-{data}"))
+        parts += [formats.markdown(table, level=3) for table in tables if table.kind in ("curve", "ablation")]
     return "\n\n".join(parts)
 
 

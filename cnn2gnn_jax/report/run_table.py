@@ -10,10 +10,14 @@ from cnn2gnn_jax.report.statistics import is_uniform, summarize
 
 
 def table(results: Mapping[str, Any]) -> Table:
-    """The accuracies in a run's `results.json`: a row for each student, a column for each protocol."""
+    """The accuracies in a run's `results.json`: a row for each student, a column for each protocol.
+
+    The accuracy of a CNN student alone, without the training-set graph, is in a column of its own.
+    """
     entries = results["accuracies"]
-    protocols = names.recorded_protocols(entries) if results["student"]["kind"] == "graph" else []
-    columns = [protocol.title + "*" * protocol.is_audit for protocol in protocols] or ["accuracy"]
+    protocols: list[names.Protocol | None] = [None] if any(entry["mechanism"] is None for entry in entries) else []
+    protocols += names.recorded_protocols(entries)
+    columns = ["accuracy" if protocol is None else protocol.title + "*" * protocol.is_audit for protocol in protocols]
     rows: dict[str, dict[str, Cell]] = {}
     if teacher := results["teacher"]:
         # A file of logits (`teacher.logits_file`) covers only the training images, so it gives no test accuracy.
@@ -22,7 +26,10 @@ def table(results: Mapping[str, Any]) -> Table:
     student = f"{names.row_title(results['method'])}, {results['student']['network']}"
     for graph in dict.fromkeys(entry["graph"] for entry in entries):
         own = [entry for entry in entries if entry["graph"] == graph]
-        groups = [[entry for entry in own if protocol.has(entry)] for protocol in protocols] or [own]
+        groups = [
+            [entry for entry in own if (entry["mechanism"] is None if protocol is None else protocol.has(entry))]
+            for protocol in protocols
+        ]
         heading = student if graph is None else f"{student}, {names.GRAPHS[graph]}"
         rows[heading] = dict(zip(columns, map(_mean_accuracy, groups), strict=True))
     return Table(f"Results on {results['dataset']['name']}", rows, _notes(results), "run")
@@ -92,23 +99,30 @@ def _listed(lines: Iterable[str]) -> list[str]:
 def _diagnostics(results: Mapping[str, Any]) -> list[str]:
     entries = results["accuracies"]
     return [
-        f"{protocol.title}: {_diagnostics_text(entry)}"
+        f"{protocol.title}{', graph off' * (entry['graph'] == 'off')}: {_diagnostics_text(entry)}"
         for entry in entries
-        if names.has_graph(entry) and entry["seed"] == entries[0]["seed"]
+        if entry["seed"] == entries[0]["seed"] and (names.has_graph(entry) or names.TRAINING_SET.has(entry))
         for protocol in names.recorded_protocols([entry])
     ]
 
 
 def _diagnostics_text(entry: Mapping[str, Any]) -> str:
-    facts = entry["diagnostics"]
-    in_training = facts.get("self_weight_in_training")
-    parts = [
-        f"weight on self {facts['self_weight']:.2f}"
-        + ("" if in_training is None else f" ({in_training:.2f} in training)"),
+    facts, parts = entry["diagnostics"], []
+    if not names.TRAINING_SET.has(entry):
+        in_training = facts.get("self_weight_in_training")
+        parts.append(
+            f"weight on self {facts['self_weight']:.2f}"
+            + ("" if in_training is None else f" ({in_training:.2f} in training)")
+        )
+    parts += [
         f"neighbors of the same class {100 * facts['label_agreement']:.0f}% "
         f"(by chance {100 * facts['label_agreement_chance']:.0f}%)",
         f"effective neighbors {facts['effective_neighbors']:.1f}",
     ]
+    if "accuracy_of_neighbors" in facts:
+        parts.append(f"accuracy of the neighbors alone {facts['accuracy_of_neighbors']:.2f}%")
+    if "recall" in facts:
+        parts.append(f"{100 * facts['recall']:.1f}% of the nearest training images found")
     if "distinct_anchors" in facts:
         parts.append(f"distinct anchors per batch {facts['distinct_anchors']:.1f}")
     return ", ".join(parts) + is_uniform(entry) * (

@@ -60,3 +60,23 @@ def test_the_run_table_in_latex_has_the_accuracies_of_the_terminal():
 def test_a_cnn_has_one_column():
     results = run_results(record("kd", {0: 50.0, 1: 52.0}))
     assert run_table.table(results).rows["KD, graph over stem"]["accuracy"].text == "51.00 ± 1.41"
+
+
+def test_a_cnn_with_the_training_set_graph_has_a_column_for_each():
+    base = record("kd", {0: 50.0, 1: 52.0})
+    facts = {"label_agreement": 0.4, "label_agreement_chance": 0.1, "effective_neighbors": 8.0}
+    facts |= {"self_weight": 0.0, "accuracy_of_neighbors": 48.0, "recall": 0.987}
+    base["accuracies"] += [
+        {**entry, "mechanism": "training_set", "accuracy": entry["accuracy"] + 4, "diagnostics": facts}
+        for entry in base["accuracies"]
+    ]
+    results = run_results(base)
+    row = run_table.table(results).rows["KD, graph over stem"]
+    assert {column: cell.text for column, cell in row.items()} == {
+        "accuracy": "51.00 ± 1.41", "training set": "55.00 ± 1.41",
+    }  # fmt: skip
+    [line] = [line for line in run_table.markdown(results, []).splitlines() if "effective neighbors" in line]
+    assert line == (
+        "- training set: neighbors of the same class 40% (by chance 10%), effective neighbors 20.0, "
+        "accuracy of the neighbors alone 48.00%, 98.7% of the nearest training images found"
+    )
