@@ -1,4 +1,7 @@
-"""Eight emulated devices for every test, asked for before JAX starts a backend; a cache, and programs to be killed."""
+"""Fixtures: eight emulated devices, a cache and finished runs that tests share, and programs that tests start and kill.
+
+The number of devices is set here, before JAX starts a backend.
+"""
 
 import os
 import pathlib
@@ -16,8 +19,8 @@ xla.set_cpu_options()
 jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Most of the time of the tests is compilation. What one test has compiled is kept for the others, for the programs that
-# they start, and for the next call of pytest.
+# Compilation takes most of the time of the tests. Compiled programs are kept on disk for other tests, for the programs
+# that they start, and for later calls of pytest.
 COMPILED = {
     "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled")),
     "jax_persistent_cache_min_compile_time_secs": 0.05,
@@ -26,7 +29,7 @@ for name, value in COMPILED.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
 
-# A shell that starts tests in the background has it ignored, and the programs under test would inherit that.
+# A shell that starts the tests in the background makes them ignore SIGINT. The programs under test would inherit this.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -35,13 +38,13 @@ ONE_CPU = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """A cache for all runs of the chain, so that the teacher that they share is trained once."""
+    """Returns the cache folder that all runs share, so that their teacher is trained only once."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")
 def program():
-    """`program(command)` runs it to its end on one CPU device, and returns what it said on stderr."""
+    """Returns `program(command)`, which runs a command to its end on one CPU device and returns its stderr."""
 
     def run(command):
         done = subprocess.run(command, cwd=ROOT, env=ONE_CPU, capture_output=True, text=True, timeout=300)
@@ -53,9 +56,10 @@ def program():
 
 @pytest.fixture
 def killed(tmp_path):
-    """`killed(command, pattern, lines)` kills it once a file in tmp_path that matches has so many lines; its stderr.
+    """Returns `killed(command, pattern, lines)`, which starts a command, kills it, and returns what it printed.
 
-    By another signal it may end with another code.
+    The signal `how` is sent once a file in `tmp_path` that matches `pattern` has at least this number of lines. The
+    command must then end with the exit code `code`.
     """
 
     def run(command, pattern, lines, how=signal.SIGKILL, code=-signal.SIGKILL):
@@ -77,7 +81,7 @@ def killed(tmp_path):
 
 @pytest.fixture(scope="session")
 def finished_run(cache, tmp_path_factory):
-    """A finished run of two epochs on digits, not to be changed: its workdir and results."""
+    """Returns the workdir and the results of a finished run of two epochs on digits. Tests must not change it."""
     from cnn2gnn_jax import pipeline
     from cnn2gnn_jax.configs import digits
 
@@ -90,7 +94,7 @@ def finished_run(cache, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def bank_config(cache):
-    """A config of two epochs on digits with the training-set graph."""
+    """A config that trains for two epochs on digits and builds the training-set graph."""
     from cnn2gnn_jax.configs import digits
 
     config = digits.get_config("smoke")
@@ -104,7 +108,7 @@ def bank_config(cache):
 
 @pytest.fixture(scope="session")
 def bank_run(bank_config, tmp_path_factory):
-    """A finished run of that config, not to be changed: its workdir and results."""
+    """Returns the workdir and the results of a finished run of `bank_config`. Tests must not change it."""
     from cnn2gnn_jax import pipeline
 
     workdir = tmp_path_factory.mktemp("with_bank") / "run"
@@ -113,7 +117,7 @@ def bank_run(bank_config, tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def one_device():
-    """Runs of the chain use one of the emulated devices unless their config says how many."""
+    """Makes runs use one of the emulated devices, unless their config sets the number of devices."""
     plain = base.get_config
 
     def get_config():

@@ -1,4 +1,4 @@
-"""The formulas of the paper in NumPy, to which the tests compare the program."""
+"""NumPy implementations of the paper's formulas, with which the tests compare the package."""
 
 import numpy as np
 
@@ -8,9 +8,9 @@ def relu(x):
 
 
 def eq3(distances, sparsity):
-    """Eq. 3 for each row of distances (..., N); infinite distances take no part.
+    """Applies Eq. 3 to each row of distances, (..., N). Columns at an infinite distance get no weight.
 
-    If the s + 1 smallest distances of a row are equal, all columns at that distance share the row.
+    If the s + 1 smallest distances of a row are equal, all columns at that distance have the same weight.
     """
     cut = np.sort(distances, axis=-1)[..., [sparsity]]
     is_tied = distances.min(axis=-1, keepdims=True) == cut
@@ -19,7 +19,7 @@ def eq3(distances, sparsity):
 
 
 def normalized_adjacency(adjacency, self_loops):
-    """D^(-1/2) A D^(-1/2), with A + I in place of A if there are self-loops."""
+    """Returns D^(-1/2) A D^(-1/2), where A + I replaces A if there are self-loops."""
     looped = adjacency + self_loops * np.eye(len(adjacency))
     root = np.diag(looped.sum(-1) ** -0.5)
     return root @ looped @ root

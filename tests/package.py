@@ -1,4 +1,4 @@
-"""The modules of the package, parsed."""
+"""Helpers that find and parse the modules of the package, for tests of its source code."""
 
 import ast
 import pathlib
@@ -7,9 +7,12 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "cnn2gnn_jax"
 
 
 def modules() -> dict[str, pathlib.Path]:
-    """The file of each module by its name in the package, as `training.fit`; `data` is data/__init__.py, '' the top."""
+    """Returns the file of each module by its name in the package, such as `training.fit`.
+
+    The name of a folder stands for its `__init__.py`, and '' stands for that of the package.
+    """
     files = {}
-    # `rglob` does not follow the link to the configs.
+    # `configs` is listed too, since it is a symbolic link, and `rglob` does not follow links.
     for path in sorted({*PACKAGE.rglob("*.py"), *(PACKAGE / "configs").rglob("*.py")}):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
@@ -17,5 +20,5 @@ def modules() -> dict[str, pathlib.Path]:
 
 
 def parsed() -> dict[str, ast.Module]:
-    """The syntax tree of each module."""
+    """Returns the syntax tree of each module by its name."""
     return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in modules().items()}

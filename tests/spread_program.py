@@ -1,8 +1,9 @@
-"""Trains on 1 and on several emulated devices and prints how far the ends are apart, as JSON.
+"""Trains on one and on several emulated devices, and prints how much the trained states differ, as JSON.
 
     python tests/spread_program.py '{"kinds": ["graph"], "cases": [[8, "pmap", false]], "images": 1000}'
 
-A program of its own, since JAX_ENABLE_X64 and the number of devices hold for a process. Batches are of 100 digits.
+It is a separate program, because a process cannot change JAX_ENABLE_X64 and the number of devices after its start. A
+batch has 100 digits.
 """
 
 import functools
@@ -29,7 +30,7 @@ from cnn2gnn_jax.training.task import Task, with_stage  # noqa: E402
 
 BATCH, CLASSES, EPOCHS = 100, 10, 2
 DTYPE = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
-# Rows of the head wait, and are caught up where the rate changes, within the steps.
+# Updates of head rows outside a batch are delayed. The learning rate changes in training, when all rows are caught up.
 RECIPE = RECIPES["paper"] | {
     "epochs": EPOCHS,
     "batch_size": BATCH,
@@ -44,7 +45,7 @@ METHODS = {"teacher": "ce", "cnn": "kd", "graph": "cnn2gnn", "dense": "cnn2gnn"}
 
 
 def digits(count):
-    """The first `count` images and labels, and the 397 last, for tests."""
+    """Returns the first `count` images and labels, and the last 397 images and labels, which are for testing."""
     bunch = sklearn.datasets.load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int32)
@@ -52,7 +53,7 @@ def digits(count):
 
 
 def make_task(kind, labels):
-    """`teacher`, `cnn`, `graph`, `dense`, or a method of a CNN student."""
+    """Returns the task of a kind: `teacher`, `cnn`, `graph`, `dense`, or a method that trains a CNN student."""
     method = METHODS.get(kind, kind)
     hyper = distillers.hyperparameters(method, "resnet8", "resnet8", "cifar10")
     hyper |= {"training_labels": labels, "negatives": 200}
@@ -83,7 +84,7 @@ def as_dtype(tree):
 
 
 class Nothing:
-    """Saves nothing."""
+    """Checkpoints that are never due, so that nothing is saved."""
 
     def due(self, step):
         return False
@@ -93,7 +94,7 @@ class Nothing:
 
 
 def started(task, images, labels):
-    """Fresh states of all stages, and the variables of a teacher in the step; both on the host."""
+    """Returns fresh states of all stages, and the variables of a teacher in the step or None. Both are on the host."""
     data, states = {"input": images, "label": labels}, []
     for stage in task.distiller.stages:
         at = with_stage(task, stage)
@@ -106,7 +107,7 @@ def started(task, images, labels):
 
 
 def trained(task, starts, variables, images, labels, devices):
-    """The state after all stages."""
+    """Trains all stages and returns the last state."""
     data, before = {"input": images, "label": labels}, None
     for stage, state in zip(task.distiller.stages, starts, strict=True):
         task = with_stage(task, stage)
@@ -128,7 +129,7 @@ def trained(task, starts, variables, images, labels, devices):
 
 
 def classes(task, variables, rows, images, test_images):
-    """Of each test image, by each mechanism."""
+    """Returns the predicted class of each test image. For a graph student, there is a row for each mechanism."""
     inputs = prepare_plain(task, jnp.asarray(test_images))
     if not task.is_graph:
         return np.argmax(jax.jit(lambda: task.module.apply(variables, inputs, train=False).logits)(), -1)
@@ -144,13 +145,13 @@ def classes(task, variables, rows, images, test_images):
 
 
 def relative_difference(actual, expected):
-    """The norm of the difference of all parameters, beside the norm of all."""
+    """Returns the norm of the difference of all arrays, divided by the norm of the expected arrays."""
     pairs = list(zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True))
     return float(np.sqrt(sum(np.sum(np.square(f - e)) for f, e in pairs) / sum(np.sum(np.square(e)) for _, e in pairs)))
 
 
 def main(kinds, cases, images):
-    """`cases` are [devices, backend, whether the head is sharded] each."""
+    """Trains each kind on one device and in each case `[devices, backend, shard_head]`, and prints the differences."""
     train_images, labels, test_images, _ = digits(images)
     for kind in kinds:
         task, reference = make_task(kind, labels), None

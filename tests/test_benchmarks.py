@@ -1,4 +1,4 @@
-"""The benchmarks' own parts: who takes a turn when, and the page they make."""
+"""Tests of the benchmarks: the order in which functions are timed, the compared loops, and the page of results."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def test_a_page_holds_command_machine_and_ratios():
 
 
 def test_a_plain_loop_takes_the_steps_of_a_chunk():
-    """What is compared does the same work."""
+    """Tests that both loops in the comparison do the same work: their last losses are equal."""
     losses = [float(np.ravel(make(5_000, 4)())[-1]) for make in (loop.chunked, lambda *a: loop.looped(*a, donate=True))]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 

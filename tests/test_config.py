@@ -1,4 +1,4 @@
-"""Every field of configs/base.py refuses invalid values, with an error of one line that names the field."""
+"""Tests that every field of configs/base.py refuses invalid values, with a one-line error that names the field."""
 
 import math
 
@@ -25,7 +25,7 @@ NUMBERS = {
     "data.split_seed": ([0, 3], [-1, HUGE_INT]),
     "data.test_fraction": ([0.1, 0.5], [-0.1, 0.0, 1.0, HUGE]),
     "data.image_size": ([0, 32], [-1, HUGE_INT]),
-    "data.classes": ([0, 2, HUGE_INT], [-1, 1]),  # `data.load` refuses too many; see tests/data
+    "data.classes": ([0, 2, HUGE_INT], [-1, 1]),  # `data.load` refuses too large values; see tests/data
     "data.limit": ([0, 50, HUGE_INT], [-1]),
     "evaluate.anchor_batches": ([1, 3], [-1, 0, HUGE_INT]),
     "evaluate.anchor_seed": ([0, 3], [-1, HUGE_INT]),
@@ -126,7 +126,7 @@ WRONG_TYPES = {int: ["three", 1.5, (1,)], float: ["three", (1.0,)], bool: ["yes"
 
 
 def types(config, prefix=""):
-    """Each field's path and type."""
+    """Yields the path and the type of each field."""
     for name in config:
         kind = config.get_type(name)
         if kind is ConfigDict:
@@ -200,7 +200,7 @@ def test_a_renamed_field_in_a_config_file_is_refused_with_its_new_name(old, new)
 
 
 def test_a_field_follows_its_line_in_fields():
-    """The type, the default and the fingerprint of a field all follow from its line in configs/base.py."""
+    """Tests that the type, the default and the fingerprint of a field agree with its line in configs/base.py."""
     for field, line in base.FIELDS.items():
         default_is_type = isinstance(line.default, type)
         assert FIELDS[field] is (line.default if default_is_type else type(line.default)), field
@@ -296,7 +296,7 @@ def test_an_epoch_chosen_on_the_images_that_are_reported_on_is_refused(role):
     with pytest.raises(UserError, match=f"evaluate.split is holdout, but {role}.train.epoch is best") as refused:
         resolved(**{"evaluate.split": "holdout"})
     assert "set it to last, or evaluate.split to test" in str(refused.value) and "\n" not in str(refused.value)
-    # Without a teacher there is no accuracy of one.
+    # A run without a teacher does not choose an epoch of the teacher, so the value is allowed.
     if role == "teacher":
         assert resolved(**{"evaluate.split": "holdout", "method": "gnn"}).method == "gnn"
         with pytest.raises(UserError, match="teacher.train.epoch is best"):

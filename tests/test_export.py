@@ -1,4 +1,4 @@
-"""A bundle gives the student's predictions without this package, and is refused if it is damaged."""
+"""Tests that a bundle gives the student's predictions without this package, and is refused if it is damaged."""
 
 import json
 import pathlib
@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def made(finished_run, tmp_path_factory):
-    """A run's student, its bundle and what was measured."""
+    """Returns the student of a run, the folder of its bundle, and the measured sizes and latencies."""
     workdir, _ = finished_run
     folder = tmp_path_factory.mktemp("export") / "bundle"
     return trained.open_student(workdir), folder, export.write(workdir, folder)[0]
@@ -62,7 +62,7 @@ def test_size_and_latency_stand_beside_the_teachers(made):
 
 @pytest.fixture(scope="module")
 def made_of_colour(made, tmp_path_factory):
-    """A bundle for 8x8 images in colour, and its function."""
+    """Returns the record, the folder and the function of a bundle for 8x8 color images."""
     student, folder = made[0], tmp_path_factory.mktemp("export") / "colour"
     weights = jax.random.normal(jax.random.key(0), (8 * 8 * 3, len(student.recorded.classes)))
 
@@ -82,7 +82,7 @@ def test_the_documentations_ten_lines_predict_without_this_package(made, made_of
         recorded, folder, predict = made_of_colour
     [block] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serve_a_bundle.md").read_text(), re.S)
     assert len([line for line in block.splitlines() if line.strip()]) <= 10
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 13, 4), np.uint8)  # with alpha
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 13, 4), np.uint8)  # with an alpha channel
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     shutil.copytree(folder, tmp_path / "BUNDLE")

@@ -1,4 +1,4 @@
-"""What docs/reliability.md promises, in small: each of the campaigns of tests/faults with few faults."""
+"""Tests of what docs/reliability.md promises, with few faults. Slow tests run whole campaigns of tests/faults."""
 
 import os
 import random
@@ -25,7 +25,7 @@ from tests.faults.runs import without_times
 
 
 def campaign(name, *flags):
-    """What a campaign prints; it must find nothing wrong."""
+    """Runs a campaign, which must find nothing wrong, and returns what it prints."""
     command = [sys.executable, "-m", f"tests.faults.{name}", *map(str, flags)]
     done = subprocess.run(command, cwd=ROOT, env=ONE_CPU, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
@@ -65,7 +65,7 @@ def test_the_fuzzer(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(finished_run, cache, tmp_path_factory):
-    """A finished run and a cache with its data and teacher alone, which may be damaged."""
+    """Returns a folder with a copy of a finished run, a bundle, and a cache with only its data set and its teacher."""
     out = tmp_path_factory.mktemp("damaged")
     shutil.copytree(finished_run[0], out / "run")
     teacher = finished_run[1]["teacher"]["fingerprint"]

@@ -1,4 +1,4 @@
-"""The configs at full size take steps: the teacher of the first pair and its graph student, on images made here."""
+"""Tests that the teacher and the graph student of each full-size config take training steps, on generated images."""
 
 import importlib
 
@@ -19,7 +19,7 @@ def dataset_of(name):
     count, classes = SIZES[name]
     rng = np.random.default_rng(0)
     labels = np.arange(count, dtype=np.int32) % classes
-    # The same few images over and over: only their number and shape count here.
+    # One image is repeated, since only the number and the shape of the images matter here.
     images = np.broadcast_to(rng.integers(0, 256, (1, 32, 32, 3), np.uint8), (count, 32, 32, 3))
     split = Split(images, labels, np.arange(count, dtype=np.int32))
     names = tuple(str(k) for k in range(classes))

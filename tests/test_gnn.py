@@ -1,4 +1,4 @@
-"""The graph student against NumPy, its padding, its symmetry, its gradients, and over devices."""
+"""Tests of the graph student: against NumPy, with padding, in another order, on several devices, and its gradients."""
 
 import functools
 
@@ -37,7 +37,7 @@ def images(count, seed=0):
 
 
 def random_variables(module, *arguments, dtype=np.float64):
-    """Random parameters of the right shapes, biases and scales among them; statistics of a fresh network."""
+    """Returns random parameters, also for biases and scales, and the BatchNorm statistics of a fresh network."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -52,7 +52,7 @@ def random_variables(module, *arguments, dtype=np.float64):
 
 
 def setting(module, count):
-    """Inputs, head rows and variables, all float64, for a batch of `count` images."""
+    """Returns inputs, head rows and variables for a batch of `count` images, all in float64."""
     rng, rows = np.random.default_rng(1), None
     if module.graph == "learned":
         rows = HeadRows(rng.normal(size=(count, module.head_widths[-1])), rng.normal(size=count))
@@ -67,7 +67,7 @@ def numpy_head(params, nodes):
 
 
 def numpy_adjacency(name, params, nodes, rows):
-    """The graph of a batch over itself, before self-loops."""
+    """Returns the adjacency between the images of a batch, without self-loops."""
     distance = np.linalg.norm(nodes[:, None] - nodes[None], axis=-1)
     if name == "off":
         return np.eye(len(nodes))
@@ -82,14 +82,14 @@ def numpy_adjacency(name, params, nodes, rows):
 
 
 def numpy_student(name, params, nodes, rows, self_loops):
-    """Logits and first activations of Eq. 2 twice."""
+    """Applies the graph convolution of Eq. 2 twice. Returns the logits and the hidden activations."""
     normalized = normalized_adjacency(numpy_adjacency(name, params, nodes, rows), self_loops)
     hidden = relu(normalized @ nodes @ params["layer1"]["Dense_0"]["kernel"])
     return normalized @ hidden @ params["layer2"]["Dense_0"]["kernel"], hidden
 
 
 def numpy_stem(params, x, epsilon=1e-5):
-    """Training mode: convolution, BatchNorm, ReLU and 2x2 max-pool, twice, then flat."""
+    """Applies convolution, BatchNorm in training mode, ReLU and 2x2 max-pooling, all twice, and flattens the result."""
     for i in range(2):
         kernel, norm = params[f"Conv_{i}"]["kernel"], params[f"BatchNorm_{i}"]
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -136,7 +136,7 @@ def test_the_graph_off_equals_a_perceptron():
     first, second = (variables["params"][layer]["Dense_0"]["kernel"] for layer in ("layer1", "layer2"))
     expected = relu(inputs.reshape(6, -1) @ first) @ second
     close(module.apply(variables, inputs, None)[0].logits, expected)
-    # No image affects another.
+    # The prediction for an image does not depend on the other images.
     close(module.apply(variables, inputs[2:3], None)[0].logits, expected[2:3])
     assert set(variables["params"]) == {"layer1", "layer2"}
 
@@ -201,7 +201,7 @@ def test_unknown_graph_is_refused():
 
 @functools.partial(jax.jit, static_argnums=0)
 def step(module, variables, rows, inputs, labels, mask):
-    """Loss, logits, statistics, and the gradients to parameters and head rows, in training mode."""
+    """Returns loss, logits, statistics, and the gradients of parameters and head rows, in training mode."""
 
     def loss(params, rows):
         (outputs, _), changed = module.apply(
@@ -229,7 +229,7 @@ PADDED[[4, 5, 11]] = False  # with eight devices, one has only padding
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_gradients_are_right_and_reach_every_parameter(name):
-    """Finite differences along random directions: through backbone, graph, symmetrisation and normalisation."""
+    """Compares gradients through backbone, graph and normalization with finite differences in a random direction."""
     module = student(name, stem())
     inputs, rows, variables = setting(module, SIZE)
     *_, gradients = run_step(module, variables, rows, inputs, LABELS, PADDED)
@@ -253,7 +253,8 @@ def test_gradients_are_right_and_reach_every_parameter(name):
     assert abs(slope) > 1e-3
 
 
-# A compiled step may compute the same number twice and round it differently. Gradients must not depend on equality.
+# A compiled step may compute the same number twice and round it differently. So gradients must not depend on whether
+# two numbers are equal.
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -268,7 +269,7 @@ def test_compiled_float32_gradients_equal_those_in_float64(name):
 
 
 def test_compiled_float32_gradients_of_the_stem_equal_those_in_float64():
-    x = np.random.default_rng(0).normal(size=(100, 2, 2, 3))  # for this shape XLA did round differently
+    x = np.random.default_rng(0).normal(size=(100, 2, 2, 3))  # a shape for which XLA rounded differently
     gradients = []
     for dtype in (np.float32, np.float64):
         module = gnn.Stem((128,), dtype=dtype)

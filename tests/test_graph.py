@@ -1,4 +1,4 @@
-"""Eq. 3 against Theorem 1's quadratic program, its invariances, ties and masks; the other graphs against NumPy."""
+"""Tests of Eq. 3: against the quadratic program of Theorem 1, invariances, ties, masks. Tests of the other graphs."""
 
 import functools
 
@@ -19,7 +19,7 @@ def x64():
         yield
 
 
-# Compiled, as in training, which is also faster.
+# The functions are compiled as in training. This is also faster.
 sparse_neighbors = jax.jit(graph.sparse_neighbors, static_argnums=1)
 normalize = jax.jit(graph.normalize, static_argnums=1)
 squared_distances = jax.jit(graph.squared_distances)
@@ -31,7 +31,7 @@ projection_simplex = jax.jit(optax.projections.projection_simplex)
 
 @functools.partial(jax.jit, static_argnums=1)
 def with_gradient(distances, sparsity, cotangent, mask=None):
-    """`sparse_neighbors`, and the gradient of its inner product with `cotangent`."""
+    """Returns the result of `sparse_neighbors`, and the gradient of its inner product with `cotangent`."""
     weights, pull = jax.vjp(lambda d: graph.sparse_neighbors(d, sparsity, mask), distances)
     return weights, pull(cotangent)[0]
 
@@ -41,13 +41,13 @@ def gradient_of_sum(function, x):
 
 
 def gamma(distances, sparsity):
-    """The trade-off of Eq. 5 that makes Eq. 3 its solution."""
+    """Returns the trade-off parameter for which Eq. 3 is the solution of Eq. 5."""
     ordered = np.sort(distances)
     return (sparsity * ordered[sparsity] - ordered[:sparsity].sum()) / 2
 
 
 def quadratic_program(distances, gamma):
-    """Eq. 5 with the squared l2 distance to the uniform distribution, by sequential quadratic programming."""
+    """Solves Eq. 5, with the squared l2 distance to the uniform distribution, by sequential quadratic programming."""
     n = len(distances)
     # The success flag is ignored: SLSQP reports failure when rounding allows no further step, as at the optimum.
     return scipy.optimize.minimize(
@@ -62,7 +62,7 @@ def quadratic_program(distances, gamma):
 
 
 def distinct_integers(seed, rows, columns):
-    """Rows of distinct small integers, which float32 shifts and scales without rounding."""
+    """Returns rows of distinct small integers, which float32 can shift and scale without rounding."""
     rng = np.random.default_rng(seed)
     return np.stack([rng.choice(np.arange(-500, 500), columns, replace=False) for _ in range(rows)]).astype(np.float32)
 
@@ -114,7 +114,8 @@ def test_extreme_magnitudes_keep_weights_and_finite_gradients(scale):
     d, cotangent = np.array([[0, 3, 1, 5, -2], [1, 2, 3, 4, 5]], np.float32)[:, None]
     weights, gradient = with_gradient(d * np.float32(scale), 3, cotangent)
     np.testing.assert_allclose(weights, [[3 / 10, 0, 2 / 10, 0, 5 / 10]], atol=1e-6)
-    # By hand: the slacks are (3, 0, 2, 0, 5) of 10, the mean cotangent 3.4; its sum is 0, as the row may be shifted.
+    # Computed by hand: the slacks (3, 0, 2, 0, 5) have the sum 10, and the weighted mean of the cotangent is 3.4. The
+    # gradient has the sum 0, because a shift of the row does not change the weights.
     np.testing.assert_allclose(gradient * np.float32(scale), [[0.24, -0.12, 0.04, 0, -0.16]], atol=1e-5)
 
 
@@ -150,7 +151,7 @@ def test_the_order_of_columns_does_not_matter(sparsity):
     order = rng.permutation(9)
     p = np.asarray(sparse_neighbors(d, sparsity))
     np.testing.assert_allclose(sparse_neighbors(d[:, order], sparsity), p[:, order], atol=1e-6)
-    # Columns at one distance weigh the same.
+    # Columns at the same distance have the same weight.
     same = d[:, :, None] == d[:, None, :]
     np.testing.assert_array_equal(np.where(same, p[:, :, None], 0), np.where(same, p[:, None, :], 0))
 
@@ -163,7 +164,7 @@ def test_gradients_equal_finite_differences(x64, columns, sparsity):
     expected = [(eq3(d + e, sparsity) - eq3(d - e, sparsity)) @ cotangent / 2e-6 for e in step]
     _, gradient = with_gradient(d[None], sparsity, cotangent[None])
     np.testing.assert_allclose(gradient[0], expected, atol=1e-6)
-    assert np.abs(expected).max() > 0.1 or columns == 2  # one neighbor of two has all the weight
+    assert np.abs(expected).max() > 0.1 or columns == 2  # one neighbor of two columns always has the weight 1
 
 
 @pytest.mark.parametrize("padding", [0.0, -1e30, np.inf, -np.inf, np.nan])
@@ -211,14 +212,14 @@ def test_nan_distances_give_nan_weights_and_nan_normalized_adjacency(masked):
 def test_infinite_distances_are_the_limit_of_large_ones(row, sparsity, expected, masked):
     d = np.array([row], np.float32)
     mask = None
-    if masked:  # more columns, which take no part
+    if masked:  # adds columns, which the mask excludes
         d, expected = np.concatenate([d, [[-np.inf, np.nan, 0]]], axis=1), expected + [0] * 3
         mask = np.arange(7) < 4
     p, gradient = with_gradient(d, sparsity, np.arange(d.size, dtype=np.float32)[None], mask)
     np.testing.assert_allclose(p, [expected], atol=1e-7)
     assert np.isfinite(gradient).all()
     d = np.clip(d, -1e6, 1e6)
-    if mask is None and sum(np.isneginf(row)) * sum(np.isposinf(row)) == 0:  # with both, -inf goes first
+    if mask is None and sum(np.isneginf(row)) * sum(np.isposinf(row)) == 0:  # with both signs, the limit is another
         np.testing.assert_allclose(sparse_neighbors(d, sparsity, mask), [expected], atol=1e-5)
 
 
@@ -249,7 +250,7 @@ def test_leading_dimensions_vmap_and_jit_give_the_same_weights():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_distances_give_float32_weights(dtype):
-    d = jax.random.normal(jax.random.key(0), (6, 20)).astype(dtype)  # bfloat16 ties now and then
+    d = jax.random.normal(jax.random.key(0), (6, 20)).astype(dtype)  # some bfloat16 distances are equal
     p = sparse_neighbors(d, 5)
     assert p.dtype == jnp.float32
     np.testing.assert_array_equal(p, sparse_neighbors(d.astype(jnp.float32), 5))
@@ -364,7 +365,7 @@ def test_euclidean_adjacency(threshold):
 
 
 LABELS = jnp.array([0, 0, 1, 1])
-CASES = {  # self_weight, label_agreement, effective_neighbors
+CASES = {  # the expected self_weight, label_agreement, effective_neighbors
     "identity": (np.eye(4), (1, 0, 1)),
     "uniform": (np.ones((4, 4)), (1 / 4, 1 / 3, 4)),
     "blocks": (np.kron(np.eye(2), np.ones((2, 2))), (1 / 2, 1, 2)),
@@ -389,7 +390,7 @@ def test_diagnostics_of_graphs_with_known_answers(name, padded):
 
 
 def test_diagnostics_of_rows_over_other_columns():
-    """As Mechanism 1 asks: two test images over three anchors and, last, themselves."""
+    """Tests two test images as in Mechanism 1: the columns are three anchors and, last, the image itself."""
     weights = jnp.array([[0.5, 0.25, 0.0, 0.25], [0.0, 0.0, 0.5, 0.5]])
     facts = diagnostics(weights, jnp.array([3, 3]), jnp.array([0, 1]), jnp.array([0, 1, 0, -1]))
     np.testing.assert_allclose(facts["self_weight"], (0.25 + 0.5) / 2)

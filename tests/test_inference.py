@@ -1,4 +1,4 @@
-"""Mechanisms 1 and 2 against NumPy, written from the paper's text, and what must not change their predictions."""
+"""Tests of Mechanisms 1 and 2 against NumPy code from the paper's text, and of what must not change predictions."""
 
 import functools
 
@@ -43,7 +43,7 @@ class Setting:
         self.anchors = rng.normal(size=(ANCHORS, WIDTH))
         self.images = rng.normal(size=(count, WIDTH))
         self.kernel, self.bias = rng.normal(size=(ANCHORS, 5)), rng.normal(size=ANCHORS)
-        self.bias[list(popular)] -= 8  # near to every image
+        self.bias[list(popular)] -= 8  # at a small distance from every image
         rows = HeadRows(self.kernel, self.bias) if name == "learned" else None
         shapes = jax.eval_shape(self.module.init, jax.random.key(0), self.anchors, rows)["params"]
         self.params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
@@ -58,7 +58,7 @@ class Setting:
         return inference.anchors(self.module, {"params": self.params}, self.anchors[order], rows)
 
     def distances(self, nodes):
-        """Distances from nodes to the anchors."""
+        """Returns the distances from nodes to the anchors."""
         if self.name == "euclidean_sparse":
             return ((nodes[:, None] - self.anchors[None]) ** 2).sum(-1)
         for layer in ("Dense_0", "Dense_1"):
@@ -73,7 +73,7 @@ class Setting:
         return 1 / (distance + np.diag(np.full(len(nodes), np.inf)))
 
     def student(self, nodes, adjacency):
-        """Eq. 2 twice; adjacency None is A = I, normalised to itself."""
+        """Applies Eq. 2 twice. The adjacency None stands for A = I, which the normalization does not change."""
         p = np.eye(len(nodes)) if adjacency is None else normalized_adjacency(adjacency, self.self_loops)
         hidden = relu(p @ nodes @ self.params["layer1"]["Dense_0"]["kernel"])
         return p @ hidden @ self.params["layer2"]["Dense_0"]["kernel"]
@@ -85,7 +85,7 @@ class Setting:
 
 
 def mechanism_1(setting):
-    """Logits, and rows of the adjacency with self-loops, of one image at a time in the graph with the anchors."""
+    """Classifies each image alone, in its graph with the anchors. Returns logits and rows of A with self-loops."""
     logits, rows = [], []
     for image in setting.images:
         nodes = np.concatenate([setting.anchors, image[None]])
@@ -256,7 +256,7 @@ def test_padding_has_no_effect(name, mechanism2_graph, real):
 
 @pytest.mark.parametrize("mechanism2_graph", inference.MECHANISM2_GRAPHS)
 def test_images_that_share_an_anchor_are_exactly_tied_in_float32(mechanism2_graph):
-    """Otherwise rounding errors would choose among them."""
+    """Tests that rounding errors do not choose among images that share an anchor."""
     setting = Setting("learned", count=100, popular=(2, 7), sparsity=10)
     prediction = setting.cast(np.float32).predict("batch_by_batch", mechanism2_graph=mechanism2_graph)
     nearest = np.asarray(prediction.nearest)

@@ -1,6 +1,7 @@
-"""Imports point down: no module imports one of a layer above its own, or of its own layer in another folder; no cycle.
+"""Tests that imports point down and have no cycles.
 
-An import counts wherever it stands, at the top of a module, in a function, or under TYPE_CHECKING.
+No module imports a module of a higher layer, or of another part of its own layer. An import counts wherever it stands:
+at the top of a module, in a function, or under TYPE_CHECKING.
 """
 
 import ast
@@ -9,14 +10,14 @@ import pytest
 
 from tests.package import modules, parsed
 
-# From the top down. A name stands for its whole folder too, unless a longer one names the module itself.
+# The layers from the top down. A name also stands for all modules in its folder, unless a longer name matches them.
 LAYERS = (
     ("main", "sweep", "predict", "export", "report.__main__"),  # the commands
     ("sweeps",),  # many runs
     ("pipeline",),  # one run, stage after stage
-    ("evaluation", "serving", "report"),  # what is done with what was trained
+    ("evaluation", "serving", "report"),  # what is done with trained models
     ("training",),
-    ("run",),  # a config with its data and its places on disk
+    ("run",),  # a config with its data set and its folders
     ("config",),
     ("configs",),  # the fields of a config, the built-in configs and sweeps
     ("inference",),  # the method
@@ -28,7 +29,7 @@ LAYERS = (
 
 
 def imports():
-    """The modules of the package that each of them imports."""
+    """Returns, for each module of the package, the modules of the package that it imports."""
     known = set(modules())
     imported = {}
     for name, tree in parsed().items():
@@ -52,7 +53,7 @@ def in_package(target):
 
 
 def place(name):
-    """The layer of a module, counted from the top, and the part of it that it belongs to."""
+    """Returns the layer of a module, counted from the top, and the name in `LAYERS` that stands for the module."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         part = ".".join(parts[:length])

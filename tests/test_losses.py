@@ -1,4 +1,4 @@
-"""Cross-entropy and Eq. 7 against NumPy."""
+"""Tests of the losses: cross-entropy and distillation (Eq. 7), against NumPy."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The command line: each mistake and Ctrl-C end in one line, and --help prints the flags."""
+"""Tests of the command line: a mistake or Ctrl-C ends a command with a one-line message, --help prints the flags."""
 
 import os
 import pathlib
@@ -49,7 +49,7 @@ WRONG = {
     "no truth value": (["--config=configs/digits.py", "--config.tensorboard=maybe"], "expected a value of type bool"),
     "no tuple": (["--config=configs/digits.py", "--config.student.stem_widths=(8,x"], "expected a value of type tuple"),
     "no numbers": (["--config=configs/digits.py", "--config.student.stem_widths=wide"], "stem_widths is 'wide'"),
-    "no value": (["--config=configs/digits.py", "--config.seed"], "--config.seed=--workdir="),  # takes what follows
+    "no value": (["--config=configs/digits.py", "--config.seed"], "--config.seed=--workdir="),  # it takes the next flag
     "no such flag": (["--config=configs/digits.py", "--workdri=x"], "'workdri'. Did you mean: workdir"),
     "fields before the config": (["--config.seed=1", "--config=configs/digits.py"], "before a value for --config"),
     "fields without a config": (["--config.seed=1"], "no --config: give FILE[:WORD], as configs/digits.py"),
@@ -117,7 +117,7 @@ def test_every_command_tells_its_version_and_shows_examples(command, monkeypatch
 
 
 def test_commands_do_not_accept_each_others_flags(monkeypatch, capsys):
-    """All are imported here, in one program."""
+    """Tests the flags of each command in a process that imports all commands."""
     for command, own, others in (
         (main, "--stage", ("--sweep", "--bundle", "--manual_dir")),
         (sweep, "--shard", ("--stage", "--bundle", "--manual_dir")),
@@ -163,7 +163,7 @@ def test_fields_are_set_from_text(monkeypatch):
     assert (config.tensorboard, config.seed, config.student.stem_widths, config.name) == (False, 3, (8,), "a=b")
     assert (config.teacher.train.learning_rate, config.student.kind, config.data.limit) == (1.0, "cnn", -1)
     assert (config.student.head_widths, config.compilation_cache, config.distill.warmup) == ((16, 8), False, 2)
-    assert config.student.train.epochs == 3  # of the file
+    assert config.student.train.epochs == 3  # the value in the file
 
 
 def test_any_file_that_returns_a_config_is_a_config_file(tmp_path):
@@ -186,14 +186,14 @@ def test_a_built_in_config_is_named_without_its_path(name):
 def test_a_file_wins_over_the_built_in_config_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stl10").mkdir()
-    assert config_flag.load("stl10").name == "stl10"  # a folder is no file
+    assert config_flag.load("stl10").name == "stl10"  # a folder of this name is ignored
     text = "from cnn2gnn_jax.configs import base\n\ndef get_config():\n    return base.get_config()\n"
     (tmp_path / "digits").write_text(text)
     assert config_flag.load("digits") == base.get_config() != digits.get_config()
 
 
 def test_a_config_may_import_modules_of_the_working_directory(tmp_path):
-    """Under the console commands too, which do not put it on the path as `python -m` does."""
+    """Tests the case of console commands, which do not add the working directory to the path as `python -m` does."""
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "own_module.py").write_text(
         "from cnn2gnn_jax.configs import base\n\nget_config = base.get_config\n"

@@ -1,4 +1,4 @@
-"""Every distillation method through the chain on digits."""
+"""Tests that run the whole pipeline on digits with every distillation method."""
 
 import sys
 
@@ -17,8 +17,8 @@ from cnn2gnn_jax.training.metrics import read_records
 BASELINES = [name for name, method in distillers.METHODS.items() if method.student == "cnn"]
 IN_THE_SUITE = ("kd", "crd", "ft")
 FIELDS = {
-    # Its loss is a mean over the pixels of unit vectors, so at 8x8 it is 16 times as large as at 32x32, and the
-    # published weight of 1000 is too much for the common rate.
+    # The loss of AT is a mean over the pixels of unit vectors. At 8x8 it is 16 times as large as at 32x32, so the
+    # published weight of 1000 is too large for the learning rate of the other methods.
     "at": {"student.train.learning_rate": 0.01, "student.train.epochs": 20},
 }
 
@@ -51,7 +51,7 @@ def test_a_baseline_learns_and_its_own_loss_falls(cache, tmp_path, method):
 def test_stored_attention_maps_give_the_same_student_as_the_teacher(cache, tmp_path, monkeypatch):
     config, records = config_of(cache, "at", epochs=1, **{"student.train.learning_rate": 0.01}), {}
     for where in ("disk", "live"):
-        if where == "live":  # as where a map of the teacher is larger than the student's
+        if where == "live":  # as if a map of the teacher were larger than the student's
             monkeypatch.setattr(maps, "teacher_maps_not_larger", lambda student, teacher: False)
         pipeline.run(config, tmp_path / where, "student")
         records[where] = read_records(tmp_path / where / "metrics.jsonl")
@@ -75,7 +75,7 @@ def test_killed_in_either_stage_a_staged_method_ends_identical_to_the_bit(progra
         ]
 
     program(command("whole"))
-    # An epoch is 7 records, the first stage 14.
+    # An epoch writes 7 records, so the first stage writes 14.
     killed(command("broken"), "broken/metrics.jsonl", 5)
     assert "pretrain: resuming at step" in killed(command("broken"), "broken/metrics.jsonl", 14 + 5)
     assert "train: resuming at step" in program(command("broken"))
@@ -100,7 +100,7 @@ def test_a_method_of_logits_or_pooled_features_teaches_the_graph_student(cache, 
     fields = {"student.kind": "graph", "student.sparsity": 20, "evaluate.graph_off": False}
     if (
         method == "crd"
-    ):  # its loss, a sum over thousands of negatives, makes the graph student stumble at the common rate
+    ):  # CRD's loss, a sum over thousands of negatives, is too large for the learning rate of the other methods
         fields |= {"student.train.learning_rate": 0.01, "student.train.epochs": 30}
     results = pipeline.run(config_of(cache, method, epochs=20, **fields), tmp_path / "run")
     assert results["accuracies"][0]["mechanism"] == "one_by_one"

@@ -1,4 +1,4 @@
-"""The training-set graph against NumPy, for any block size and for columns that are sharded over devices."""
+"""Tests of the training-set graph against NumPy, for any block size and for columns that are sharded over devices."""
 
 import functools
 
@@ -35,7 +35,7 @@ def data():
 
 
 def numpy_votes(queries, keys, signals, self_columns=None, sparsity=SPARSITY):
-    """P Y. Distances are rounded so that equal ones are equal in spite of rounding errors."""
+    """Returns P Y. Distances are rounded, so that equal distances stay equal in spite of rounding errors."""
     d = np.sum((queries[:, None] - keys) ** 2, -1).round(12)
     if self_columns is not None:
         d = np.where(np.arange(len(keys)) == self_columns[:, None], np.inf, d)
@@ -49,7 +49,7 @@ def votes(queries, keys, signals, self_columns=None, sparsity=SPARSITY, block=ne
 
 
 def with_ties(queries, keys, signals):
-    """The first image has 9 columns at its own place, the second SPARSITY of them, the third SPARSITY + 1."""
+    """Moves columns to distance 0: 9 for the first image, SPARSITY for the second, SPARSITY + 1 for the third."""
     keys = keys.copy()
     keys[[0, 5, 6, 13, 20, 29, 30, 41, 47]] = queries[0]
     keys[[1, 2, 40]] = queries[1]
@@ -106,7 +106,7 @@ def test_the_label_of_a_training_image_does_not_affect_its_own_votes(data, ties)
         other = signals.copy()
         other[i] = np.roll(other[i], 1)
         close(votes(keys, keys, other, self_columns)[i], answers[i])
-        # Without the exclusion its own label does reach it, so this test would find a leak.
+        # Without the exclusion, the image's own label affects its votes. So this test would find a leak.
         assert np.abs(votes(keys, keys, other)[i] - votes(keys, keys, signals)[i]).max() > 1e-3
 
 

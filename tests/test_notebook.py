@@ -1,4 +1,4 @@
-"""The notebook runs from start to end, and is kept without outputs."""
+"""Tests that the notebook runs from start to end and is stored without outputs."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_it_runs_from_start_to_end(tmp_path):
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "HOME": str(tmp_path),  # the cache is there
+        "HOME": str(tmp_path),  # the cache is written there
         "JAX_PLATFORMS": "cpu",
         "MPLBACKEND": "agg",
     }
@@ -50,7 +50,7 @@ def test_it_runs_from_start_to_end(tmp_path):
         [sys.executable, "notebook.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
-    for digit in range(5):  # once by the workdir and once by the bundle
+    for digit in range(5):  # it is predicted once from the workdir and once from the bundle
         assert done.stdout.count(f"my_new_images/a {digit}.png") == 2
     assert "training images are right" in done.stdout and "100 images, ms" in done.stdout
     with Image.open(tmp_path / "neighbors.png") as picture:

@@ -1,4 +1,4 @@
-"""Requirements agree, README and documentation are what code and records say, every config resolves at every size."""
+"""Tests that requirements agree, that README and docs agree with code and records, and that every config resolves."""
 
 import ast
 import doctest
@@ -26,14 +26,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# The user's own list of the environment for a GPU.
+# The packages that requirements.txt must list for an environment with a GPU.
 LISTED = tuple("jax[cuda12] flax optax orbax-checkpoint tensorflow-datasets ml-collections chex pytest".split())
-# Imported by other packages that do not require them, see pyproject.toml.
+# Other packages import these but do not require them; see pyproject.toml.
 INDIRECT = {"flatbuffers", "importlib-resources", "array-record"}
 
 
 def distributions(requirements):
-    """The normalised names of the distributions that are required."""
+    """Returns the normalized names of the required distributions."""
     return {re.match(r"[\w.-]+", line)[0].lower().replace("_", "-") for line in requirements}
 
 
@@ -41,7 +41,7 @@ def test_the_requirements_for_a_gpu_are_the_extras_and_bounds_stand_once():
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     *listed, package = lines
     assert package == "-e .[cuda12,dev]"
-    assert tuple(line.partition(";")[0] for line in listed) == LISTED  # names alone, without bounds
+    assert tuple(line.partition(";")[0] for line in listed) == LISTED  # only names, without bounds
     extras = PROJECT["optional-dependencies"]
     assert listed[0].replace('"', "'") in extras["cuda12"]
     assert distributions(listed) <= distributions([*PROJECT["dependencies"], *extras["dev"]])
@@ -105,7 +105,7 @@ def test_the_docstrings_examples_are_right(module):
 
 @pytest.fixture
 def script(monkeypatch):
-    """Runs a script of docs/ without writing, and returns its names."""
+    """Returns a function that runs a script of docs/, which then writes nothing, and returns the script's variables."""
     monkeypatch.syspath_prepend(ROOT / "docs")
     return lambda name: runpy.run_path(str(ROOT / "docs" / name))
 
@@ -131,7 +131,7 @@ def lines(folder):
 
 
 def seeds_of(records, title, row, graph, mechanism, order=None):
-    """Accuracies by seed, read from the records without the report."""
+    """Returns accuracies by seed. They are read directly from the records, not by the code of the report."""
     return {
         entry["seed"]: entry["accuracy"]
         for record in records
@@ -210,7 +210,7 @@ def test_the_sentences_on_the_page_of_results_are_what_the_records_say():
             "On digits, CNN2GNN is better than GNN under each of the 3 protocols. On reduced CIFAR-100, every interval "
             "includes zero." in line
         )
-    # The single students are not all behind: the text gives each.
+    # The learned graph does not make every single student worse, so the text must give each difference.
     for folder in ("digits", "cifar100-smoke", "mini_imagenet-smoke", "image_folder"):
         entries = json.loads((ROOT / "results" / folder / "results.json").read_text())["accuracies"]
         on, off = (
@@ -245,7 +245,7 @@ def test_every_public_module_is_on_one_reference_page():
     pages = runpy.run_path(str(ROOT / "docs" / "hooks.py"))["reference"]()
     paths = [path for path in (ROOT / "cnn2gnn_jax").rglob("*.py") if path.read_text(encoding="utf-8").strip()]
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
-    # A command is shown by its usage and its public functions, every other module as a whole.
+    # A command is documented by its usage and its public functions, and every other module as a whole.
     commands = re.findall(r"^## `python -m ([\w.]+)`$", pages["commands"], re.MULTILINE)
     shown = re.findall(r"^::: ([\w.]+)$", "\n".join(pages.values()), re.MULTILINE)
     whole = [name for name in shown if name in modules]

@@ -1,4 +1,4 @@
-"""The chain end to end on digits: what it records, what it skips, what it refuses."""
+"""Tests of the pipeline on digits, from images to report: what it records, what it skips and what it refuses."""
 
 import json
 import os
@@ -31,14 +31,14 @@ def tiny(cache, **fields):
 
 @pytest.fixture(scope="module")
 def done(cache, tmp_path_factory):
-    """A finished run: its config, workdir and results."""
+    """Returns the config, the workdir and the results of a finished run."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
     config = tiny(cache)
     return config, workdir, pipeline.run(config, workdir)
 
 
 def owner(folder):
-    """Whose the checkpoints in a folder are."""
+    """Returns the fingerprint that the checkpoints in a folder are stored with."""
     return storage.read_json(next(folder.glob("step_*/manifest.json")))["fingerprint"]
 
 
@@ -54,7 +54,7 @@ def test_results_are_complete_and_far_above_chance(done):
     protocols = [("one_by_one", None), ("batch_by_batch", "shuffled"), ("batch_by_batch", "class_sorted")]
     assert set(by_protocol) == {(g, *p) for g in ("learned", "off", "off_at_test") for p in protocols}
     assert by_protocol["learned", "one_by_one", None] > 50
-    # With A = I no protocol can differ from another.
+    # With A = I, all protocols give the same accuracy.
     assert (
         len({by_protocol["off", *p] for p in protocols})
         == len({by_protocol["off_at_test", *p] for p in protocols})
@@ -158,7 +158,7 @@ def test_a_workdir_of_another_version_is_refused_with_what_differs(done, tmp_pat
     config, workdir, _ = done
     manifest = storage.read_json(workdir / "run" / "manifest.json")
     del manifest["facts"]["config"]["student"]["graph_off_loss_weight"], manifest["program"]
-    manifest["facts"]["config"]["evaluate"]["anchors"] = 77  # no part of what a run is
+    manifest["facts"]["config"]["evaluate"]["anchors"] = 77  # an evaluation field, which the message must not name
     record = tmp_path / "run" / "run"
     storage.write_json(record / "manifest.json", manifest | {"format": 1, "fingerprint": "0123456789abcdef"})
     before = modified(tmp_path / "run")
@@ -275,7 +275,7 @@ def test_several_seeds_and_the_best_epoch_on_held_out_images(cache, tmp_path):
         Checkpoints(folder / "best", owner(folder / "best")) as best,
         Checkpoints(folder / "last", owner(folder / "last")) as last,
     ):
-        assert best.newest() % 11 == 0  # an epoch's end
+        assert best.newest() % 11 == 0  # the end of an epoch
         assert 0 < best.facts()["accuracy"] <= 100
         assert last.newest() == 33
 
@@ -346,7 +346,7 @@ def test_unusable_logits_files_are_refused(cache, tmp_path, fields, message):
     assert not (tmp_path / "run").exists()
 
 
-WRONG = {  # the fields one by one are in test_config.py
+WRONG = {  # test_config.py tests the values of each field
     "student.sparsity": (100, "Eq. 3 allows at most 99"),
     "student.train.batch_size": (5000, "has 1438 training images"),
     "evaluate.batch_size": (20, "Eq. 3 allows at most 19"),

@@ -1,4 +1,4 @@
-"""Predictions of a finished run: prepared as the cache was, independent of one another, every mistake one line."""
+"""Tests of the predictions of a finished run, of the choice of its student, and of one-line errors for mistakes."""
 
 import csv
 import dataclasses
@@ -52,7 +52,7 @@ def dataset(cache, done):
 
 @pytest.fixture(scope="module")
 def folder(dataset, tmp_path_factory):
-    """Test images as PNG files in folders by class, the hundredth first in order."""
+    """Returns a folder with the first 120 test images as PNG files, in a subfolder for each class."""
     folder = tmp_path_factory.mktemp("pictures")
     for i in range(120):
         path = folder / dataset.classes[dataset.test.labels[i]] / f"{i:03d}.png"
@@ -192,13 +192,13 @@ def test_every_kind_of_student_predicts_and_is_exported(cache, tmp_path, fields)
 
 @pytest.fixture(scope="module")
 def both(cache, tmp_path_factory):
-    """A finished run with held-out images, whose students with and without a graph are both there."""
+    """Returns a finished run with held-out images that trained a student with a graph and one without."""
     fields = {"method": "gnn", "evaluate.graph_off": True, "data.holdout": 0.2}
     return finished(cache, tmp_path_factory.mktemp("both") / "run", **fields)
 
 
 def copied(run, tmp_path, **accuracies):
-    """The workdir of a copied run whose results say these accuracies on held-out images, or none."""
+    """Copies a run and replaces its accuracies on held-out images by the given ones, if any. Returns the workdir."""
     workdir = tmp_path / "run"
     shutil.copytree(run[0], workdir)
     held_out = [{"graph": graph, "seed": 0, "accuracy": value} for graph, value in accuracies.items()]

@@ -1,4 +1,4 @@
-"""Serving by the training-set graph: predictions and neighbors, the mechanism chosen, bundles with their bank."""
+"""Tests of serving with the training-set graph: predictions and neighbors, the choice of the mechanism, and bundles."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ def dataset(cache, bank_run):
 
 @pytest.fixture(scope="module")
 def students(bank_run):
-    """The students with and without a graph, each with its bank."""
+    """Returns the students with and without a graph, each with its bank."""
     return {
         graph: mechanism.choose(trained.open_student(bank_run[0], graph), "training_set").student
         for graph in ("learned", "off")
@@ -51,7 +51,7 @@ def stored_of(workdir, name):
 
 @pytest.fixture
 def copy(bank_run, tmp_path):
-    """A copy of the run whose bank of the student without a graph tells other facts."""
+    """Returns a function that copies the run and changes the bank of the student without a graph."""
 
     def make(**changes):
         workdir = tmp_path / "run"
@@ -112,13 +112,13 @@ def test_a_prediction_does_not_depend_on_the_other_images(students, dataset):
 
 
 def test_a_training_image_is_a_new_picture_and_finds_itself(students, dataset):
-    """Nothing is masked in prediction: the program does not know which pictures it was trained on."""
+    """Tests that prediction masks no training image, since it does not know which images were used for training."""
     rows = by_bank(students["off"], dataset.train.images[:10], 1)
     assert [row["neighbors"][0]["index"] for row in rows] == list(range(10))
 
 
 def test_all_training_images_at_the_same_distance_share_the_row(students, dataset):
-    """More of them than the search lists: each has the weight that its label has in the prediction."""
+    """Tests more tied images than the search lists. Each is shown with the weight that it has in the prediction."""
     student, image = students["off"], dataset.test.images[0]
     bank = student.bank.bank
     nearest = by_bank(student, image[None], 1)[0]["neighbors"][0]["index"]
@@ -172,7 +172,7 @@ def test_a_cnn_predicts_and_shows_neighbors_with_its_bank(cnn, dataset, tmp_path
     np.testing.assert_allclose(found.max(-1), [row["probability"] for row in rows[:3]], atol=1e-5)
 
 
-# The mechanism chosen.
+# The choice of the mechanism.
 
 
 @pytest.mark.parametrize(("accuracy", "chosen"), [(90.5, "training_set"), (80.25, "one_by_one"), (70, "one_by_one")])
@@ -231,7 +231,7 @@ def test_a_damaged_bank_is_refused_by_predict_and_export(copy, tmp_path, name):
 
 
 def test_the_bank_of_another_evaluation_is_refused(copy):
-    """A run that was begun again with other settings, and killed before it was evaluated."""
+    """Tests a run that was started again with other settings, and was killed before its evaluation."""
     workdir = copy()
     path = workdir / runs.RECORD / artifact.MANIFEST
     record = storage.read_json(path)
@@ -275,7 +275,7 @@ def test_the_command_prints_the_mechanism(copy, dataset, tmp_path, monkeypatch, 
 
 @pytest.fixture(scope="module")
 def made(bank_run, tmp_path_factory):
-    """Bundles of the whole bank and of 60 useful images of it, by name."""
+    """Returns a folder with two bundles: `whole` has the whole bank, and `60` has 60 useful images of it."""
     folder = tmp_path_factory.mktemp("bundles")
     export.write(bank_run[0], folder / "whole", "learned", "training_set")
     export.write(bank_run[0], folder / "60", "learned", "training_set", thinning.Selection(60, "useful"))
@@ -342,7 +342,7 @@ def test_no_image_that_is_counted_had_a_part_in_the_choice(students, selection):
         right += int(np.sum(np.argmax(answer.logits, -1) == held_out.labels[half != k]))
     thinned = thinning.thin(stored, grid, 50, selection)
     assert thinned.accuracy == pytest.approx(100 * right / len(half), abs=100 / len(half))
-    # The labels of the other half do not reach the choice that is read on it.
+    # The choice that is evaluated on one half does not depend on the labels of this half.
     other = held_out._replace(labels=np.where(half == 0, held_out.labels, (held_out.labels + 1) % 10))
     first = [banks.HeldOut(*(array[half == 0] for array in images)) for images in (held_out, other)]
     np.testing.assert_array_equal(*(thinning.select(stored.bank, 50, images) for images in first))

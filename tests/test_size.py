@@ -1,4 +1,4 @@
-"""Nothing in the package is long: files, functions and the parameters of functions."""
+"""Tests that files, functions and parameter lists in the package are short."""
 
 import ast
 
@@ -8,7 +8,7 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 300, 50, 6
 
 
 def functions():
-    """(module and name, node) of every function and method, also inside others."""
+    """Yields the name and the syntax tree of every function and method, also of nested ones."""
     for name, tree in parsed().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -16,7 +16,7 @@ def functions():
 
 
 def parameters(node):
-    """How many; the object that a method is called on is none."""
+    """Returns the number of parameters of a function, without `self` and `cls`."""
     arguments = node.args
     each = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
     return sum(argument is not None and argument.arg not in ("self", "cls") for argument in each)

@@ -1,4 +1,4 @@
-"""The studies of the training-set graph: their losses, and their rows on small data."""
+"""Tests of the studies of the training-set graph: their losses, and the rows that they compute from small data."""
 
 import pathlib
 
@@ -17,7 +17,7 @@ CLASSES, FEATURES = 5, 12
 
 
 def images(rng, per_class, spread=0.6):
-    """Gaussian classes, and a student whose logits are weak."""
+    """Returns images of Gaussian classes, with the features and the weak logits of a student."""
     centers = np.random.default_rng(0).standard_normal((CLASSES, FEATURES))
     labels = np.repeat(np.arange(CLASSES), per_class)
     features = (centers[labels] + spread * rng.standard_normal((len(labels), FEATURES))).astype(np.float32)
@@ -36,7 +36,7 @@ def student():
 
 @pytest.fixture
 def inputs():
-    """Inputs in float64, which finite differences need."""
+    """Inputs in float64, since finite differences need this precision."""
     with jax.enable_x64():
         yield _inputs()
 
@@ -61,7 +61,7 @@ def loss(params, inputs, setting, index=tuple(range(15))):
 
 @pytest.mark.parametrize("arm", ["metric", "joint"])
 def test_gradients_of_the_direct_loss_equal_finite_differences(inputs, arm, monkeypatch):
-    """Also those to the metric, which changes the queries and the keys."""
+    """Tests the gradients of all parameters, also of the metric, which changes both the queries and the keys."""
     monkeypatch.setattr(trained_graph, "WIDTH", FEATURES - 2)
     setting, params = Setting(arm, 0.1, 4), parameters(gate=0.1)
     gradients = jax.grad(loss)(params, inputs, setting)
@@ -103,7 +103,7 @@ def test_the_graph_helps_a_weak_student_on_separated_classes(student):
 
 
 def test_only_the_given_columns_vote(student):
-    """A bank of one class makes all its neighbors vote for this class."""
+    """Tests a bank with images of only one class. All neighbors then vote for this class."""
     grid = student.grid._replace(spaces=("backbone",), signals=("labels",), weights=(100.0,))
     row = students.measure(student, grid, np.flatnonzero(student.train.labels == 2))
     assert row["accuracy"] == row["accuracy_of_neighbors"] == 100 / CLASSES
@@ -157,7 +157,7 @@ def test_the_teacher_itself_is_measured_first(student):
 
 
 def test_neighbor_features_are_the_weighted_mean_of_the_nearest_other_images(student):
-    """The oracle computes all distances with NumPy, and Eq. 3 as it is written."""
+    """Compares with NumPy code that computes all distances, and Eq. 3 as it is written."""
     sparsity, found = 3, neighbor_features.with_neighbor_features(student, 3)
     train = student.train.embedded.features["backbone"].astype(np.float64)
     keys = (train - train.mean(0)) / train.std(0)

@@ -1,4 +1,4 @@
-"""Properties of what reads files from strangers: for any input it answers rightly or refuses in one line."""
+"""Property-based tests that untrusted files are either read correctly or refused with a one-line error."""
 
 import csv
 import io
@@ -75,7 +75,7 @@ def test_of_an_archive_only_a_regular_file_under_the_exact_name_is_read(tmp_path
             member.size = len(content) if kind == tarfile.REGTYPE else 0
             archive.addfile(member, io.BytesIO(content))
     before = sorted(tmp_path.rglob("*"))
-    # A name ends at its first zero byte, by the format.
+    # In the tar format, a name ends at its first zero byte.
     right = [
         c for name, kind, c in members if name.rstrip("\0").removeprefix("./") == "set/a" and kind == tarfile.REGTYPE
     ]

@@ -1,4 +1,4 @@
-"""The wheel: it holds the package alone, and its commands run without the repository."""
+"""Tests that the wheel contains only the package, and that its commands run without the repository."""
 
 import importlib.metadata
 import importlib.util
@@ -18,7 +18,7 @@ from tests.package import modules
 
 ROOT = pathlib.Path(__file__).parent.parent
 COMMANDS = ("cnn2gnn", "cnn2gnn-sweep", "cnn2gnn-predict", "cnn2gnn-export", "cnn2gnn-report")
-# The environment's own build backend and pip, so that nothing is fetched.
+# The build backend and pip of the environment are used, so that nothing is downloaded.
 BACKEND = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
 
 VERSIONS = """
@@ -38,7 +38,7 @@ for command in distribution.entry_points:
 
 
 def call(*command, cwd, packages=None):
-    """Runs a command that sees the packages of a folder, if any, and not those of the repository; what it printed."""
+    """Runs a command that sees the packages in a folder, if given, but not the repository's. Returns its stdout."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(packages or "")}
     done = subprocess.run(
         list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
@@ -49,7 +49,10 @@ def call(*command, cwd, packages=None):
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory):
-    """Two wheels: built from a copy of the sources (setuptools leaves files beside them), and from their sdist."""
+    """Returns two wheels: one is built from a copy of the sources, the other from their sdist.
+
+    The sources are copied because setuptools leaves files beside them.
+    """
     if importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None:
         pytest.skip("setuptools and pip are not installed in this environment: the extra dev has setuptools")
     if int(importlib.metadata.version("setuptools").partition(".")[0]) < 77:
@@ -72,7 +75,7 @@ def wheels(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheels, tmp_path_factory):
-    """The folder that a wheel is installed in, its commands in bin/."""
+    """Returns the folder in which a wheel is installed. Its commands are in bin/."""
     folder = tmp_path_factory.mktemp("installed")
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", folder)
     call(*pip, wheels[0], cwd=folder)
@@ -91,7 +94,7 @@ def test_a_wheel_holds_the_package_with_its_configs_and_nothing_else(wheels):
 def test_a_wheels_commands_tell_their_versions(installed, tmp_path):
     version = f"cnn2gnn_jax {cnn2gnn_jax.__version__}, JAX {jax.__version__}\n"
     assert call(installed / "bin" / "cnn2gnn", "--version", cwd=tmp_path, packages=installed) == version
-    # The others in one process, since each start takes seconds.
+    # All commands are called in one process, since each start of Python takes seconds.
     shown = call(sys.executable, "-c", VERSIONS, installed, cwd=tmp_path, packages=installed)
     assert sorted(shown.split(version)) == sorted(["", *(f"{name} 0\n" for name in COMMANDS)])
 

@@ -1,4 +1,4 @@
-"""What is kept of an evaluation: each image's prediction, anchors and order by seed, the graph in training."""
+"""Tests of what an evaluation stores, of its anchors and batch order, and of the weight on self in training."""
 
 import shutil
 
@@ -20,7 +20,7 @@ from cnn2gnn_jax.training.metrics import last_epoch_mean, read_records
 
 @pytest.fixture(scope="module")
 def seeded(cache, tmp_path_factory):
-    """A finished run of two students, seeds 3 and 4, of two batches of anchors: its workdir and results."""
+    """Returns the workdir and the results of a finished run with the seeds 3 and 4 and two batches of anchors."""
     config = digits.get_config("smoke")
     config.cache_dir, config.tensorboard, config.seed, config.seeds = str(cache), False, 3, 2
     config.student.backbone, config.student.sparsity, config.student.train.epochs = "pixels", 20, 2
@@ -36,7 +36,7 @@ def test_each_accuracy_is_that_of_the_predictions_kept(seeded):
     np.testing.assert_allclose(100 * correct.mean(axis=1), [e["accuracy"] for e in results["accuracies"]])
     predicted = np.load(workdir / run_results.PREDICTIONS / "predicted.npy")
     assert predicted.dtype == np.uint8
-    assert len({tuple(row) for row in predicted}) > 6  # not one row for all
+    assert len({tuple(row) for row in predicted}) > 6  # not all rows are equal
     assert sum(path.stat().st_size for path in (workdir / run_results.PREDICTIONS).iterdir()) < 20_000
 
 
@@ -55,9 +55,9 @@ def test_damaged_predictions_are_refused_and_computed_again(seeded, tmp_path):
     shutil.rmtree(path.parent)
     with pytest.raises(artifact.Missing):
         run_results.correct(results, tmp_path)
-    with pytest.raises(artifact.Foreign):  # those of other results
+    with pytest.raises(artifact.Foreign):  # predictions of other results
         run_results.correct(results | {"predictions": "0123456789abcdef"}, workdir)
-    assert run_results.correct({}, tmp_path) is None  # of an earlier version
+    assert run_results.correct({}, tmp_path) is None  # results of an earlier version
 
 
 def test_an_evaluation_without_predictions_is_computed_again(seeded, capsys):
@@ -90,7 +90,7 @@ def test_anchors_and_order_change_with_the_seed():
     labels = np.arange(200) % 10
     chosen = [batches.anchor_sets(labels, protocol, seed) for seed in range(3)]
     assert all(len(sets) == 2 for sets in chosen)
-    assert len({tuple(sorted(index)) for sets in chosen for index in sets}) == 6  # no batch twice
+    assert len({tuple(sorted(index)) for sets in chosen for index in sets}) == 6  # all batches differ
     np.testing.assert_array_equal(batches.anchor_sets(labels, protocol, 1), chosen[1])
     assert len({batches.order_seed(protocol, seed) for seed in range(3)}) == 3
 
@@ -108,7 +108,7 @@ def test_the_anchors_of_the_workdir_are_those_of_the_first_student(seeded):
         assert results["accuracies"][k]["mechanism"] == mechanism and results["accuracies"][k]["seed"] == 3
         rows = predict.student_predictions(student, pictures, mechanism)
         classes = [recorded.classes.index(row["class"]) for row in rows]
-        assert np.mean(classes == predicted[k]) > 0.995  # but for ties that another program rounds otherwise
+        assert np.mean(classes == predicted[k]) > 0.995  # except for ties, which another program may round differently
 
 
 def test_the_weight_on_self_in_training_is_the_mean_of_the_last_epoch(seeded, tmp_path):
@@ -119,13 +119,13 @@ def test_the_weight_on_self_in_training_is_the_mean_of_the_last_epoch(seeded, tm
         entries = [e for e in results["accuracies"] if e["graph"] == "learned" and e["seed"] == seed]
         [value] = {entry["diagnostics"]["self_weight_in_training"] for entry in entries}
         assert len(entries) == 3 and value == pytest.approx(np.mean([record["self_weight"] for record in records]))
-        # At test the anchors' own rows have no column for the image.
+        # At test time, the rows of the anchors have no column for the image.
         assert value < 0.65 and entries[0]["diagnostics"]["self_weight"] == pytest.approx(2 / 3, abs=1e-3)
     others = [e for e in results["accuracies"] if e["graph"] != "learned"]
     assert others and not any("self_weight_in_training" in e["diagnostics"] for e in others)
     first = results["accuracies"][0]["diagnostics"]["self_weight_in_training"]
     assert f"weight on self 0.67 ({first:.2f} in training)" in (workdir / "report" / "results.md").read_text()
-    # Records are means over the steps since the last one, and weigh as many.
+    # A record is a mean over the steps since the record before, and is weighted by their number.
     lines = [(4, 1.0, 0.9), (6, 1.5, 0.2), (8, 2.0, 0.4), (3, 3.0, 0.0)]
     stages = ["a", "a", "a", "b"]
     for stage, (step, epoch, value) in zip(stages, lines, strict=True):

@@ -1,4 +1,4 @@
-"""The FLOPs that a run reports."""
+"""Tests of the FLOPs that a run reports."""
 
 import types
 
@@ -13,7 +13,7 @@ from cnn2gnn_jax.training.task import Task
 
 @pytest.mark.parametrize("network", ["resnet8", "resnet18", "wrn_16_2"])
 def test_training_takes_three_times_the_flops_of_inference(network):
-    """A layer's two gradients cost as much as the layer each."""
+    """Tests the ratio 3: each of a layer's two gradients costs as much as the layer itself."""
     recipe = types.SimpleNamespace(**{**RECIPES["paper"], "batch_size": 4, "head_update": "rows", "epoch": "last"})
     labels = distillers.create("none", {})
     module = networks.create(network, 100)

@@ -1,4 +1,4 @@
-"""The training-set graph as a protocol: its settings are those that NumPy finds best, and its accuracy NumPy's."""
+"""Tests that the training-set graph, as a protocol, has the settings and the accuracy that NumPy computes."""
 
 import itertools
 
@@ -20,7 +20,7 @@ GRID = Grid(("backbone", "hidden"), ("labels", "teacher"), (1, 3, 8), (0.3, 1.0)
 
 
 def clusters(rng, labels, noise):
-    """Features around a place of each class."""
+    """Returns features that are scattered around a center of each class."""
     return (np.eye(WIDTH)[labels] + noise * rng.normal(size=(len(labels), WIDTH))).astype(np.float32)
 
 
@@ -43,7 +43,7 @@ def bank_of(data, settings):
 
 
 def right(data, settings):
-    """How many images are right, in NumPy from the formulas."""
+    """Computes the answers in NumPy from the formulas. Returns the number of correct ones, and the answers."""
     _, test, features, images, signals = data
     keys, queries = features[settings.space], images.features[settings.space]
     mean, scale = keys.mean(0), keys.std(0)
@@ -78,7 +78,7 @@ def test_the_fair_accuracy_is_of_images_that_chose_nothing(data):
     assert abs(np.sum(half == 0) - np.sum(half == 1)) <= 1
     for label in range(CLASSES):
         assert abs(np.sum(half[data[1] == label] * 2 - 1)) <= 1
-    # In NumPy: for each half the settings with most images right there, counted in the other.
+    # In NumPy: the settings with the most correct images in one half are evaluated on the other half.
     hits = {Settings(*values): right(data, Settings(*values))[1] == data[1] for values in itertools.product(*GRID)}
     order = sorted(hits, key=lambda s: (GRID.spaces.index(s.space), s.signal, s.sparsity, s.epsilon, s.weight))
     total = 0
@@ -90,7 +90,7 @@ def test_the_fair_accuracy_is_of_images_that_chose_nothing(data):
 
 
 def test_an_answer_with_the_label_of_the_image_itself_is_none(data):
-    """The evaluation can ask for training images too: an image's own column then takes no part."""
+    """Tests that the column of a training image itself is excluded when the training image is classified."""
     train, _, features, _, _ = data
     settings = Settings("hidden", "labels", 3, 1.0, 0.1)
     bank, own = bank_of(data, settings), np.arange(COLUMNS)
@@ -127,7 +127,7 @@ def test_the_recall_of_an_approximate_search_is_measured(data, monkeypatch):
     exact = training_set.evaluate(bank_of(data, settings), data[3], data[1])
     assert "recall" not in exact["diagnostics"]
     approximate = bank_of(data, settings._replace(recall=0.9))
-    # This device searches exactly.
+    # On the CPU, the approximate search is exact.
     assert training_set.evaluate(approximate, data[3], data[1])["diagnostics"]["recall"] == 1
 
     def without_the_nearest(numbers, count, recall_target):

@@ -1,4 +1,4 @@
-"""The training-set graph of a run of the chain: chosen on held-out images, read on test images, kept as a bank."""
+"""Tests of the training-set graph of a run: chosen on held-out images, evaluated on test images, stored as a bank."""
 
 import shutil
 import sys
@@ -92,7 +92,7 @@ def test_a_bank_that_is_damaged_or_gone_is_made_anew_by_the_runs_own_command(ban
 
 
 def test_a_run_killed_once_its_bank_is_written_goes_on(bank_run, killed, tmp_path):
-    """Killed after the bank and before its evaluation: what is made of it is what an unbroken run made."""
+    """Tests a run that is killed between its bank and its evaluation. It must end as an uninterrupted run."""
     workdir, results = bank_run
     shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("bank", "evaluations", "results.json"))
     program = tmp_path / "again.py"
@@ -120,7 +120,7 @@ def test_a_run_killed_once_its_bank_is_written_goes_on(bank_run, killed, tmp_pat
     for path in (workdir / banks.BANK).glob("*/*.npy"):
         again = tmp_path / "run" / banks.BANK / path.parent.name / path.name
         assert again.read_bytes() == path.read_bytes(), path
-    # Killed before results.json, all that is kept is used.
+    # A run that was killed before it wrote results.json uses the stored bank.
     (tmp_path / "run" / "results.json").unlink()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / banks.BANK).glob("*/*")}
     assert without_times(pipeline.run(config, tmp_path / "run")) == without_times(results)

@@ -90,8 +90,8 @@ def kinds(cache_dir: pathlib.Path, workdir: pathlib.Path, others: tuple[pathlib.
     }
 
 
-# The damaged files of a kind whose folder also holds other files. Only people read results again, so the results of
-# another run are not swapped in.
+# The damaged files of a kind whose folder also holds other files. The reader of results does not check which run
+# wrote them, so the results of another run are not swapped in.
 FILES = {
     "run": tuple(f"run/{file}" for file in ("manifest.json", "index.npy", "labels.npy", "images.npy")),
     "results": ("results.json",),

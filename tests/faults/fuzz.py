@@ -140,7 +140,7 @@ def outcome_of(parser: Parser, value: Any) -> tuple[str, str, str]:
 
 
 class _TimeoutError(BaseException):
-    """A parser exceeded the time limit. It is no `Exception`, so that no parser can turn it into a refusal."""
+    """A parser exceeded the time limit. It is not an `Exception`, so that no parser can turn it into a refusal."""
 
 
 def _raise_timeout(*_: object) -> None:

@@ -114,7 +114,7 @@ def check_python_of_nobody() -> None:
 
 
 def disk_full(out: pathlib.Path, expected: dict[str, Any], steps: int) -> Iterator[dict[str, Any]]:
-    """Disks of increasing size, so that the run fails at later and later writes."""
+    """Yields records of runs on disks of increasing size, which fail at later and later writes."""
     for k in range(steps):
         size = int(expected["bytes"] * (k + 1) / (steps + 1)) // PAGE * PAGE
         with disk(out / f"disk-{k}", size) as resize:
@@ -126,7 +126,7 @@ def disk_full(out: pathlib.Path, expected: dict[str, Any], steps: int) -> Iterat
 
 
 def file_size(out: pathlib.Path, expected: dict[str, Any], steps: int) -> Iterator[dict[str, Any]]:
-    """Increasing limits on the size of files, from below the smallest file to below the largest."""
+    """Yields records of runs with increasing limits on file size, from below the smallest to below the largest file."""
     sizes = sorted(set(expected["sizes"]))
     for k in range(steps):
         size = max(sizes[k * (len(sizes) - 1) // steps] - 1, 1)
@@ -144,7 +144,7 @@ def file_size(out: pathlib.Path, expected: dict[str, Any], steps: int) -> Iterat
 
 
 def no_permission(out: pathlib.Path, expected: dict[str, Any], steps: int) -> Iterator[dict[str, Any]]:
-    """Folders without write permission."""
+    """Yields records of runs with folders that they may not write to."""
     check_python_of_nobody()
     for k, (pattern, stages) in enumerate(list(FOLDERS.items())[:steps]):
         folder = out / f"right-{k}"
@@ -171,7 +171,7 @@ def no_permission(out: pathlib.Path, expected: dict[str, Any], steps: int) -> It
 
 
 def read_only(out: pathlib.Path, expected: dict[str, Any], steps: int) -> Iterator[dict[str, Any]]:
-    """A disk that is mounted read-only: an empty one, and one with the files up to each stage."""
+    """Yields records of runs on a read-only disk: an empty one, and one with the files up to each stage."""
     for k, stages in enumerate(["", "cache", "teacher", "logits", "student"][:steps]):
         folder = out / f"read-only-{k}"
         with disk(folder, 1 << 30):

@@ -1,4 +1,4 @@
-"""The config of the runs under faults: 200 digits, eight steps per stage, a checkpoint after every second step.
+"""The config of the runs under faults: 200 digits, eight steps of training, a checkpoint after every second step.
 
 The word after the colon is a method: `cnn2gnn`; `ab`, which trains in two stages; or `training_set`, which is `cnn2gnn`
 with the training-set graph and its bank.

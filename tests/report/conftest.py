@@ -1,4 +1,4 @@
-"""Records made by hand, and the tables of them."""
+"""Fixtures and helpers: records made by hand, and their tables."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from cnn2gnn_jax.report.observations import observe
 
 
 def record(row, accuracies, name="Table", train_images=100, teacher="t", **student):
-    """One with an accuracy for each seed."""
+    """Returns a record with an accuracy for each seed."""
     return {
         "places": [{"kind": "methods", "name": name, "row": row, "column": "pair"}],
         "dataset": {"name": "digits", "evaluated": "test", "evaluated_images": 50, "train_images": train_images,
@@ -30,16 +30,16 @@ def record(row, accuracies, name="Table", train_images=100, teacher="t", **stude
 def made():
     records = [
         record("kd", {0: 50.0, 1: 52.0, 2: 54.0}),
-        record("rkd", {0: 50.0001, 1: 52.0001, 2: 53.9999}),  # the same but for rounding
+        record("rkd", {0: 50.0001, 1: 52.0001, 2: 53.9999}),  # equal to KD up to rounding
         record("sp", {0: 60.0, 1: 62.0, 2: 64.0}, train_images=20, teacher="u"),
-        record("at", {2: 53.0}),  # above KD's mean, below KD of the same seed
+        record("at", {2: 53.0}),  # above the mean of KD, but below KD with the same seed
         record("vid", {0: 40.0, 1: 41.0, 2: 39.0}),
     ]
     return methods.tables(observe(records, "methods"))
 
 
 def column(table, name):
-    """The cells of a column by heading."""
+    """Returns the cells of a column by the heading of their row."""
     return {heading: cells[name] for heading, cells in table.rows.items()}
 
 
@@ -48,7 +48,7 @@ def cells(table):
 
 
 def graph_record(seed, distinct=(9.0, 9.0), correct=None, training=None):
-    """A student with a graph and the same without: one by one, and batch by batch in both orders."""
+    """Returns a record of a student with and without a graph: one by one, and batch by batch in both orders."""
     rng = np.random.default_rng(seed)
     accuracies = []
     anchors_by_protocol = {BATCH_BY_BATCH: distinct[0], ONE_BY_ONE: 9.0, CLASS_SORTED: distinct[1]}

@@ -1,4 +1,4 @@
-"""Tables as Markdown, LaTeX and CSV."""
+"""Tests of tables as Markdown, LaTeX and CSV."""
 
 import csv
 import io

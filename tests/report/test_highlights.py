@@ -1,4 +1,4 @@
-"""Findings that are computed from records made by hand."""
+"""Tests of the findings that are computed from records made by hand."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.report.conftest import graph_record
 
 
 def sweep_records(one_by_one, training_set):
-    """Three seeds whose accuracies one by one and over the training set differ from `off` by given points."""
+    """Returns records of three seeds. Two accuracies with the graph differ from those without it by given points."""
     records = []
     for seed in range(3):
         record = graph_record(seed)
@@ -51,7 +51,7 @@ def test_several_settings_are_counted_and_the_figure_is_their_mean():
 
 
 def with_training_set(record, graph, gain):
-    """A record with an accuracy over the training set for its students of a graph setting."""
+    """Returns the record with added accuracies over the training set for the students of one graph setting."""
     entries = [entry for entry in record["accuracies"] if (entry["graph"], entry["mechanism"]) == (graph, "one_by_one")]
     added = [e | {"mechanism": "training_set", "accuracy": e["accuracy"] + gain} for e in entries]
     return record | {"accuracies": [*record["accuracies"], *added]}

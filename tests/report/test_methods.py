@@ -1,4 +1,4 @@
-"""Methods by pairs: means, ranks, arrows and paired differences of records made by hand."""
+"""Tests of the tables of methods by pairs: means, ranks, arrows and paired differences of records made by hand."""
 
 from tests.report.conftest import cells
 

@@ -1,4 +1,4 @@
-"""Names: one place tells the protocols, and every method and graph setting has one."""
+"""Tests of names: one list defines the protocols, and rows, students and graph settings have names."""
 
 import types
 
@@ -20,7 +20,7 @@ PLACES = [
 
 
 def recorded():
-    """A record that stands in a table of every kind, with the student's costs under each protocol but the audit."""
+    """Returns a record that is in every kind of table, with the student's costs under each protocol but the audit."""
     record = graph_record(0)
     for entry in record["accuracies"]:
         entry["seconds"] = 1.0
@@ -32,14 +32,14 @@ def recorded():
 
 
 def with_training_set(record):
-    """The same record with accuracies on the graph of the training set."""
+    """Returns the record with added accuracies under the training-set graph."""
     entries = [e | {"mechanism": "training_set"} for e in record["accuracies"] if e["mechanism"] == "one_by_one"]
     student = record["student"] | {"inference_flops": record["student"]["inference_flops"] | {"training_set": 9.0}}
     return record | {"accuracies": [*record["accuracies"], *entries], "student": student}
 
 
 def shown(record):
-    """All names in the tables and figures of a record, by what shows them."""
+    """Returns all names in the tables and figures of a record, by table or figure."""
     tables = {table.kind: [*table.columns, *table.rows] for table in all_tables([record])}
     figures = {
         "figure of values": plots.values(observe([record], "curve")).axes[0].get_legend_handles_labels()[1],

@@ -1,4 +1,4 @@
-"""Figures of records made by hand."""
+"""Tests of the figures of records made by hand."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The table of a run."""
+"""Tests of the table of a run."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.report.conftest import graph_record, record
 
 
 def run_results(base):
-    """The results of a run, made from a sweep's record."""
+    """Returns the results of a run, made from a record of a sweep."""
     for entry in base["accuracies"]:
         if "diagnostics" in entry:
             entry["diagnostics"] |= {"effective_neighbors": 20.0}
@@ -16,7 +16,7 @@ def run_results(base):
 
 
 def unwrapped(text):
-    """The text with continuation lines, which are indented more, joined to the line before."""
+    """Joins continuation lines, which are indented more, to the line before."""
     return text.replace("\n    ", " ")
 
 

@@ -1,4 +1,4 @@
-"""Graph students under every protocol: what intervals are over, what the graphs do, the audit."""
+"""Tests of the tables of graph students: what intervals are over, what the graphs do, and the audit."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_intervals_are_over_seeds_and_images_where_predictions_are_recorded_and_
     assert "over seeds alone: the records hold no predictions" in notes.INTERVALS["seeds alone"]
     table = settings(graph_record(0, correct=True))
     assert worth(table).over == "images alone" and notes.INTERVALS["images alone"] in table.notes
-    # Of one seed without predictions there is no interval, and so nothing to say of it.
+    # One seed without predictions has no interval, and so no note explains intervals.
     assert worth(settings(graph_record(0))).interval is None and len(settings(graph_record(0)).notes) == 1
 
 

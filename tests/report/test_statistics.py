@@ -1,4 +1,4 @@
-"""Intervals over seeds and images, against the bootstrap's exact variance, known models and Student's t."""
+"""Tests of intervals over seeds and images against the bootstrap's exact variance, known models and Student's t."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ RNG = np.random.default_rng(0)
 
 
 def crossed(rng, seeds, images, of_seeds, of_images, rest):
-    """Values of a crossed random-effects model whose mean is 0, (S, N)."""
+    """Returns values (S, N) of a crossed random-effects model with mean 0."""
     return (
         of_seeds * rng.standard_normal((seeds, 1))
         + of_images * rng.standard_normal((1, images))
@@ -19,9 +19,9 @@ def crossed(rng, seeds, images, of_seeds, of_images, rest):
 
 
 def exact_variance(values):
-    """The variance of the mean of S x N values under independent draws of rows and columns.
+    """Returns the variance of the mean of S x N values if rows and columns are drawn independently, with replacement.
 
-    A mean of S draws with replacement has weights w / S with E[w w^T] = (1 - 1/S) 1 1^T + I, and likewise of columns.
+    A mean of S drawn rows has weights w / S with E[w w^T] = (1 - 1/S) 1 1^T + I. The same holds for columns.
     """
     seeds, images = values.shape
     rows, columns = values.sum(axis=1), values.sum(axis=0)
@@ -40,7 +40,7 @@ def test_the_interval_is_that_of_the_bootstraps_exact_variance(shape):
 
 
 def test_the_variance_is_that_of_the_model():
-    """Over many data sets: that of seeds over S, of images over N, and of the rest up to three times over S N."""
+    """Tests the mean over many data sets: seeds count as 1/S, images as 1/N, and the rest as up to 3/(S N)."""
     seeds, images = 20, 100
     widths = [np.diff(bootstrap(crossed(RNG, seeds, images, 1.0, 3.0, 1.0)))[0] for _ in range(60)]
     variance = np.mean((np.array(widths) / 2 / 1.96) ** 2)
@@ -61,7 +61,7 @@ def test_the_bootstrap_covers_the_truth_where_an_interval_over_seeds_alone_does_
 
 
 def students(seeds, images, rng=RNG):
-    """Which images each seed's student has right: some images are easy for all, others hard."""
+    """Returns which images the student of each seed classifies correctly. Some images are easy for all, others hard."""
     easy = rng.random(images)
     return {seed: rng.random(images) < easy for seed in range(seeds)}
 
@@ -79,12 +79,12 @@ def test_the_interval_is_never_narrower_than_over_seeds_alone_and_wider_for_few_
         assert (alone.over, both.over) == (SEEDS, BOTH)
         assert both.mean == pytest.approx(alone.mean) and both.n == alone.n == seeds
         assert both.interval[0] <= alone.interval[0] and both.interval[1] >= alone.interval[1]
-    # Every seed errs on the same images, so that the seeds agree and tell nothing of the chance of 50 images.
+    # Every seed is wrong on the same images. So seeds do not differ, and do not show how uncertain 50 images are.
     right, wrong = np.arange(50) < 40, np.arange(50) < 30
     ours, theirs = dict.fromkeys(range(seeds), right), dict.fromkeys(range(seeds), wrong)
     assert np.ptp(paired(accuracies(ours), accuracies(theirs)).interval) == pytest.approx(0)
     low, high = paired(accuracies(ours), accuracies(theirs), (ours, theirs)).interval
-    # The difference is 1 on a fifth of the images: the binomial's deviation.
+    # The difference is 1 on a fifth of the images, so it has the deviation of a binomial distribution.
     assert (high - low) / 2 == pytest.approx(100 * 1.96 * np.sqrt(0.2 * 0.8 / 50), rel=0.1)
 
 
@@ -103,7 +103,7 @@ def test_the_same_images_are_drawn_for_both_arms_and_in_every_call():
     theirs = students(4, 300)
     first, second = (paired(accuracies(ours), accuracies(theirs), (ours, theirs)) for _ in range(2))
     assert first == second
-    # One more seed of the other arm changes nothing.
+    # A seed that only one arm has changes nothing.
     more = theirs | {9: np.zeros(300, bool)}
     assert paired(accuracies(ours), accuracies(more), (ours, more)) == first
 

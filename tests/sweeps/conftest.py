@@ -1,4 +1,4 @@
-"""Sweeps that cost nothing: small plans, and a pipeline that gives the results of a config at once."""
+"""Fixtures: small sweeps, and pipelines that return results without training."""
 
 import contextlib
 import subprocess
@@ -39,7 +39,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def fake_pipeline(monkeypatch):
-    """Runs that cost nothing: each gives the results of its config, and is counted."""
+    """Replaces the pipeline by one that returns results without training. Returns the list of its runs."""
     runs = []
 
     def run(config, workdir, stage):
@@ -77,7 +77,7 @@ with open(sys.argv[1], "w") as file:
 
 @pytest.fixture
 def locked():
-    """`with locked(out, cell)`: another process runs the cell meanwhile, or until it is killed."""
+    """Returns `locked(out, cell)`, a context in which another process holds the lock of the cell, as if it ran it."""
 
     @contextlib.contextmanager
     def lock(out, cell):
@@ -99,7 +99,7 @@ def cells_of(file, **settings):
 
 
 def run_sweep(cells, out, shard=None, **options):
-    """As the command does: the plan is all cells', and `shard` are those that are run."""
+    """Runs a sweep as the command does: the plan lists all cells, but only those in `shard` are run, if it is given."""
     records.write_plan(out, "tiny", [(cell.name, cell.places) for cell in cells])
     return runner.run(cells if shard is None else shard, out, **options)
 
@@ -127,7 +127,7 @@ def tuned_file(tmp_path):
 
 @pytest.fixture
 def tuned_pipeline(monkeypatch):
-    """Runs that cost nothing: held-out accuracy is best at another learning rate with the graph than without it."""
+    """Like `fake_pipeline`. The learning rate with the best held-out accuracy differs with and without the graph."""
     runs = []
 
     def run(config, workdir, stage):

@@ -1,4 +1,4 @@
-"""The command: a real sweep, run by two processes, and its report; its flags."""
+"""Tests of the sweep command: a real sweep that two processes share, its report, and the flags."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ def test_a_real_sweep_shared_by_two_processes_and_its_report(tmp_path, file, cac
         for entry in record["accuracies"]:
             assert entry["correct"].shape == (record["dataset"]["evaluated_images"],)
             assert 100 * entry["correct"].mean() == pytest.approx(entry["accuracy"], abs=1e-4)
-    # From results.jsonl and correct.npz alone the tables are the same.
+    # The tables made from only results.jsonl and correct.npz are the same.
     whole, alone = (tmp_path / "out/report/results.md").read_text(), tmp_path / "alone"
     alone.mkdir()
     for name in ("results.jsonl", "correct.npz"):
@@ -51,7 +51,7 @@ def test_a_real_sweep_shared_by_two_processes_and_its_report(tmp_path, file, cac
     write_report(alone, cache)
     assert (alone / "report/results.md").read_text() == whole
     assert "of a single seed are over images alone" in whole
-    # Without the predictions there are no intervals of a single seed.
+    # Without the predictions, a single seed has no interval.
     (alone / "correct.npz").unlink()
     write_report(alone, cache)
     assert "over images alone" not in (alone / "report/results.md").read_text()
@@ -76,7 +76,7 @@ def test_the_command_runs_a_shard_and_lists_it(tmp_path, file, fake_pipeline, mo
     assert command("--shard=7/7")[0] == "0 of 0 cells of shard 7/7 done, 0 failed, 0 left"
     assert command()[0] == "6 of 6 cells done, 0 failed, 0 left" and len(fake_pipeline) == 6
     listed = command("--dry_run", "--config.student.hidden=8", "--config.seeds=2")
-    assert len(listed) == 6 and [line.split("  ")[1] for line in listed] == ["-"] * 6  # fields hold for every cell
+    assert len(listed) == 6 and [line.split("  ")[1] for line in listed] == ["-"] * 6  # the fields apply to every cell
     for wrong, message in (
         ("--config.student.hiden=8", "there is no field config.student.hiden: did you mean config.student.hidden"),
         ("--config.sparsity=8", "there is no field config.sparsity: did you mean config.student.sparsity"),

@@ -1,4 +1,4 @@
-"""Plans: equal cells are one, and what makes no sense is refused before anything runs."""
+"""Tests of plans: cells that compute the same are merged, and invalid sweeps are refused before anything runs."""
 
 import pathlib
 
@@ -15,10 +15,10 @@ def test_cells_that_compute_the_same_run_once(file):
     cells = cells_of(file)
     assert len(cells) == 6 and len({cell.name for cell in cells}) == 6
     assert [place["kind"] for place in cells[0].places] == ["methods", "settings", "ablation", "curve"]
-    # Where things are is not what they are; what they are is.
+    # The name of a cell depends on the fields that change its result, but not on the paths of its files.
     moved = cells_of(file, **{"data.manual_dir": "elsewhere", "cache_dir": "elsewhere"})
     assert [cell.name for cell in moved] == [cell.name for cell in cells]
-    wider = cells_of(file, **{"student.hidden": 8})  # which is no field of a CNN student
+    wider = cells_of(file, **{"student.hidden": 8})  # a field that CNN students do not use
     assert [a.name == b.name for a, b in zip(cells, wider, strict=True)] == [False, True, False] * 2
     for field, value in (
         ("student.train.epochs", 8),
@@ -73,14 +73,14 @@ def test_the_full_tables_have_every_row_of_every_pair():
     cells = plan.load(ROOT / "configs/sweeps/table1.py", "", {})
     places = [(place["row"], place["column"], cell.config.seed) for cell in cells for place in cell.places]
     assert len(places) == len(set(places)) == 16 * 9 * 10
-    # Of each seed: the CNN methods with a teacher, CNN2GNN (two pairs share a teacher), labels alone, GNN.
+    # For each seed: the CNN methods with a teacher, CNN2GNN (two pairs share a teacher), labels alone, and GNN.
     assert len(cells) == 10 * (13 * 9 + 8 + 4 + 1)
 
 
 def test_a_config_with_held_out_images_is_tuned_on_them(tuned_file):
     cells = cells_of(tuned_file, **{"data.holdout": 0.8})
     assert {cell.config.data.holdout for cell in cells} == {0.8}
-    # What is set for every cell is not chosen.
+    # A field that is set for every cell is not tuned.
     assert not any(cell.candidates for cell in cells_of(tuned_file, **{"student.train.learning_rate": 0.03}))
 
 

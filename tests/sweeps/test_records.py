@@ -1,4 +1,4 @@
-"""The records of a sweep lie below its running and its report."""
+"""Tests that the records of a sweep import neither its runner nor its report, and are all that these two share."""
 
 import ast
 import pathlib
@@ -7,7 +7,7 @@ PACKAGE = pathlib.Path(__file__).parents[2] / "cnn2gnn_jax"
 
 
 def imports(path):
-    """The modules that a module imports, as `from a import b` names them."""
+    """Yields what a module imports, by name. `from a import b` yields `a.b`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)

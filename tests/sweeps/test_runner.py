@@ -1,4 +1,4 @@
-"""Running: a sweep goes on, fails as recorded, ends in time, and leaves alone what another process runs."""
+"""Tests of the runner: a sweep continues, records failures, stops in time, and skips cells that other processes run."""
 
 import pathlib
 import shutil
@@ -28,7 +28,7 @@ def test_a_sweep_continues_after_an_interruption(tmp_path, file, fake_pipeline):
     assert run_sweep(cells, out) == (6, 0, False) and len(fake_pipeline) == 6
     assert len(records.read(out)) == 6
     assert not list((out / "cells").glob("*/checkpoints"))
-    # A record that is not whole is made again.
+    # A cell whose record is damaged is run again.
     (out / "records" / f"{cells[3].name}.json").write_text("{")
     assert run_sweep(cells, out) == (6, 0, False) and fake_pipeline[6:] == [("cnn2gnn", 1)]
 
@@ -49,7 +49,7 @@ def test_failures_are_recorded_and_tried_again(tmp_path, file, monkeypatch, fake
     assert failure["error"] == "MemoryError: too large" and "in fails" in failure["traceback"]
     monkeypatch.setattr(pipeline, "run", works)
     assert run_sweep(cells, out) == (6, 0, False) and not list((out / "failures").iterdir())
-    # A kill between the record and what follows it.
+    # As after a kill between the writing of the record and the removal of old files.
     (out / "failures" / f"{cells[1].name}.json").write_text("{}")
     (out / "cells" / cells[1].name / "checkpoints").mkdir()
     assert run_sweep(cells, out) == (6, 0, False) and not list((out / "failures").iterdir())
@@ -136,7 +136,7 @@ assert runner.run(cells, out).failed == 0
 
 def test_processes_that_run_the_same_cells_do_each_once(tmp_path, file):
     cells, out = cells_of(file), tmp_path / "out"
-    run_sweep(cells, out, shard=[])  # the plan alone
+    run_sweep(cells, out, shard=[])  # writes only the plan
     command = [sys.executable, "-c", RACE, str(file), str(out)]
     racers = [
         subprocess.Popen(command, cwd=ROOT, env=ONE_CPU, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -161,7 +161,7 @@ def test_two_shards_together_run_every_cell_once(tmp_path, file, fake_pipeline, 
         own = shards.share(cells, shards.Shard(k + 1, 2))
         assert run_sweep(cells, out, shard=own) == (len(own), 0, False)
     assert sorted(fake_pipeline) == sorted((cell.config.method, cell.config.seed) for cell in cells)
-    # The plan of each shard is whole, so that records may be copied together.
+    # The plan of each shard lists all cells, so that the records of all shards can be copied into one folder.
     for out in outs[1:] if folders == "apart" else ():
         shutil.copytree(out / "records", outs[0] / "records", dirs_exist_ok=True)
     assert [record["cell"] for record in records.read(outs[0])] == [cell.name for cell in cells]
@@ -186,13 +186,13 @@ def test_correct_images_are_stored_with_the_records_and_verified(tmp_path, file,
     for record in records.read(out):
         [entry] = record["accuracies"]
         np.testing.assert_array_equal(entry["correct"], right[entry["seed"]])
-    # A damaged or missing file beside a record: the cell is run again.
+    # If the file beside a record is damaged or missing, the cell is run again.
     first, second = (out / "records" / f"{cell.name}.npz" for cell in cells[:2])
     first.write_bytes(second.read_bytes())
     second.unlink()
     assert not records.is_done(out, cells[0].name) and not records.is_done(out, cells[1].name)
     assert run_sweep(cells, out) == (6, 0, False) and records.is_done(out, cells[1].name)
-    # Of the collected ones there is nothing to fall back to.
+    # The collected file cannot be computed again from a cell, so a damaged one is refused.
     alone = tmp_path / "alone"
     alone.mkdir()
     (alone / "results.jsonl").write_bytes((out / "results.jsonl").read_bytes())

@@ -1,4 +1,4 @@
-"""Divisions: every cell in one shard, what waits for one another together, and shards of about the same size."""
+"""Tests of the division into shards: each cell is in one shard, dependent cells stay together, sizes are similar."""
 
 import itertools
 import pathlib
@@ -19,7 +19,7 @@ SWEEPS = [(path, word) for path in FILES for word in runpy.run_path(str(path)).g
 
 
 def check(cells, count):
-    """What holds for every division; the sizes of its shards."""
+    """Checks what must hold for every division into `count` shards. Returns the sizes of the shards."""
     division = [shards.share(cells, shards.Shard(k + 1, count)) for k in range(count)]
     positions = {cell.name: position for position, cell in enumerate(cells)}
     order = [[positions[cell.name] for cell in own] for own in division]
@@ -34,19 +34,19 @@ def check(cells, count):
 
 
 def largest_group(cells):
-    """The most cells that stay together: those in the shards of a division that is as fine as can be."""
+    """Returns the size of the largest group of cells that stays together: the largest shard of the finest division."""
     return max(check(cells, len(cells)))
 
 
 @pytest.mark.parametrize(("path", "size"), SWEEPS, ids=[f"{path.stem}-{word}" for path, word in SWEEPS])
 def test_the_division_of_a_real_sweep(path, size, monkeypatch):
-    monkeypatch.setattr(grids, "seeds", lambda size: range(2))  # ten are more of the same
+    monkeypatch.setattr(grids, "seeds", lambda size: range(2))  # fewer than the real ten, to save time
     cells, again = plan.load(path, size, {}), plan.load(path, size, {"data.manual_dir": "elsewhere"})
     largest = largest_group(cells)
     for count in (1, 2, 3, 5, 8):
         sizes = check(cells, count)
         assert max(sizes) - min(sizes) <= largest
-        # On a machine whose data are elsewhere the division is the same.
+        # The division is the same on a machine that has its data in another folder.
         assert [cell.name for cell in shards.share(cells, shards.Shard(count, count))] == [
             cell.name for cell in shards.share(again, shards.Shard(count, count))
         ]
@@ -70,7 +70,7 @@ def test_the_division_of_sweeps_at_random():
 
 
 def test_the_division_equals_a_recorded_one(file):
-    cells = cells_of(file)  # of two seeds: two cells with a teacher, which all share, and one without
+    cells = cells_of(file)  # for each of two seeds: two cells that use the common teacher, and one without a teacher
 
     def positions(number, total):
         return [cells.index(cell) for cell in shards.share(cells, shards.Shard(number, total))]

@@ -1,4 +1,4 @@
-"""Choices: each arm's own, on held-out images; the report tells them."""
+"""Tests of tuning: the fields of each arm are chosen on held-out images, and the report shows the choices."""
 
 import pathlib
 import runpy
@@ -24,7 +24,7 @@ def test_each_arm_is_tuned_on_held_out_images_and_tested_once(tmp_path, tuned_fi
         for method in ("cnn2gnn", "cnn2gnn_off")
         for rate in (0.01, 0.02, 0.04)
     ]
-    # The candidate that diverged is out; the figures under other protocols play no part.
+    # The candidate that diverged is not chosen, and accuracies under other protocols are not used.
     assert [run for run in tuned_pipeline if run[1] == "test"] == [
         (method, "test", 0.0, seed, 1, {"cnn2gnn": 0.04, "cnn2gnn_off": 0.02}[method])
         for seed in (4, 5)
@@ -72,7 +72,7 @@ def test_tuning_continues_after_an_interruption_with_the_same_choice(tmp_path, t
     expected = [(record["cell"], record["tuned"]) for record in records.read(whole)]
     runs = sorted(tuned_pipeline)
     tuned_pipeline.clear()
-    for done in range(1, 11):  # one cell each time, as if killed after it
+    for done in range(1, 11):  # each call runs one cell, as if it were then killed
         assert run_sweep(cells_of(tuned_file), tmp_path / "out", limit=1).done == done
     assert [(record["cell"], record["tuned"]) for record in records.read(tmp_path / "out")] == expected
     assert sorted(tuned_pipeline) == runs
@@ -99,7 +99,7 @@ def test_a_cell_whose_candidate_is_finished_by_another_process_runs_at_the_end(
 
         monkeypatch.setattr(pipeline, "run", run)
         assert run_sweep(cells, out) == (10, 0, False)
-    # The first candidate is run after all that could be, and then the cells that choose from it.
+    # The first candidate is run after all other cells that can run, and then the cells that choose from it.
     assert [run[1] for run in tuned_pipeline[-3:]] == ["holdout", "test", "test"]
     assert tuned_pipeline[-3][-1] == 0.01 and len(tuned_pipeline) == 10
 
