@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from cnn2gnn_jax import networks
 from cnn2gnn_jax.distillers import METHODS
 from cnn2gnn_jax.report import formats, paper
-from cnn2gnn_jax.report.names import BATCH_BY_BATCH, CLASS_SORTED, ONE_BY_ONE, TRAINING_SET
+from cnn2gnn_jax.report.names import BATCH_BY_BATCH, CLASS_SORTED, ONE_BY_ONE, TRAINING_SET, row_title
 from cnn2gnn_jax.report.observations import Observation, accuracy, difference, grouped, observe, select
 from cnn2gnn_jax.report.statistics import summarize
 from cnn2gnn_jax.report.tables import all_tables
@@ -58,15 +58,20 @@ def mean(values: Iterable[float]) -> str:
 
 
 def students(data: str) -> list[list[str]]:
-    """The rows of the table of students with the training-set graph."""
-    observations = observe(recorded(f"sweep-full-training-set-{data}"), "methods")
+    """The rows of the table of students with the training-set graph: graph students, then CNNs."""
     lines = []
-    for name, group in grouped(observations, "row").items():
-        pair = select(group, ONE_BY_ONE), select(group, TRAINING_SET)
-        if all(pair):
-            texts = [accuracy(pair[0]).text, accuracy(pair[1]).text, difference(pair[1], pair[0]).text]
-            teacher = f"{group[0].record['teacher']['accuracy']:.2f}"
-            lines.append([DATA[data], TRAINED_WITHOUT_GRAPH.get(name, name), teacher, *texts])
+    for sweep in ("training-set", "baselines"):
+        observations = observe(recorded(f"sweep-full-{sweep}-{data}"), "methods")
+        for row, group in grouped(observations, "row").items():
+            alone = [o for o in group if o.entry["mechanism"] is None or ONE_BY_ONE.has(o.entry)]
+            with_graph = select(group, TRAINING_SET)
+            if with_graph:
+                record = group[0].record
+                name = TRAINED_WITHOUT_GRAPH.get(row) or f"{record['student']['network']}, {row_title(row)}"
+                texts = [accuracy(alone).text, accuracy(with_graph).text, difference(with_graph, alone).text]
+                lines.append(
+                    [DATA[data], name, f"{record['teacher']['accuracy']:.2f}" if record["teacher"] else "", *texts]
+                )
     return lines
 
 
@@ -181,9 +186,24 @@ def _table(header: list[str], rows: list[list[str]], left: int = 1) -> list[str]
     return ["\n".join(formats.markdown_lines(header, rows, left))] if rows else []
 
 
+ARM_TITLES = {
+    "retrieved": "nothing: the graph is added afterwards",
+    "metric": "the distances",
+    "joint": "the distances, together with the student",
+    "neighbor features": "the student, on its neighbors' features too",
+}
+"""What the arms of the studies train of the graph."""
+
+
 def trained(data: str) -> list[list[str]]:
     """The rows of the table of trained graphs."""
-    rows = [row for row in study("trained_graph", data)[1] if row["study"] == "trained graph"]
+    rows = [
+        {**row, "arm": ARM_TITLES[row["arm"]] if "arm" in row else "the teacher in place of the student"}
+        for name in ("trained_graph", "neighbor_features")
+        for row in study(name, data)[1]
+        # The student `alone` of the second study is the student `retrieved` of the first.
+        if row["study"] in ("teacher", "trained graph", "neighbor features") and row.get("arm") != "alone"
+    ]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["arm"], row["space"]), []).append(row)
@@ -253,7 +273,15 @@ def verdict() -> str:
         *(part for data in DATA for part in needs(data)),
         "## Does it pay to train this graph?" if arms else "",
         *_table(
-            ["data", "trained", "distances", "without the graph", "neighbors alone", "held out", "with the graph"],
+            [
+                "data",
+                "trained of the graph",
+                "distances",
+                "without the graph",
+                "neighbors alone",
+                "held out",
+                "with the graph",
+            ],
             arms,
             3,
         ),
