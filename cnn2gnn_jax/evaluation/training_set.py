@@ -141,33 +141,37 @@ def evaluate(bank: Bank, images: Embedded, labels: np.ndarray) -> dict[str, Any]
       image has a weight on itself; `accuracy_of_neighbors`, the accuracy of the votes alone in percent; and for an
       approximate search `recall`, the share of the s nearest training images that it finds.
     """
-    predicted, totals = [], collections.defaultdict[str, float](float)
+    predicted, predicted_by_votes, totals = [], [], collections.defaultdict[str, float](float)
     for start in range(0, len(labels), BATCH):
         part = slice(start, start + BATCH)
         features = images.features[bank.settings.space][part]
-        classes, facts = _predict(bank, images.logits[part], features, labels[part])
+        classes, classes_of_votes, facts = _predict(bank, images.logits[part], features, labels[part])
         predicted.append(np.asarray(classes))
+        predicted_by_votes.append(np.asarray(classes_of_votes))
         for name, value in facts.items():
             totals[name] += float(value) * len(classes) / len(labels)
     classes = np.concatenate(predicted)
+    totals["accuracy_of_neighbors"] = _accuracy(np.concatenate(predicted_by_votes), labels)
     # By chance, the neighbors of an image would have its class as often as the images in the bank do.
     counts = np.bincount(np.asarray(bank.labels), minlength=int(labels.max()) + 1)
     totals["label_agreement_chance"] = float(np.mean(counts[labels]) / len(bank.labels))
-    accuracy = 100 * int(np.sum(classes == labels)) / len(labels)
-    return {"accuracy": accuracy, "predicted": classes, "diagnostics": dict(totals)}
+    return {"accuracy": _accuracy(classes, labels), "predicted": classes, "diagnostics": dict(totals)}
+
+
+def _accuracy(classes: np.ndarray, labels: np.ndarray) -> float:
+    return 100 * int(np.sum(classes == labels)) / len(labels)
 
 
 @jax.jit
 def _predict(
     bank: Bank, logits: jax.Array, features: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     prediction = neighbors.predict(bank, logits, features)
     columns, sparsity = prediction.neighbors.columns, bank.settings.sparsity
     no_column = jnp.full(labels.shape, -1)  # The images are not in the bank.
     facts = graph.diagnostics(prediction.neighbors.weights, no_column, labels, bank.labels[columns])
-    facts["accuracy_of_neighbors"] = 100 * jnp.mean(jnp.argmax(prediction.votes, -1) == labels)
     if bank.settings.recall < 1:
         exact = neighbors.search(neighbors.queries(bank, features), bank.keys, sparsity).columns
         is_found = (exact[:, :sparsity, None] == columns[:, None, :sparsity]).any(-1)
         facts["recall"] = jnp.mean(is_found, dtype=jnp.float32)
-    return jnp.argmax(prediction.logits, -1), facts
+    return jnp.argmax(prediction.logits, -1), jnp.argmax(prediction.votes, -1), facts
