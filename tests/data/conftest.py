@@ -1,4 +1,4 @@
-"""Small data sets in the published formats, written by the tests that read them."""
+"""Fixtures: small data sets in the published formats."""
 
 import dataclasses
 import pathlib
@@ -16,7 +16,7 @@ from cnn2gnn_jax.runtime import storage
 
 @pytest.fixture
 def config():
-    """A data configuration: `config(name="digits", limit=3)`."""
+    """Returns a function that makes a data configuration, for example `config(name="digits", limit=3)`."""
 
     def make(**fields: Any) -> types.SimpleNamespace:
         base = {"name": "digits", "image_size": 0, "manual_dir": "", "limit": 0, "holdout": 0.0, "holdout_seed": 0}
@@ -61,7 +61,7 @@ class Cifar100:
 
 @pytest.fixture
 def published_images(monkeypatch):
-    """Changes the published numbers of images in the files of a data set."""
+    """Returns a function that changes the published numbers of images in the files of a data set."""
 
     def change(name: str, images: dict[str, int]) -> None:
         monkeypatch.setitem(sources.PUBLISHED, name, dataclasses.replace(sources.PUBLISHED[name], images=images))
@@ -77,7 +77,7 @@ def cifar100(tmp_path, published_images):
 
 @pytest.fixture
 def publish(monkeypatch):
-    """Changes the published archive of a data set."""
+    """Returns a function that changes the published archive of a data set."""
 
     def publish(name: str, archive: sources.Archive) -> None:
         monkeypatch.setitem(sources.PUBLISHED, name, dataclasses.replace(sources.PUBLISHED[name], archive=archive))
@@ -87,7 +87,10 @@ def publish(monkeypatch):
 
 @pytest.fixture
 def mini_imagenet(tmp_path):
-    """Writes a Mini-ImageNet with 3 classes of 7, 12 and 6 images. Pixels encode the class and the position."""
+    """Returns a function that writes a Mini-ImageNet with 3 classes of 7, 12 and 6 images.
+
+    The pixels of an image encode its class and its position in the list.
+    """
 
     def write(size_of=lambda label, i: (84, 84)) -> pathlib.Path:
         folder = tmp_path / "originals" / "mini-imagenet"
@@ -97,7 +100,7 @@ def mini_imagenet(tmp_path):
         for split, (wnid, count) in lists.items():
             lines = ["filename,label"]
             for i in range(count):
-                # Descending, so that the order of the list is not that of the names.
+                # The numbers descend, so that the order of the list differs from the order of the names.
                 name, label = f"{wnid}{count - i:08d}.jpg", wnids.index(wnid)
                 pixels = np.full((*size_of(label, i), 3), 16 * i, np.uint8)
                 pixels[..., 2] = 80 * label
@@ -111,7 +114,7 @@ def mini_imagenet(tmp_path):
 
 @pytest.fixture
 def image_folder(tmp_path):
-    """A folder of images: `train` and `val`, each with folders of the classes `ant` and `bee`."""
+    """Writes a folder of images with the splits `train` and `val` and the classes `ant` and `bee`, and returns it."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
         for name in ("ant", "bee"):

@@ -11,7 +11,7 @@ def images_of_noise(n: int, height: int = 6, width: int = 5, channels: int = 3) 
 
 
 def views(image: np.ndarray, padding: int) -> dict[bytes, tuple[int, int, bool]]:
-    """Every crop and mirrored crop there can be, by its bytes."""
+    """Returns the position of every possible crop and whether it is mirrored, with the bytes of the crop as the key."""
     padded = np.zeros((image.shape[0] + 2 * padding, image.shape[1] + 2 * padding, image.shape[2]), image.dtype)
     padded[padding : padding + image.shape[0], padding : padding + image.shape[1]] = image
     views = {}

@@ -28,7 +28,7 @@ def test_orders_differ_between_epochs_seeds_and_streams():
 
 
 def test_orders_equal_those_of_earlier_versions():
-    # Runs resumed after an upgrade of NumPy must go on with the same batches.
+    # A run that is resumed after an upgrade of NumPy must continue with the same batches.
     assert batches.epoch_order(0, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
     assert batches.epoch_order(7, 11, 10).tolist() == [8, 3, 1, 4, 0, 9, 6, 7, 2, 5]
     assert batches.shuffled_order(10, 0).tolist() == [8, 7, 4, 2, 6, 5, 9, 0, 1, 3]
@@ -104,7 +104,7 @@ def test_every_stream_is_independent():
 
 @st.composite
 def groupings(draw):
-    """Labels, classes in a batch, and a size of batches that can be."""
+    """Draws labels, a number of classes in a batch, a batch size that is possible with them, and a seed."""
     counts = draw(st.lists(st.integers(1, 60), min_size=1, max_size=9))
     classes = draw(st.integers(1, len(counts)))
     size = draw(st.integers(classes, max(classes, classes * min(counts))))

@@ -70,7 +70,7 @@ def edit(manifest, **changes):
 
 
 def list_without(folder, name, **changes):
-    """Under a new seal, as of another writer."""
+    """Removes a file from the manifest and renews its seal, as if the manifest had been written like this."""
     manifest = storage.read_json(folder / "manifest.json")
     del manifest["files"][name]
     storage.write_json(folder / "manifest.json", manifest | changes)

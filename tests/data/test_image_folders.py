@@ -1,4 +1,4 @@
-"""Image folders: `DIR/<class>/*`, `DIR/<split>/<class>/*`, and Tiny-ImageNet as published."""
+"""Tests of image folders: `DIR/<class>/*`, `DIR/<split>/<class>/*`, and Tiny-ImageNet in its published layout."""
 
 import itertools
 import os
@@ -24,7 +24,7 @@ def test_a_folder_of_images_is_read(tmp_path, config, image_folder):
 
 
 def test_an_image_folder_keeps_the_file_of_every_image(tmp_path, config, image_folder):
-    odd = os.fsdecode(b"caf\xe9.png")  # no UTF-8
+    odd = os.fsdecode(b"caf\xe9.png")  # a name that is not valid UTF-8
     shutil.copy(image_folder / "train" / "bee" / "3.png", image_folder / "train" / "bee" / odd)
 
     def load(**fields):
@@ -169,7 +169,7 @@ def test_classes_may_be_called_train_and_test(tmp_path, config, image_folder, ca
 
 @pytest.fixture
 def tiny_imagenet(tmp_path):
-    """Tiny-ImageNet as published, with 2 classes."""
+    """Returns a folder with a Tiny-ImageNet of 2 classes in the published layout."""
     root, rng = tmp_path / "tiny-imagenet-200", np.random.default_rng(0)
 
     def picture(path):
@@ -229,7 +229,7 @@ def test_a_test_folder_without_any_class_of_train_is_refused(tmp_path, config, i
 
 
 def flat(image_folder):
-    """The same images in one folder a class."""
+    """Moves the images of both splits into one folder for each class, and removes the folders of the splits."""
     for name in ("ant", "bee"):
         for i, path in enumerate(sorted(image_folder.glob(f"*/{name}/*.png"))):
             (image_folder / name).mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.runtime.errors import UserError
 from tests.data.conftest import Cifar100
 
-# In a program of its own, what the fixture `published_images` does.
+# Does the same as the fixture `published_images`, in the programs that the tests start.
 OF_SMALL_FILES = f"""
 from cnn2gnn_jax.data import sources
 sources.PUBLISHED["cifar100"].images.update({Cifar100.IMAGES})
@@ -65,7 +65,7 @@ def test_different_original_files_have_different_caches(tmp_path, config, cifar1
     shutil.copytree(cifar100.folder, tmp_path / "copy", copy_function=shutil.copyfile)
     copied = data.load(config(name="cifar100", manual_dir=tmp_path / "copy"), tmp_path / "cache")
     assert data.load(config(name="cifar100"), tmp_path / "cache").fingerprint == first.fingerprint == copied.fingerprint
-    # Of the same names and sizes.
+    # The changed file keeps its name and size.
     content = bytearray((tmp_path / "copy" / "train.bin").read_bytes())
     content[1] = (content[1] + 1) % 100
     (tmp_path / "copy" / "train.bin").write_bytes(content)
@@ -135,7 +135,7 @@ def test_a_cache_on_a_read_only_disk_is_opened(tmp_path, config, cifar100, monke
 
 
 def _load_and_count(settings, cache_dir, queue):
-    sources.PUBLISHED["cifar100"].images.update(Cifar100.IMAGES)  # in a process of its own
+    sources.PUBLISHED["cifar100"].images.update(Cifar100.IMAGES)  # the fixture has no effect in a new process
     queue.put(len(data.load(settings, cache_dir).train))
 
 
@@ -318,7 +318,8 @@ def test_a_folder_without_the_files_does_not_use_the_cache(tmp_path, config, cif
 
 
 def test_a_data_set_prepared_by_tfds_is_read(tmp_path, config, image_folder):
-    # Any prepared data set with an image and a label; here made of the folder, then opened by its name.
+    # A data set that TFDS has prepared is read if it has images and labels. This one is prepared from the folder of
+    # images, and then opened by its name.
     import tensorflow_datasets as tfds
 
     from cnn2gnn_jax.data.builders.image_folder import ImageFolder

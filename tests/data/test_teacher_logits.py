@@ -1,4 +1,4 @@
-"""Stored logits are opened only if every byte and every fact is as it was written."""
+"""Tests that stored outputs of a teacher are read only if they are unchanged, and tests of the user's logits file."""
 
 import numpy as np
 import pytest

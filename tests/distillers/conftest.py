@@ -1,4 +1,4 @@
-"""Random outputs of two small networks, for which the losses of the methods are computed."""
+"""Fixtures: random outputs of two small networks, from which the losses of the methods are computed."""
 
 import types
 
@@ -8,7 +8,8 @@ import pytest
 
 from cnn2gnn_jax import distillers, networks
 
-# (height and width, channels) of f0, f1, ... They cover all ways in which two feature maps can differ.
+# The side and the channels of the feature maps f0, f1, ... of the student, and then those of the teacher. Together, the
+# cases cover all ways in which the shapes of two feature maps can differ.
 MAPS = {
     "alike": (((8, 4), (8, 6), (4, 8), (2, 10)), ((8, 4), (8, 6), (4, 12), (2, 10))),
     "larger_student": (((9, 4), (9, 6), (8, 8), (4, 10)), ((8, 4), (4, 6), (4, 12), (2, 12))),
@@ -16,8 +17,8 @@ MAPS = {
     "odd": (((7, 4), (7, 6), (3, 8), (2, 10)), ((8, 4), (5, 6), (8, 12), (1, 10))),
     "more_stages": (((8, 4), (8, 6), (4, 8), (2, 10)), ((8, 4), (8, 6), (8, 8), (4, 12), (2, 14))),
 }
-TRAINING_LABELS = np.array([0, 1, 2, 3, 4] * 6 + [0, 0, 1], np.int32)  # classes of different sizes
-FEW = {"negatives": 9, "feature_dim": 7}  # hyperparameters of crd for only 33 training images
+TRAINING_LABELS = np.array([0, 1, 2, 3, 4] * 6 + [0, 0, 1], np.int32)  # the classes have different numbers of images
+FEW = {"negatives": 9, "feature_dim": 7}  # hyperparameters of crd that suit only 33 training images
 
 
 def random_outputs(seed, maps, rows, classes, dtype):
@@ -32,7 +33,7 @@ def random_outputs(seed, maps, rows, classes, dtype):
 
 
 def random_state(distiller, student, teacher):
-    """Random parameters and the initial memory, without compiling `init`."""
+    """Returns random parameters, and a memory like the initial one. It saves the time to compile `init`."""
     rng = np.random.default_rng(7)
     params, memory = jax.eval_shape(distiller.init, jax.random.key(7), student, teacher)
     params = jax.tree.map(lambda leaf: rng.uniform(-0.6, 0.6, leaf.shape).astype(leaf.dtype), params)
@@ -46,7 +47,7 @@ def random_state(distiller, student, teacher):
 
 
 def make_example(method, maps="alike", rows=6, classes=5, dtype="float64"):
-    """A distiller, outputs of both networks, a batch, parameters and memory."""
+    """Returns a distiller and all inputs of its losses: outputs of both networks, a batch, parameters and memory."""
     hyper = distillers.hyperparameters(method, "vgg13", "vgg8")
     if method == "crd":
         hyper = hyper | FEW | {"training_labels": TRAINING_LABELS % classes}

@@ -1,4 +1,4 @@
-"""The negatives, memory banks and normalizers of CRD, and the initial parameters of other methods."""
+"""Tests of the negatives, memory banks and normalizers of CRD, and of the initial parameters of other methods."""
 
 import functools
 
@@ -15,7 +15,7 @@ LABELS = np.array([0, 1, 2, 3, 4] * 6 + [0, 0, 1], np.int32)
 
 
 def independent(rng, own, labels, count):
-    """Negatives drawn independently for each image, in the form of `draw_shared_negatives`."""
+    """Draws negatives independently for each image, and returns them in the form of `draw_shared_negatives`."""
     negatives = crd.draw_negatives(rng, jnp.arange(len(own)), own, labels, count)
     assert negatives.scored is None
     return crd.Negatives(jnp.arange(len(labels)), negatives.counts)
@@ -83,7 +83,7 @@ def test_a_batch_above_the_limit_shares_its_negatives(example, monkeypatch):
     monkeypatch.setattr(crd, "MAX_SCORES", 6 * 33 - 1)
     shared, _, _ = e.distiller.stages[0].loss(*arguments)
     assert alone != shared
-    monkeypatch.setattr(crd, "draw_negatives", None)  # not called
+    monkeypatch.setattr(crd, "draw_negatives", None)  # it must not be called
     np.testing.assert_array_equal(e.distiller.stages[0].loss(*arguments)[0], shared)
 
 
@@ -121,7 +121,7 @@ def test_initial_parameters_and_memory():
     maps = tuple(jnp.zeros((2, side, side, 4)) for side in (4, 4, 2, 1))
     outputs = networks.Outputs(jnp.zeros((2, 5)), maps, maps, jnp.zeros((2, 6)))
 
-    @functools.partial(jax.jit, static_argnums=(0, 1))  # compiles only what is returned
+    @functools.partial(jax.jit, static_argnums=(0, 1))  # only what `pick` returns is compiled
     def start(method, pick):
         hyper = distillers.hyperparameters(method, "vgg13", "vgg8") | {"training_labels": LABELS}
         return pick(*distillers.create(method, hyper).init(jax.random.key(0), outputs, outputs))

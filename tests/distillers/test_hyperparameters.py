@@ -1,4 +1,4 @@
-"""The published hyperparameters, by method, pair and data set; stages and what they train."""
+"""Tests of the published hyperparameters of each method, and of its stages and the parameters that they train."""
 
 import jax
 import jax.numpy as jnp

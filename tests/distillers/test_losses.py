@@ -1,4 +1,4 @@
-"""Every loss against its formula in NumPy; extreme inputs; padding; a batch spread over devices."""
+"""Tests of the losses: against formulas in NumPy, for extreme inputs, with padding, and over two devices."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from cnn2gnn_jax.distillers.crd import draw_negatives
 EPOCH = 10
 RNG_SEED = 3
 
-# (method, maps)
+# Each case is a method and a key of `MAPS` in conftest.py.
 CASES = [
     *((method, "alike") for method in ("kd", "sp", "rkd", "pkt", "crd", "ccd", "dkd")),
     *(("fitnets", maps) for maps in ("alike", "larger_student", "larger_teacher", "odd")),
@@ -46,7 +46,7 @@ def cross_entropy(logits, labels):
 
 
 def pool(x, height, width):
-    """Adaptive average pooling, one output pixel after the other."""
+    """Computes adaptive average pooling, one output pixel at a time."""
     b, h, w, c = x.shape
     out = np.zeros((b, height, width, c))
     for i in range(height):
@@ -72,7 +72,7 @@ def convolution(x, weights, stride=1, padding=0):
 
 
 def transposed_convolution(x, weights):
-    """4x4, stride 2, padding 1: every input pixel adds its kernel to the output around it."""
+    """Computes a transposed 4x4 convolution (stride 2, padding 1): each pixel adds a kernel to the output around it."""
     kernel = np.asarray(weights["kernel"])[::-1, ::-1]
     b, h, w, _ = x.shape
     out = np.zeros((b, 2 * h + 2, 2 * w + 2, kernel.shape[-1]))
@@ -88,7 +88,7 @@ def batch_norm(x, weights):
 
 
 def connected(s, t, weights):
-    """The student's map after conv + BN, and the teacher's at the same size."""
+    """Returns the student's feature map after convolution and BatchNorm, and the teacher's at the same size."""
     if s.shape[1] == t.shape[1]:
         x = convolution(s, weights["conv"])
     elif s.shape[1] in (2 * t.shape[1], 2 * t.shape[1] - 1):
@@ -106,7 +106,7 @@ def attention(f):
 
 
 def stages(student, teacher):
-    """f1, f2, ... of both; the last ones where the numbers differ."""
+    """Returns the pairs of the feature maps f1, f2, ... of both networks, or of the last ones if the numbers differ."""
     n = min(len(student), len(teacher)) - 1
     return list(zip(student[-n:], teacher[-n:], strict=True))
 
@@ -260,7 +260,7 @@ WEIGHTS = {
 
 
 def expected(method, stage, e):
-    """The whole loss and the metric beside the cross-entropy."""
+    """Returns the total loss and its term besides the cross-entropy, which is None if there is no such term."""
     e.student, e.teacher = jax.tree.map(np.asarray, (e.student, e.teacher))
     e.batch = jax.tree.map(np.asarray, e.batch)
     labels = np.tile(e.batch["label"], len(e.student.logits) // len(e.batch["label"]))
@@ -278,12 +278,12 @@ def expected(method, stage, e):
 
 # The losses, compiled ------------------------------------------------------------------------------------------------
 
-# Most of the time goes to compiling what runs once.
+# Each function runs only a few times, and most of the time is compilation. Less optimization makes it faster.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def evaluate(stage, params, memory, student, teacher, batch):
-    """((loss, (memory, metrics)), gradients of parameters, student and teacher)."""
+    """Returns (loss, (memory, metrics)), and the gradients for the parameters, the student and the teacher."""
 
     def loss(params, student, teacher):
         inputs = LossInputs(student, teacher, batch, jnp.int32(EPOCH), jax.random.key(RNG_SEED))
@@ -356,7 +356,7 @@ def test_extreme_inputs_give_finite_losses_and_gradients_and_none_to_the_teacher
 
 
 def spread(e, rows):
-    """The example with `rows` images, of which the last ones are padding with outputs of their own."""
+    """Pads the example to `rows` images. The padding has other outputs than the images, so its influence would show."""
     real = len(e.batch["mask"])
     views = len(e.student.logits) // real
 
@@ -367,7 +367,7 @@ def spread(e, rows):
     e.student, e.teacher = jax.tree.map(lambda x: pad(x, 3), (e.student, e.teacher))
     e.batch = {
         "label": pad(e.batch["label"], 1),
-        "index": pad(e.batch["index"], 1),  # padding repeats images
+        "index": pad(e.batch["index"], 1),  # the padding repeats images
         "mask": np.arange(rows) < real,
     }
     return e
@@ -389,7 +389,8 @@ def test_padding_and_two_devices_change_nothing(example, method, maps, name):
 
         padded = spread(e, 8)
         views = len(padded.student.logits) // 8
-        by_device = np.arange(8 * views).reshape(views, 2, 4).swapaxes(0, 1).ravel()  # each device: plain, then strong
+        # Each device has the original images of its part of the batch, followed by their second views.
+        by_device = np.arange(8 * views).reshape(views, 2, 4).swapaxes(0, 1).ravel()
 
         def device(*shard):
             (loss, (memory, metrics)), (to_params, to_student, _) = evaluate(stage, *shard)

@@ -1,4 +1,4 @@
-"""How feature maps are brought together."""
+"""Tests of the functions and layers that bring the feature maps of two networks to the same shape."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ def test_pooling_of_a_multiple_is_the_mean_of_tiles():
 
 def test_pooling_windows_overlap_where_sizes_do_not_divide():
     x = jnp.arange(5.0).reshape(1, 5, 1, 1)
-    np.testing.assert_allclose(maps.adaptive_average_pool(x, 3, 1).ravel(), [0.5, 2, 3.5])  # 0-1, 1-3, 3-4
+    # The means of the rows 0 to 1, 1 to 3, and 3 to 4.
+    np.testing.assert_allclose(maps.adaptive_average_pool(x, 3, 1).ravel(), [0.5, 2, 3.5])
 
 
 def test_maps_of_the_same_size_are_not_changed():

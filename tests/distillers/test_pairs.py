@@ -1,4 +1,4 @@
-"""Every pair of the paper's tables with every method, by abstract evaluation: no arithmetic on arrays."""
+"""Tests of every method with every pair of the paper's tables. They compute only shapes, by `jax.eval_shape`."""
 
 import functools
 import math
@@ -30,7 +30,7 @@ def create(method, teacher="resnet34", student="resnet18"):
 
 
 def only(fields, outputs):
-    """Outputs without what a method does not ask for."""
+    """Returns the outputs with only the fields that a method asks for."""
     nothing = networks.Outputs(None, (), (), None)
     return nothing._replace(**{name: getattr(outputs, name) for name in fields})
 
@@ -67,8 +67,8 @@ def test_every_method_works_with_every_pair(pair, method):
         assert (new, to_params, to_student) == (memory, params, student)
 
 
-# Parameters that each method adds for ResNet34-ResNet18 at 100 classes and 32 pixels, worked out by hand from widths
-# 64, 128, 256, 512 in both.
+# The number of parameters that each method adds for ResNet34-ResNet18 with 100 classes and 32x32 images. It is computed
+# by hand from the widths 64, 128, 256 and 512, which both networks have.
 ADDED = {
     "fitnets": (128 * 128 + 128) + 2 * 128,
     "vid": sum(3 * c * c + c for c in (64, 128, 256, 512)),

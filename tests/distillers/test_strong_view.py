@@ -1,4 +1,4 @@
-"""CCD's image operations against Pillow's, on photographs, digits and noise; the strong view made of them."""
+"""Tests that the image operations of CCD equal those of Pillow, and tests of the strong view that applies them."""
 
 import functools
 
@@ -16,7 +16,11 @@ from cnn2gnn_jax.runtime.errors import UserError
 
 @functools.cache
 def images():
-    """By kind, (n, H, W, C) uint8: crops of two photographs, grey ones, another size, digits, noise and flat colour."""
+    """Returns the images of each kind, (n, H, W, C) uint8.
+
+    The kinds are crops of two photographs, the same in gray, both photographs at a size that is not square, noise and
+    flat colors, and digits.
+    """
     rng = np.random.default_rng(0)
     crops = []
     for array in load_sample_images().images:
@@ -38,7 +42,7 @@ KINDS = ("photographs", "grey", "wide", "noise", "digits")
 
 
 def by_pillow(name, image, value):
-    """Pillow's operation; value is its own argument: a factor, a distance in pixels, a slope, degrees, ..."""
+    """Applies an operation of Pillow. `value` is its argument, such as a factor, a distance in pixels or an angle."""
     fill, nearest, bicubic = image_ops.FILL, Image.Resampling.NEAREST, Image.Resampling.BICUBIC
     picture = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
     coefficients = {
@@ -66,7 +70,7 @@ def by_pillow(name, image, value):
 
 
 def by_us(name, batch, values):
-    """The results for all values, compiled as one."""
+    """Applies an operation of CCD with each value. One function is compiled for all values."""
     operation = getattr(image_ops, name)
 
     @jax.jit
@@ -77,7 +81,7 @@ def by_us(name, batch, values):
     return run(batch)
 
 
-# Those of both policies, and some beyond.
+# The values of both policies, and some others.
 VALUES = {
     "autocontrast": [None],
     "equalize": [None],
@@ -106,7 +110,7 @@ def test_operation_equals_pillow(name, kind):
         assert actual.dtype == jnp.uint8 and actual.shape == batch.shape
         difference = np.abs(np.asarray(actual).astype(int) - expected)
         assert difference.max() <= (0 if name in EXACT else 1), value
-        assert np.mean(difference > 0) < 0.02, value  # rounding, now and then
+        assert np.mean(difference > 0) < 0.02, value  # a few pixels may be rounded differently
 
 
 @pytest.mark.parametrize("policy", strong_view.POLICIES)
@@ -139,7 +143,7 @@ def view(keys, batch, policy, probability):
 def test_operations_are_applied_with_the_probability_and_independently_for_each_image():
     batch = np.zeros((2000, 1, 1, 1), np.uint8)
     keys = jax.random.split(jax.random.key(0), 2000)
-    twice = (("invert", 0), ("solarize", 128))  # 0, or 255 after the first alone, or 0 again
+    twice = (("invert", 0), ("solarize", 128))  # a black image becomes white only if `invert` alone is applied
     for probability in (0.0, 0.3, 1.0):
         inverted = (view(keys, batch, twice[:1], probability) == 255).mean()
         assert abs(inverted - probability) < 0.04

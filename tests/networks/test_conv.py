@@ -1,4 +1,4 @@
-"""Convolution: values and gradients against XLA's, finite differences and float64."""
+"""Tests that the outputs and gradients of the convolution equal those of XLA, finite differences and float64."""
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ def plain(x, kernel, stride, padding):
 
 
 def with_gradients(function, stride, padding):
-    """Output and both gradients, compiled."""
+    """Returns a compiled function that computes the output and the gradients with respect to both arguments."""
 
     @jax.jit
     def run(x, kernel, cotangent_seed=0):
@@ -33,7 +33,7 @@ def operands(size, kernel, seed=0, inputs=3, outputs=5):
     return rng.normal(size=(2, *size, inputs)), rng.normal(size=(kernel, kernel, inputs, outputs))
 
 
-CASES = [  # (height, width), kernel, stride, padding
+CASES = [  # (height, width), size of the kernel, stride, padding
     ((8, 8), 1, 1, 0),
     ((8, 8), 3, 1, 1),
     ((8, 8), 3, 2, 1),
@@ -48,7 +48,7 @@ CASES = [  # (height, width), kernel, stride, padding
     ((1, 1), 1, 1, 0),
     ((2, 2), 7, 2, 3),
     ((10, 10), 3, 3, 0),
-    ((4, 4), 1, 1, 1),  # the input's gradient crops
+    ((4, 4), 1, 1, 1),  # the gradient with respect to the input leaves out the padding
 ]
 
 
@@ -101,7 +101,10 @@ def test_inside_a_loop():
 
 @pytest.mark.parametrize("shared_images", [True, False])
 def test_two_layers_under_vmap(shared_images):
-    """As networks of several seeds train together: a kernel each, and from the second layer on inputs each."""
+    """Tests the case of several seeds that train together.
+
+    Each seed has its own kernel. In the first layer they may share the images; in the second, each has its own inputs.
+    """
     x = np.stack([np.float32(operands((6, 5), 3, seed)[0]) for seed in range(3)])
     kernels = np.stack([np.float32(operands((6, 5), 3, seed, outputs=3)[1]) for seed in range(3)])
 

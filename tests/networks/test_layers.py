@@ -1,4 +1,4 @@
-"""The convolution module and the max-pool against those of Linen."""
+"""Tests that the convolution module and the max-pooling equal those of Flax Linen."""
 
 import flax.linen as nn
 import jax

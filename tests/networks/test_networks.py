@@ -1,4 +1,4 @@
-"""The zoo: sizes, shapes, relations between its outputs, names. Shapes and counts need no arithmetic on arrays."""
+"""Tests of the networks: sizes, output shapes, relations between outputs, names. Shapes come from `jax.eval_shape`."""
 
 import math
 from functools import cache, partial
@@ -11,7 +11,7 @@ import pytest
 from cnn2gnn_jax import networks
 from cnn2gnn_jax.runtime.errors import UserError
 
-# name: (parameters, millions of multiply-adds) at 100 classes and 32x32x3
+# The number of parameters, and of multiply-adds in millions, with 100 classes and a 32x32x3 image.
 SIZES = {
     "resnet18": (11_220_132, 555.5),
     "resnet34": (21_328_292, 1159.4),
@@ -27,14 +27,14 @@ SIZES = {
     "wrn_40_1": (569_780, 83.3),
 }
 NARROW = {"resnet8": 83_892, "resnet20": 278_324, "resnet32": 472_756}
-SMALL = ("resnet8", "vgg8", "wrn_10_2")  # one of each family
+SMALL = ("resnet8", "vgg8", "wrn_10_2")  # one network of each family
 
-KEY = jax.random.key(0, impl="rbg")  # its draws compile several times as fast as the default's
+KEY = jax.random.key(0, impl="rbg")  # this generator compiles several times faster than the default one
 
 
 @cache
 def shapes(name, size, channels=3, batch=2, stem="cifar"):
-    """Shapes of the variables and of the outputs."""
+    """Returns the shapes of the variables and of the outputs."""
     net = networks.create(name, 100, stem=stem)
     images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.float32)
     out, variables = jax.eval_shape(net.init_with_output, KEY, images)
@@ -44,17 +44,17 @@ def shapes(name, size, channels=3, batch=2, stem="cifar"):
 def sub_jaxprs(eqn):
     for value in eqn.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
-            item = getattr(item, "jaxpr", item)  # a ClosedJaxpr holds its Jaxpr
+            item = getattr(item, "jaxpr", item)  # a ClosedJaxpr has its Jaxpr in this attribute
             if hasattr(item, "eqns"):
                 yield item
 
 
 def multiply_adds(jaxpr):
-    """Multiply-adds of the convolutions and matrix products of a jaxpr without loops."""
+    """Counts the multiply-adds of the convolutions and matrix products of a jaxpr, which must not have loops."""
     count = 0
     for eqn in jaxpr.eqns:
         inside = [multiply_adds(sub) for sub in sub_jaxprs(eqn)]
-        if eqn.primitive.name == "cond":  # one branch for each platform
+        if eqn.primitive.name == "cond":  # it has one branch for each platform
             assert len(set(inside)) == 1
             inside = inside[:1]
         count += sum(inside)
@@ -85,11 +85,11 @@ def test_multiply_adds(name):
 
 
 def expected_maps(name, size):
-    """(side, channels) of f0, f1, ..."""
+    """Returns the side and the number of channels of each feature map f0, f1, ... for images of `size` x `size`."""
     halves = [size]
     if name.startswith("vgg"):
         for _ in range(3):
-            halves.append(max(halves[-1] // 2, 1))  # max-pool, floor
+            halves.append(max(halves[-1] // 2, 1))  # max-pooling rounds down
         halves.append(halves[-1] // 2 if size >= 64 else halves[-1])
         return list(zip(halves, (64, 128, 256, 512, 512), strict=True))
     if name.startswith("wrn"):
@@ -102,7 +102,7 @@ def expected_maps(name, size):
         widths = (64, 64 * wide, 128 * wide, 256 * wide, 512 * wide)
     halves.append(size)
     while len(halves) < len(widths):
-        halves.append((halves[-1] + 1) // 2)  # convolution of stride 2, padded: ceiling
+        halves.append((halves[-1] + 1) // 2)  # a padded convolution at stride 2 rounds up
     return list(zip(halves, widths, strict=True))
 
 
@@ -151,7 +151,7 @@ def test_any_size_and_one_channel(name, size):
     ("name", "stem", "fields"),
     [
         ("resnet8", "downsample", {}),
-        ("resnet50", "cifar", {"depths": (1, 1), "widths": (8, 16)}),  # the bottleneck, quick to compile
+        ("resnet50", "cifar", {"depths": (1, 1), "widths": (8, 16)}),  # bottleneck blocks, but few, to compile quickly
         ("vgg8", "cifar", {}),
         ("wrn_10_1", "cifar", {}),
     ],
@@ -174,7 +174,11 @@ def test_a_network_learns_digits(name, stem, fields):
 
 @cache
 def worked_example(name):
-    """Network, images, variables whose scales, biases and statistics are not the initial, and their outputs."""
+    """Returns a network, images and variables, the compiled `apply`, and the outputs in evaluation and in training.
+
+    The last value has the BatchNorm statistics after training. Scales, biases and statistics in the variables differ
+    from their initial values.
+    """
     net = networks.create(name, 10)
     images = jax.random.normal(KEY, (4, 16, 16, 3))
     variables = jax.jit(net.init)(KEY, images)
@@ -191,7 +195,7 @@ def worked_example(name):
 def test_preactivations_are_the_inputs_of_relu(name):
     _, _, variables, _, evaluated, trained, _ = worked_example(name)
     for out in (evaluated, trained):
-        if name.startswith("wrn"):  # features are raw; the final BN's output is pooled after its ReLU
+        if name.startswith("wrn"):  # a feature map is before BatchNorm; the last one is pooled after BatchNorm and ReLU
             last = np.maximum(out.preactivations[-1], 0)
         else:
             last = out.features[-1]
@@ -229,7 +233,7 @@ def test_a_bfloat16_network_returns_float32(name):
     narrow = jax.jit(narrow_net.apply)(variables, images)
     assert narrow.logits.dtype == narrow.pooled.dtype == jnp.float32
     assert all(f.dtype == jnp.bfloat16 for f in narrow.features + narrow.preactivations)
-    # XLA's CPU fusions of 0.11 and 0.12 were seen to return wrong pooled features in bfloat16.
+    # Fusions on the CPU in XLA of jaxlib 0.11 and 0.12 were seen to return wrong pooled features in bfloat16.
     for low, high in ((narrow.logits, wide.logits), (narrow.pooled, wide.pooled)):
         assert np.linalg.norm(low - high) / np.linalg.norm(high) < 0.05
     initial = jax.eval_shape(narrow_net.init, KEY, images)

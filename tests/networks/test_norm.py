@@ -1,4 +1,4 @@
-"""BatchNorm against a NumPy oracle, with padding, and over devices."""
+"""Tests that BatchNorm equals its formula in NumPy, ignores padding, and is the same on one and on many devices."""
 
 from functools import partial
 
@@ -12,11 +12,11 @@ from jax.test_util import check_grads
 from cnn2gnn_jax import networks
 from cnn2gnn_jax.networks.norm import BatchNorm, batch_moments
 
-KEY = jax.random.key(0, impl="rbg")  # its draws compile several times as fast as the default's
+KEY = jax.random.key(0, impl="rbg")  # this generator compiles several times faster than the default one
 
 
 def oracle(x, mask, momentum=0.9, epsilon=1e-5):
-    """Output and running statistics of one training step from fresh statistics; scale 1, bias 0."""
+    """Returns the output and the running statistics of a training step from the initial parameters and statistics."""
     rows = x if mask is None else x[mask]
     axes = tuple(range(x.ndim - 1))
     mean, var = rows.mean(axes), rows.var(axes)
@@ -115,7 +115,7 @@ def test_bfloat16_in_and_out_with_float32_statistics():
     np.testing.assert_allclose(stats["batch_stats"]["mean"], 0.1 * np.float32(x).mean(0), atol=1e-6)
 
 
-# One of each family, the ResNet cut short for the sake of compilation.
+# One network of each family. The ResNet has few blocks, so that it compiles quickly.
 RESNET, *OTHERS = ("resnet8", {"depths": (1, 1), "widths": (8, 16)}), ("vgg8", {}), ("wrn_10_1", {})
 
 
@@ -140,7 +140,7 @@ def test_a_padded_batch_equals_the_batch_without_padding(name, fields):
     ("name", "fields"), [RESNET, *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS)]
 )
 def test_eight_unevenly_filled_devices_equal_one(name, fields):
-    filled = (3, 3, 2, 3, 0, 1, 3, 2)  # unmasked images of each device
+    filled = (3, 3, 2, 3, 0, 1, 3, 2)  # the number of unmasked images of each device
     with jax.enable_x64():
         mask = (jnp.arange(3) < jnp.array(filled)[:, None]).reshape(-1)
         images = jax.random.normal(KEY, (24, 8, 8, 3), jnp.float64)

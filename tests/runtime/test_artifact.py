@@ -1,4 +1,4 @@
-"""A verified folder is read as it was written, or refused with what is wrong; two processes may write it at once."""
+"""Tests that a folder is read as it was written or refused with a reason, even if two processes write it at once."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def manifest_of(folder):
 
 
 def change(folder, **fields):
-    """Changes a manifest as its writer could have done: under a new seal."""
+    """Changes a manifest and renews its seal, as if the manifest had been written like this."""
     storage.write_json(folder / artifact.MANIFEST, manifest_of(folder) | fields)
 
 
@@ -49,7 +49,7 @@ def test_arrays_are_read_as_memory_maps(folder):
         assert isinstance(array_read, np.memmap) and not array_read.flags.writeable
         assert array_read.dtype == array.dtype and array_read.shape == array.shape
         np.testing.assert_array_equal(array_read, array)
-    assert artifact.read(folder, KIND).facts == FACTS  # whatever its fingerprint
+    assert artifact.read(folder, KIND).facts == FACTS  # any fingerprint is accepted
     assert [path.name for path in folder.parent.iterdir()] == ["bank"]
 
 
@@ -88,7 +88,7 @@ def flip(path, place=-1):
 
 
 def edit(folder, **fields):
-    """Changes a manifest under its old seal."""
+    """Changes a manifest but keeps its old seal."""
     path = folder / artifact.MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
@@ -171,7 +171,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_detected_and_the_error_says_what_to_do(folder, damage):
     action, message = DAMAGE[damage]
-    shutil.copy(folder / "keys.npy", folder.parent / "x")  # outside of it
+    shutil.copy(folder / "keys.npy", folder.parent / "x")  # a file outside the folder
     action(folder)
     with pytest.raises(artifact.Damaged, match=message) as raised:
         artifact.read(folder, KIND, "abc")
@@ -183,13 +183,13 @@ def test_damage_is_detected_and_the_error_says_what_to_do(folder, damage):
 def test_every_byte_of_the_manifest_counts(folder):
     path = folder / artifact.MANIFEST
     content = path.read_bytes()
-    for place in range(0, len(content) - 1, 7):  # the last byte is the end of the line
+    for place in range(0, len(content) - 1, 7):  # the last byte is a newline
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         try:
             opened = artifact.read(folder, KIND, "abc")
         except artifact.Refused:
             continue
-        # White space for other white space, or a number written in another way.
+        # The change replaced white space by other white space, or wrote the same number in another way.
         assert opened.facts == FACTS and opened.fingerprint == "abc"
 
 
@@ -220,14 +220,14 @@ def test_a_folder_that_does_not_exist_is_missing(tmp_path):
 
 def test_another_format_is_outdated_and_the_error_names_both_versions(folder):
     change(folder, format=2, program="cnn2gnn_jax 0.0.9")
-    flip(folder / "keys.npy")  # which is not even looked at
+    flip(folder / "keys.npy")  # the format is checked before the files
     with pytest.raises(
         artifact.Outdated,
         match=r"bank was written by another version of this program \(cnn2gnn_jax 0.0.9, format 2; this one is "
         r"cnn2gnn_jax .*, format 3\): delete it and bank again",
     ):
         artifact.read(folder, KIND, "abc")
-    storage.write_json(folder / artifact.MANIFEST, {"version": 1, "arrays": {}})  # of one without these fields
+    storage.write_json(folder / artifact.MANIFEST, {"version": 1, "arrays": {}})  # of a version without these fields
     with pytest.raises(artifact.Outdated, match=r"\(format None; this one"):
         artifact.read(folder, KIND, "abc")
 
@@ -314,7 +314,7 @@ for k in range(int(sys.argv[2]), int(sys.argv[2]) + 100_000, 2):
 
 
 def writer(folder, first):
-    """A process that writes the folder again and again, of every second number from `first` on."""
+    """Starts a process that writes the folder repeatedly, with every second number from `first` on."""
     command = [sys.executable, "-c", WRITE, str(folder), str(first)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -327,11 +327,11 @@ def test_a_folder_is_complete_or_absent_after_a_kill_at_any_moment(tmp_path):
         time.sleep(0.005 + 0.013 * trial)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        if folder.exists():  # and then nothing of it is half-written
+        if folder.exists():  # then it must be complete
             opened = artifact.read(folder, KIND, "abc")
             assert np.all(opened.arrays["keys"] == opened.facts["k"])
     artifact.write(folder, KIND, "abc", {"k": 0}, {})
-    assert [path.name for path in tmp_path.iterdir()] == ["bank"]  # what the killed ones left is removed
+    assert [path.name for path in tmp_path.iterdir()] == ["bank"]  # remains of killed processes are removed
 
 
 def test_two_writers_take_turns(tmp_path):
@@ -339,11 +339,11 @@ def test_two_writers_take_turns(tmp_path):
     writers = [writer(folder, first) for first in range(2)]
     assert all(process.stdout.readline() for process in writers)
     seen, until = set(), time.monotonic() + 60
-    while len(seen) < 2 and time.monotonic() < until:  # both are seen to write
+    while len(seen) < 2 and time.monotonic() < until:  # until both were seen to write
         try:
             opened = artifact.read(folder, KIND, "abc")
         except artifact.Refused:
-            continue  # replaced just now
+            continue  # it is being replaced at this moment
         assert np.all(opened.arrays["keys"] == opened.facts["k"])
         seen.add(opened.facts["k"] % 2)
     for process in writers:

@@ -1,4 +1,4 @@
-"""Collectives know by themselves whether a batch is split over devices."""
+"""Tests that collectives detect whether the batch is split over devices."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from cnn2gnn_jax.runtime.collectives import AXIS
 
 
 def of_all(part):
-    """What each of the functions gives of a device's part, (2,), of a batch of 8."""
+    """Returns the results of the collectives for this device's part of a batch of 8, which may be the whole batch."""
     whole = collectives.all_gather(part)
     return collectives.psum(jnp.sum(part)), whole, collectives.local_rows(whole, len(part))
 

@@ -1,4 +1,4 @@
-"""What importing the package changes in a program: nothing. Commands set JAX up when they start."""
+"""Tests that importing the package changes no setting of a program, and that commands set JAX up when they start."""
 
 import pathlib
 import subprocess

@@ -1,4 +1,4 @@
-"""Files are whole or absent, and one owner at a time."""
+"""Tests that files are either complete or absent, and that a lock has one owner at a time."""
 
 import subprocess
 import sys

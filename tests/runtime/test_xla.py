@@ -1,4 +1,4 @@
-"""The XLA options that are set at start-up."""
+"""Tests of the XLA options that are set at start-up."""
 
 import importlib.metadata
 import os
@@ -12,7 +12,7 @@ from cnn2gnn_jax.runtime import xla
 
 @pytest.fixture
 def flags(monkeypatch):
-    """`flags(before, version)` is `XLA_FLAGS` after the options were set with that version of jaxlib."""
+    """Returns `flags(before, version)`, which sets the options for a version of jaxlib and returns `XLA_FLAGS`."""
 
     def after(before, version="0.12.0"):
         monkeypatch.setenv("XLA_FLAGS", before)

@@ -1,4 +1,7 @@
-"""Checkpoints patch no library; a command silences what Orbax's threads print of errors that it prints itself."""
+"""Tests that the import of checkpoints patches no library, and that a command silences repeated errors.
+
+The threads of Orbax print errors that the command prints as well.
+"""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Several emulated devices, and several processes, against one."""
+"""Tests that several emulated devices, and several processes, give the same results as one."""
 
 import dataclasses
 import json
@@ -60,7 +60,7 @@ def data():
 
 
 def on_disk(folder, data, seeds, devices, **fields):
-    """Trains and returns the states, each with all of the table's rows."""
+    """Trains, and returns the parameters, the BatchNorm statistics and all head rows of each seed."""
     jobs = [Job(task(seed, **fields), f"seed{seed}", folder / f"seed{seed}", f"run/seed{seed}") for seed in seeds]
     setting = fit.Setting(folder / "metrics.jsonl", every_seconds=0, devices=devices)
     loads = fit.fit_on_disk(jobs, lambda: data, lambda task, state: 0.0, setting)
@@ -73,7 +73,7 @@ def on_disk(folder, data, seeds, devices, **fields):
 
 
 def spread(kinds, cases, images, x64=True):
-    """The lines of `spread_program.py`."""
+    """Runs `spread_program.py` and returns the JSON objects that it prints."""
     asked = json.dumps({"kinds": kinds, "cases": cases, "images": images})
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_ENABLE_X64": str(int(x64))}
     done = subprocess.run(
@@ -94,8 +94,9 @@ def test_a_hundred_images_on_eight_devices_train_as_on_one():
         assert line["classes_differ"] == 0
 
 
-# The losses of ft and crd are left to float64: where rounding takes a number over a ReLU's corner its gradient jumps,
-# and in float32 they end up to 5e-3 apart. With softplus in place of ReLU a teacher's 2e-4 become 7e-8.
+# The methods ft and crd are tested in float64 only. Where rounding moves a number past the corner of a ReLU, the
+# gradient jumps. In float32 the trained states therefore differ by up to 5e-3. (With softplus instead of ReLU, the
+# difference of a teacher falls from 2e-4 to 7e-8.)
 @pytest.mark.slow
 @pytest.mark.parametrize(("x64", "more", "most"), [(True, ["ft", "crd"], 1e-8), (False, [], 1e-3)])
 def test_trained_states_are_equal_on_1_2_and_8_devices(x64, more, most):
@@ -115,7 +116,7 @@ def test_trained_states_are_equal_on_1_2_and_8_devices(x64, more, most):
 def test_a_checkpoint_of_a_sharded_head_goes_on_with_any_number_of_devices(data, tmp_path, backend, count):
     [whole] = on_disk(tmp_path / "whole", data, [0], devices(1))
     on_disk(tmp_path / "moved", data, [0], devices(count, backend, shard_head=True), epochs=1)
-    [moved] = on_disk(tmp_path / "moved", data, [0], devices(3, shard_head=True))  # 50 rows are 51 on three devices
+    [moved] = on_disk(tmp_path / "moved", data, [0], devices(3, shard_head=True))  # 50 rows are padded to 51
     chex.assert_trees_all_close(moved, whole, rtol=1e-4, atol=1e-5)
     [restored] = on_disk(tmp_path / "moved", data, [0], devices(1))
     chex.assert_trees_all_close(restored, moved, rtol=1e-6)
@@ -238,8 +239,8 @@ def flags(folder):
         *("configs/digits.py:smoke", f"--workdir={folder / 'run'}", f"--config.cache_dir={folder / 'cache'}"),
         *("--config.checkpoint.every_seconds=0", "--config.student.sparsity=20", "--config.evaluate.graph_off=False"),
         *("--config.student.stem_widths=(8, 16)", "--config.student.train.chunk_steps=1"),
-        # So many chunks that the processes can agree on where to stop, which takes them seconds; at a rate at which
-        # float32's rounding grows little from step to step.
+        # There are enough chunks for the processes to agree on where to stop, which takes seconds. The learning rate is
+        # low, so that rounding errors of float32 grow little from step to step.
         *(
             "--config.student.train.epochs=15",
             "--config.student.train.learning_rate=0.001",
@@ -290,7 +291,8 @@ def test_two_processes_that_are_stopped_and_lose_one_end_with_the_results_of_one
     assert "a process was lost" in log.read_text() or "another task died" in log.read_text()
 
     assert start().wait(500) == 0, log.read_text()
-    # From the same teacher, since float32's rounding grows from step to step, and two trainings' errors would add up.
+    # Both runs have the same teacher. Rounding errors of float32 grow with each step, and those of another training of
+    # the teacher would be added.
     shutil.copytree(tmp_path / "two" / "cache", tmp_path / "one" / "cache")
     command = [sys.executable, "-m", "cnn2gnn_jax.main", f"--config={flags(tmp_path / 'one')[0]}"]
     alone = {**environment, "JAX_PLATFORMS": "cpu"}
@@ -300,7 +302,7 @@ def test_two_processes_that_are_stopped_and_lose_one_end_with_the_results_of_one
         for name in ("two", "one")
     )
     assert list(on_two) == list(on_one) == list(range(1, 211))
-    # float32's rounding grows by a factor of ten in some 40 steps; both restarts are within the first 80.
+    # Rounding errors of float32 grow tenfold in about 40 steps. Both restarts are within the first 80 steps.
     np.testing.assert_allclose([on_two[k] for k in range(1, 81)], [on_one[k] for k in range(1, 81)], rtol=1e-4)
     on_two, on_one = (
         storage.read_json(tmp_path / name / "run" / "results.json")["accuracies"] for name in ("two", "one")

@@ -1,4 +1,4 @@
-"""Seeds side by side on disk: what each has in its folder is what it would have alone, wherever the others are."""
+"""Tests of training with checkpoints. Seeds that train side by side must end as if each had been trained alone."""
 
 import re
 import types
@@ -44,7 +44,7 @@ def train(folder, data, seeds, score=None, **fields):
 
 
 def test_seeds_with_different_progress_end_as_if_trained_alone(data, tmp_path):
-    train(tmp_path / "together", data, [1], epochs=2)  # seed 1 is ahead of the others, and not at its end
+    train(tmp_path / "together", data, [1], epochs=2)  # seed 1 is ahead of the others, but not finished
     together = train(tmp_path / "together", data, [0, 1, 2])
     for seed, state in enumerate(together):
         [alone] = train(tmp_path / "alone", data, [seed])

@@ -1,4 +1,4 @@
-"""Row-wise SGD against the dense optimiser: Optax in float32, NumPy in float64."""
+"""Tests that row-wise SGD equals the dense update, computed by Optax in float32 and by NumPy in float64."""
 
 import functools
 
@@ -14,7 +14,7 @@ from cnn2gnn_jax.training.head_table import HeadTable, Sgd
 
 ROWS, WIDTH, BATCH, STEPS = 40, 6, 8, 400
 PAPER = Sgd(momentum=0.9, weight_decay=5e-4)
-# Compiled, as in use, and for the sake of time.
+# The functions are compiled as in training, which also saves time.
 catch_up, gather, sgd_step = (
     jax.jit(function, static_argnames="sgd")
     for function in (head_table.catch_up, head_table.gather, head_table.sgd_step)
@@ -27,7 +27,7 @@ def fresh():
 
 
 def batches(seed=0):
-    """Rows without repeats, and what the gradient is pulled towards."""
+    """Returns the rows of each batch, without repetitions, and the targets for `gradient`."""
     rng = np.random.default_rng(seed)
     index = np.stack([rng.choice(ROWS, BATCH, replace=False) for _ in range(STEPS)])
     return index, HeadRows(
@@ -36,7 +36,7 @@ def batches(seed=0):
 
 
 def gradient(values, targets):
-    """Of a loss that looks at the rows, so that a row not caught up shows."""
+    """Returns a gradient that depends on the values of the rows, so that a row that was not caught up is noticed."""
     return jax.tree.map(lambda value, target: 0.3 * value - target, values, targets)
 
 
@@ -52,7 +52,7 @@ def train_by_rows(table, index, targets, sgd, rate, first=0):
 
 
 def train_by_optax(values, index, targets, sgd, rates):
-    """The dense update of all rows, as `train.optimizer` has it."""
+    """Returns the values after dense updates of all rows, with the optimizer of `training.task.optimizer`."""
     tx = optax.chain(
         optax.add_decayed_weights(sgd.weight_decay), optax.sgd(lambda t: jnp.asarray(rates)[t], sgd.momentum)
     )
@@ -85,7 +85,7 @@ def train_in_float64(values, index, targets, sgd, rates):
 
 
 def error(actual, expected):
-    """The largest, beside the largest entry."""
+    """Returns the largest error of all leaves, each relative to the largest entry of its leaf."""
     return max(np.abs(f - e).max() / np.abs(e).max() for f, e in zip(actual, expected, strict=True))
 
 
@@ -106,7 +106,7 @@ def test_row_updates_equal_the_dense_update_in_float64(sgd):
 
 
 def test_constants_known_to_the_compiler_change_nothing():
-    """As a constant rate is in the training step."""
+    """In the training step, a constant learning rate is known to the compiler."""
     for sgd in (PAPER, Sgd(0.0, 0.0)):
         known = jax.jit(lambda table, sgd=sgd: head_table.catch_up(table, 100, 0.1, sgd))(fresh())
         jax.tree.map(
@@ -155,7 +155,7 @@ def test_padding_does_not_change_rows():
         rows = sgd_step(gather(table, index, step, 0.1, PAPER), gradients, 0.1, PAPER)
         return scatter(table, index, rows, mask)
 
-    padded = after([3, 9, 3, 0], bad, mask)  # padding may repeat a real row, and name any other
+    padded = after([3, 9, 3, 0], bad, mask)  # padding may repeat a real row or name any other row
     plain = after([3, 9, 1, 2], np.ones_like(bad))
     real, others = np.array([3, 9]), np.setdiff1d(np.arange(ROWS), [3, 9])
     jax.tree.map(lambda new, p: np.testing.assert_array_equal(new[real], p[real]), padded, plain)

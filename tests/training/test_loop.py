@@ -1,4 +1,4 @@
-"""The step, the chunk and the loop."""
+"""Tests of the training step, of chunks of steps, and of the training loop."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ def task(kind="graph", distiller=None, **fields):
 
 @pytest.fixture(scope="module")
 def data():
-    """Images whose brightness tells their class."""
+    """Returns images and labels. The brightness of an image depends on its class."""
     rng = np.random.default_rng(0)
     label = rng.integers(0, 3, IMAGES)
     images = rng.integers(0, 128, (IMAGES, 8, 8, 3)) + 60 * label[:, None, None, None]
@@ -63,7 +63,7 @@ def fit(task, state, data, saver=None):
 
 
 def test_golden_step(data):
-    """Pinned figures: whatever changes them changes every result, and must be meant to."""
+    """Tests that the losses equal stored values. A change of them changes every result, so it must be intended."""
     current = task()
     step = jax.jit(make_step(current))
     state = init_state(current, data["input"], None)
@@ -110,7 +110,7 @@ def test_training_lowers_the_loss(data, kind):
 
 
 def test_off_weight_is_a_weighted_mean_of_the_losses_with_and_without_the_graph(data):
-    """Where the graph is A = I both losses are one, so the step is that of off_weight 0: of no larger loss."""
+    """Tests the weighted mean. With A = I both losses are equal, so off_weight must change neither loss nor step."""
     learned = task()
     off = dataclasses.replace(learned, module=learned.module.clone(graph="off"))
     batch, losses = batch_of(data, np.arange(BATCH)), {}
@@ -121,12 +121,13 @@ def test_off_weight_is_a_weighted_mean_of_the_losses_with_and_without_the_graph(
             for weight in (0.0, 3.0)
         )
         losses[name] = [float(metrics["loss"]) for _, metrics in (plain, weighted)]
-        if name == "off":  # the new parameters are equal, and with them the gradients
+        if name == "off":  # equal new parameters show that the gradients are equal
             chex.assert_trees_all_close(weighted[0], plain[0], rtol=1e-5, atol=1e-7)
     with_graph, mean = losses["learned"]
     without, unchanged = losses["off"]
     np.testing.assert_allclose(unchanged, without, rtol=1e-5)
-    # The classifier and the node features start alike in both.
+    # Both tasks start with the same classifier and node features. Therefore `without` is also the loss of `learned`
+    # without its graph.
     assert with_graph != pytest.approx(without, rel=1e-3)
     np.testing.assert_allclose(mean, (with_graph + 3 * without) / 4, rtol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Records survive a killed process, and a loss that is not finite stops the run."""
+"""Tests that records survive a killed process, and that a loss that is not finite stops the run."""
 
 import json
 import types
@@ -65,7 +65,7 @@ def test_after_a_restart_the_stages_later_records_are_dropped_and_others_kept(tm
         records.chunk(0, chunk([1.0] * 4))
         records.chunk(4, chunk([1.0] * 4))
     with open(path, "a") as file:
-        file.write('{"stage": "student", "st')  # the last line of a killed process
+        file.write('{"stage": "student", "st')  # an incomplete line, as a killed process leaves it
     with recorder(path, start=4) as records:
         records.chunk(4, chunk([3.0] * 4))
     actual = [(r["stage"], r["step"], r["loss"]) for r in read_records(path)]

@@ -1,4 +1,4 @@
-"""A trained model: what turns images into its inputs, its anchors, and one program for all models of a module."""
+"""Tests of trained models: their inputs, and the compiled function that models of one module share."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The recipe `fast` and its schedule `one_cycle`: up to the peak, then down to 0, for however few steps."""
+"""Tests of the recipe `fast`, whose learning rate rises to a peak and then falls to 0, also in very few steps."""
 
 import types
 
@@ -18,7 +18,7 @@ BATCH = 12
 
 
 def task(steps, epochs=1):
-    """A training of `steps` steps an epoch, by the recipe as a config resolves it."""
+    """Returns a task with `steps` steps per epoch and the recipe `fast`, as a config resolves it."""
     config = base.get_config()
     config.student.train.recipe = "fast"
     train = configs.resolve(config).student.train.to_dict()
