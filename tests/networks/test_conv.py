@@ -33,22 +33,18 @@ def operands(size, kernel, seed=0, inputs=3, outputs=5):
     return rng.normal(size=(2, *size, inputs)), rng.normal(size=(kernel, kernel, inputs, outputs))
 
 
-CASES = [  # (height, width), size of the kernel, stride, padding
-    ((8, 8), 1, 1, 0),
-    ((8, 8), 3, 1, 1),
-    ((8, 8), 3, 2, 1),
+# (height, width), size of the kernel, stride, padding. Images that are not smaller than the kernel go to XLA's
+# convolution, so one case of them is enough to test that the arguments are passed on.
+CASES = [
     ((9, 7), 3, 2, 1),
-    ((9, 7), 3, 1, 0),
-    ((8, 8), 1, 2, 0),
-    ((7, 8), 1, 2, 0),
-    ((11, 12), 7, 2, 3),
-    ((5, 4), 7, 1, 3),
     ((1, 1), 3, 1, 1),
     ((1, 1), 3, 2, 1),
-    ((1, 1), 1, 1, 0),
+    ((2, 2), 3, 1, 1),
+    ((2, 3), 3, 2, 1),
+    ((2, 4), 3, 1, 1),
     ((2, 2), 7, 2, 3),
-    ((10, 10), 3, 3, 0),
-    ((4, 4), 1, 1, 1),  # the gradient with respect to the input leaves out the padding
+    ((5, 4), 7, 1, 3),
+    ((6, 9), 7, 2, 3),
 ]
 
 
@@ -81,7 +77,7 @@ def test_float32_equals_float64(size, kernel, stride, padding):
 
 
 def test_bfloat16():
-    arguments = [jnp.asarray(a, jnp.bfloat16) for a in operands((8, 8), 3)]
+    arguments = [jnp.asarray(a, jnp.bfloat16) for a in operands((2, 2), 3)]
     actual = with_gradients(convolve, 2, 1)(*arguments)
     expected = with_gradients(plain, 2, 1)(*(a.astype(jnp.float32) for a in arguments))
     for ours, xlas in zip(actual, expected, strict=True):
@@ -90,7 +86,7 @@ def test_bfloat16():
 
 
 def test_inside_a_loop():
-    x, kernel = (np.float32(a) for a in operands((6, 6), 3, outputs=3))
+    x, kernel = (np.float32(a) for a in operands((2, 2), 3, outputs=3))
     run = with_gradients(convolve, 1, 1)
     _, actual = jax.jit(lambda: lax.scan(lambda c, seed: (c, run(x, kernel, seed)), 0, jnp.arange(3.0)))()
     for seed in range(3):
@@ -105,8 +101,8 @@ def test_two_layers_under_vmap(shared_images):
 
     Each seed has its own kernel. In the first layer they may share the images; in the second, each has its own inputs.
     """
-    x = np.stack([np.float32(operands((6, 5), 3, seed)[0]) for seed in range(3)])
-    kernels = np.stack([np.float32(operands((6, 5), 3, seed, outputs=3)[1]) for seed in range(3)])
+    x = np.stack([np.float32(operands((2, 3), 3, seed)[0]) for seed in range(3)])
+    kernels = np.stack([np.float32(operands((2, 3), 3, seed, outputs=3)[1]) for seed in range(3)])
 
     def gradients(convolution):
         def loss(kernel, x):

@@ -10,16 +10,6 @@ from cnn2gnn_jax.networks import layers
 from cnn2gnn_jax.networks.conv import Conv
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_conv_has_the_parameters_and_values_of_linen(stride):
-    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
-    ours = Conv(4, 3, stride, padding=1, use_bias=True)
-    linen = nn.Conv(4, (3, 3), stride, padding=1)
-    variables = ours.init(jax.random.key(1), x)
-    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, linen.init(jax.random.key(1), x))
-    np.testing.assert_allclose(ours.apply(variables, x), linen.apply(variables, x), rtol=1e-5, atol=1e-5)
-
-
 def test_conv_in_bfloat16_keeps_float32_parameters():
     x = jnp.ones((1, 4, 4, 2), jnp.bfloat16)
     conv = Conv(3, 3, padding=1, use_bias=True, dtype=jnp.bfloat16)
