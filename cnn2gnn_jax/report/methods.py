@@ -16,8 +16,9 @@ _Groups = Mapping[str, tuple[str, Sequence[Observation]]]
 def tables(observations: Sequence[Observation]) -> list[Table]:
     """The table of the methods, and the table of their paired differences from KD if the first has a row for KD."""
     columns, groups = grouped(observations, "column"), _groups(observations)
+    kd = next((own for row, own in groups.values() if row == "kd"), [])
     from_kd = {
-        heading: {c: difference(select(own, column=c), select(columns[c], row="kd")) for c in columns}
+        heading: {c: difference(select(own, column=c), select(kd, column=c)) for c in columns}
         for heading, (_, own) in groups.items()
     }
     table = _accuracies(observations, groups, from_kd)
