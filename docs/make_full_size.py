@@ -296,7 +296,9 @@ def reproduction() -> str:
     parts += _table(["data", "node features", *CHANGES], [line for data in DATA for line in changes(data)], 2)
     for data in DATA:
         tables = all_tables(recorded(f"sweep-full-figures-{data}"))
-        parts += [formats.markdown(table, level=3) for table in tables if table.kind in ("curve", "ablation")]
+        # A sweep that was stopped may have a figure of one point.
+        figures = [t for t in tables if t.kind == "ablation" or (t.kind == "curve" and len(t.rows) > 1)]
+        parts += [formats.markdown(table, level=3) for table in figures]
     return "\n\n".join(parts)
 
 
