@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from cnn2gnn_jax import networks
 from cnn2gnn_jax.distillers import METHODS
 from cnn2gnn_jax.report import formats, paper
-from cnn2gnn_jax.report.names import BATCH_BY_BATCH, CLASS_SORTED, ONE_BY_ONE, TRAINING_SET, row_title
+from cnn2gnn_jax.report.names import BATCH_BY_BATCH, CLASS_SORTED, ONE_BY_ONE, TRAINING_SET, is_plain, row_title
 from cnn2gnn_jax.report.observations import Observation, accuracy, difference, grouped, observe, select
 from cnn2gnn_jax.report.statistics import summarize
 from cnn2gnn_jax.report.tables import all_tables
@@ -63,7 +63,7 @@ def students(data: str) -> list[list[str]]:
     for sweep in ("training-set", "baselines"):
         observations = observe(recorded(f"sweep-full-{sweep}-{data}"), "methods")
         for row, group in grouped(observations, "row").items():
-            alone = [o for o in group if o.entry["mechanism"] is None or ONE_BY_ONE.has(o.entry)]
+            alone = [observation for observation in group if is_plain(observation.entry)]
             with_graph = select(group, TRAINING_SET)
             if with_graph:
                 record = group[0].record

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnn2gnn_jax import neighbors
-from cnn2gnn_jax.evaluation.choice import BATCH
+from cnn2gnn_jax.evaluation import choice
 from studies import student as students
 from studies import trained_graph
 from studies.student import Images, Student
@@ -36,23 +36,16 @@ def with_neighbor_features(student: Student, sparsity: int) -> Student:
     settings = neighbors.Settings("backbone", "features", sparsity, 0.0, 1.0)
     bank = neighbors.make_bank(raw, jnp.asarray(student.train.labels), raw, settings, "float32")
 
-    def extended(images: Images, self_columns: np.ndarray) -> Images:
-        x, parts = images.embedded.features["backbone"], []
-        for start in range(0, len(x), BATCH):
-            batch = slice(start, start + BATCH)
-            queries = neighbors.queries(bank, jnp.asarray(x[batch]))
-            nearest = neighbors.search(queries, bank.keys, sparsity, jnp.asarray(self_columns[batch]))
-            parts.append(np.asarray(neighbors.weighted_sum(bank.signals, nearest)))
-        features = {"backbone": np.concatenate([x, np.concatenate(parts)], axis=1)}
+    def extended(images: Images, self_columns: np.ndarray | None = None) -> Images:
+        x = images.embedded.features["backbone"]
+        nearest = choice.search(bank, x, sparsity, self_columns)
+        features = {"backbone": np.concatenate([x, neighbors.weighted_sum(bank.signals, nearest)], axis=1)}
         return images._replace(embedded=images.embedded._replace(features=features))
-
-    def unknown(images: Images) -> np.ndarray:
-        return np.full(len(images.labels), -1)
 
     return student._replace(
         train=extended(student.train, np.arange(len(student.train.labels))),
-        holdout=extended(student.holdout, unknown(student.holdout)),
-        test=extended(student.test, unknown(student.test)),
+        holdout=extended(student.holdout),
+        test=extended(student.test),
     )
 
 

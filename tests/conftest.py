@@ -5,6 +5,7 @@ The number of devices is set here, before JAX starts a backend.
 
 import os
 import pathlib
+import runpy
 import signal
 import subprocess
 import time
@@ -113,6 +114,13 @@ def bank_run(bank_config, tmp_path_factory):
 
     workdir = tmp_path_factory.mktemp("with_bank") / "run"
     return workdir, pipeline.run(bank_config, workdir)
+
+
+@pytest.fixture
+def docs_script(monkeypatch):
+    """Returns a function that runs a script of docs/, which then writes nothing, and returns the script's variables."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return lambda name: runpy.run_path(str(ROOT / "docs" / name))
 
 
 @pytest.fixture(scope="session", autouse=True)

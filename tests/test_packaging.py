@@ -103,15 +103,8 @@ def test_the_docstrings_examples_are_right(module):
     assert outcome.attempted > 0
 
 
-@pytest.fixture
-def script(monkeypatch):
-    """Returns a function that runs a script of docs/, which then writes nothing, and returns the script's variables."""
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    return lambda name: runpy.run_path(str(ROOT / "docs" / name))
-
-
-def test_the_figures_of_the_pages_of_results_are_those_of_the_records(script):
-    made = script("make_results.py")
+def test_the_figures_of_the_pages_of_results_are_those_of_the_records(docs_script):
+    made = docs_script("make_results.py")
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert made["generated"].with_section("results", made["section"]()) == text, "run `make docs`"
     for folder, tables in made["sweeps"]().items():
@@ -120,8 +113,8 @@ def test_the_figures_of_the_pages_of_results_are_those_of_the_records(script):
 
 
 @pytest.mark.parametrize("name", ["verdict", "reproduction"])
-def test_the_tables_of_the_pages_on_full_size_are_those_of_the_records(script, name):
-    made = script("make_full_size.py")
+def test_the_tables_of_the_pages_on_full_size_are_those_of_the_records(docs_script, name):
+    made = docs_script("make_full_size.py")
     text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
     assert made["generated"].with_section(name, made["SECTIONS"][name]()) == text, "run `make docs`"
 

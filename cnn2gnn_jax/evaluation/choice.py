@@ -146,11 +146,15 @@ def count(held_out: Embedded, labels: np.ndarray, banks: Mapping[tuple[str, str]
     return Counts(settings, np.concatenate(correct))
 
 
-def search(bank: Bank, features: np.ndarray, sparsity: int) -> Neighbors:
+def search(bank: Bank, features: np.ndarray, sparsity: int, self_columns: np.ndarray | None = None) -> Neighbors:
     """Calls `neighbors.search` for images with features (M, K), in batches."""
     compiled = jax.jit(functools.partial(neighbors.search, sparsity=sparsity, recall=bank.settings.recall))
     queries = neighbors.queries(bank, jnp.asarray(features))
-    parts = [compiled(queries[start : start + BATCH], bank.keys) for start in range(0, len(queries), BATCH)]
+    parts = []
+    for start in range(0, len(queries), BATCH):
+        batch = slice(start, start + BATCH)
+        own = None if self_columns is None else jnp.asarray(self_columns[batch])
+        parts.append(compiled(queries[batch], bank.keys, self_columns=own))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 

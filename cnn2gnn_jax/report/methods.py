@@ -64,19 +64,11 @@ def _groups(observations: Sequence[Observation]) -> _Groups:
         # Neither a CNN nor a student with the graph off uses a mechanism of the paper.
         for graph, title in ((None, heading), ("off", f"{heading}, graph off")):
             students = [observation for observation in own if observation.entry["graph"] == graph]
-            if without := [observation for observation in students if _is_plain(observation)]:
+            if without := [observation for observation in students if names.is_plain(observation.entry)]:
                 groups[title] = row if graph is None else "", without
             if names.TRAINING_SET in protocols(students):
                 groups[f"{title}, {names.TRAINING_SET.name}"] = "", select(students, names.TRAINING_SET)
     return groups
-
-
-def _is_plain(observation: Observation) -> bool:
-    """Whether a student without a graph was evaluated on its own predictions alone.
-
-    With the graph off, all mechanisms of the paper give the same accuracy, so only one of them is kept.
-    """
-    return observation.entry["mechanism"] is None or names.ONE_BY_ONE.has(observation.entry)
 
 
 def _order(row: str) -> tuple[int, str]:

@@ -77,6 +77,14 @@ TRAINING_SET = Protocol(
 PROTOCOLS = (ONE_BY_ONE, BATCH_BY_BATCH, TRAINING_SET, CLASS_SORTED)
 
 
+def is_plain(entry: Mapping[str, Any]) -> bool:
+    """Whether a student without a graph was evaluated on its own predictions alone.
+
+    With the graph off, all mechanisms of the paper give the same accuracy, so only one of them is kept.
+    """
+    return entry["mechanism"] is None or ONE_BY_ONE.has(entry)
+
+
 def recorded_protocols(entries: Iterable[Mapping[str, Any]]) -> list[Protocol]:
     """The protocols that occur in entries of `accuracies`."""
     entries = list(entries)

@@ -1,7 +1,6 @@
 """Tests of tuning: the fields of each arm are chosen on held-out images, and the report shows the choices."""
 
 import pathlib
-import runpy
 
 from cnn2gnn_jax import pipeline
 from cnn2gnn_jax.report.tables import all_tables
@@ -45,7 +44,7 @@ def test_each_arm_is_tuned_on_held_out_images_and_tested_once(tmp_path, tuned_fi
     assert stored[1]["config"]["student.train.learning_rate"] == 0.02
 
 
-def test_the_report_pairs_tuned_arms_and_tells_their_choices(tmp_path, monkeypatch, tuned_file, tuned_pipeline):
+def test_the_report_pairs_tuned_arms_and_tells_their_choices(tmp_path, docs_script, tuned_file, tuned_pipeline):
     run_sweep(cells_of(tuned_file), tmp_path / "out")
     settings, audit = all_tables(records.read(tmp_path / "out"))
     [(heading, row)] = settings.rows.items()
@@ -58,8 +57,7 @@ def test_the_report_pairs_tuned_arms_and_tells_their_choices(tmp_path, monkeypat
     assert "Tried: learning_rate 0.01, 0.02, 0.04." in choice
     [(heading, row)] = audit.rows.items()
     assert heading == "Worth, plain (n = 2)" and list(row.values())[3].value == 10
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    made = runpy.run_path(str(ROOT / "docs" / "make_results.py"))
+    made = docs_script("make_results.py")
     made["section"].__globals__.update(sweeps=lambda: {"tuned": [settings]}, findings=lambda: "")
     shown = made["section"]()
     assert "class-sorted (audit) | chosen with the graph | chosen with the graph off |" in shown
