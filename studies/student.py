@@ -12,7 +12,7 @@ import numpy as np
 from cnn2gnn_jax import data, neighbors
 from cnn2gnn_jax.evaluation import choice, summary, training_set
 from cnn2gnn_jax.evaluation.choice import Embedded, Grid
-from cnn2gnn_jax.evaluation.outputs import by_batches, concatenated
+from cnn2gnn_jax.evaluation.outputs import accuracy, by_batches, concatenated
 from cnn2gnn_jax.neighbors import Settings
 from cnn2gnn_jax.runtime.errors import UserError
 from cnn2gnn_jax.serving.trained import open_student
@@ -132,12 +132,12 @@ def measure(
 
 def accuracy_without_graph(images: Images) -> float:
     """The accuracy of the student without the training-set graph, in percent."""
-    return 100 * float(np.mean(np.argmax(images.embedded.logits, -1) == images.labels))
+    return accuracy(images.embedded.logits, images.labels)
 
 
 def accuracy_of_teacher(images: Images) -> float:
     """The accuracy of the teacher in percent."""
-    return 100 * float(np.mean(np.argmax(images.teacher, -1) == images.labels))
+    return accuracy(images.teacher, images.labels)
 
 
 def write(out: pathlib.Path, student: Student, rows: Iterable[dict[str, Any]]) -> None:

@@ -1,14 +1,10 @@
 """Tests of tuning: the fields of each arm are chosen on held-out images, and the report shows the choices."""
 
-import pathlib
-
 from cnn2gnn_jax import pipeline
 from cnn2gnn_jax.report.tables import all_tables
 from cnn2gnn_jax.runtime import storage
 from cnn2gnn_jax.sweeps import records, tuning
 from tests.sweeps.conftest import TUNED, cells_of, run_sweep
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_each_arm_is_tuned_on_held_out_images_and_tested_once(tmp_path, tuned_file, tuned_pipeline):
